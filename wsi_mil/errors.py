@@ -1,0 +1,85 @@
+"""Every error that wsi_mil raises on purpose.
+
+WsiMilError
+├── OptionError             an option's value makes no sense: names the option
+├── SlideError              a slide cannot be used
+│   ├── SlideUnreadable     it cannot be opened, or its pixels cannot be read
+│   └── ResolutionError     its micrometres per pixel are unknown, nonsense, or too coarse
+├── TableError              labels.csv or slides.csv says something that cannot be meant
+├── WeightsError            a weight file is missing, not what it claims, or does not fit
+├── EncoderError            unknown encoder, or one that returned unusable features
+├── ArtifactError           a file of an earlier stage
+│   ├── ArtifactMissing     is not there: names the command that makes it
+│   ├── ArtifactCorrupt     is damaged: its checksum or layout is wrong
+│   └── ArtifactStale       was made from something else, or with other options
+└── IncompatibleError       two things that do not belong together (features and checkpoint)
+
+A message says what is wrong, where, and what to type next, on one line. Catch the base class to catch them all::
+
+    try:
+        predict(...)
+    except WsiMilError as error:
+        print(error)
+"""
+
+
+class WsiMilError(Exception):
+    """The base of every error raised on purpose. ``exit_code`` is what the command line leaves with."""
+
+    exit_code = 1
+
+
+class OptionError(WsiMilError):
+    """An option's value makes no sense."""
+
+    exit_code = 2
+
+
+class SlideError(WsiMilError):
+    """A slide cannot be used."""
+
+
+class SlideUnreadable(SlideError):
+    """A slide cannot be opened, or its pixels cannot be read."""
+
+
+class ResolutionError(SlideError):
+    """The micrometres per pixel of a slide are unknown, nonsense, or too coarse for what was asked."""
+
+
+class TableError(WsiMilError):
+    """A table says something that cannot be meant."""
+
+
+class WeightsError(WsiMilError):
+    """A weight file is missing, not what it claims to be, or does not fit the model."""
+
+
+class EncoderError(WsiMilError):
+    """The encoder is unknown, or returned unusable features."""
+
+
+class ArtifactError(WsiMilError):
+    """Something is wrong with a file of an earlier stage."""
+
+
+class ArtifactMissing(ArtifactError):
+    """The artifact is not there."""
+
+
+class ArtifactCorrupt(ArtifactError):
+    """The artifact is damaged."""
+
+
+class ArtifactStale(ArtifactError):
+    """The artifact was made from another input or with other options."""
+
+
+class IncompatibleError(WsiMilError):
+    """Two things do not belong together, such as features and a checkpoint of another encoder."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line: our own message as it stands, a foreign one with its type before it."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, WsiMilError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,65 @@
+"""Where the work of the loop runs: in threads of this process.
+
+Threads are enough because what takes time (decoding, NumPy, torch) releases the interpreter lock, and they need no
+pickling, so the same code runs on every platform.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group, not what the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _cgroup_quota() or cores))
+
+
+def map_unordered(
+    function: Callable[[Item], Value], items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, Value]]:
+    """Yield ``(item, function(item))`` as results come, at most ``2 * workers`` items being taken ahead.
+
+    An exception of ``function`` ends the iteration; work that has not started is dropped then, and also when the
+    caller stops iterating (Ctrl-C).
+    """
+    source = iter(items)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="wsimil")
+    try:
+        pending: dict[Future[Value], Item] = {}
+        while True:
+            for item in islice(source, 2 * workers - len(pending)):
+                pending[pool.submit(function, item)] = item
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def map_ordered(function: Callable[[Item], Value], items: Iterable[Item], workers: int) -> Iterator[Value]:
+    """Yield ``function(item)`` in the order of the items, at most ``2 * workers`` of them being taken ahead."""
+    source = iter(items)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="wsimil")
+    try:
+        pending = [pool.submit(function, item) for item in islice(source, 2 * workers)]
+        while pending:
+            yield pending.pop(0).result()
+            pending.extend(pool.submit(function, item) for item in islice(source, 1))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cgroup_quota() -> int | None:
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123 - a path of the kernel, not a user's file
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))

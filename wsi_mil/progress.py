@@ -1,0 +1,106 @@
+"""Progress on the screen: a live bar on a terminal, plain log lines elsewhere. Messages go to stderr.
+
+A `Progress` counts slides (or epochs) and, beside them, tiles, so that the line can say tiles per second.
+"""
+
+import logging
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+log = logging.getLogger("wsi_mil")
+console = Console(stderr=True)
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts what is done. This base shows nothing: it is what a library call gets."""
+
+    def advance(self, what: str = "", tiles: int = 0) -> None:
+        """One more is done: ``what`` names it, ``tiles`` says how many tiles it had."""
+
+    def step(self, tiles: int) -> None:
+        """Some tiles of the current one are done."""
+
+
+class _Bar(Progress):
+    def __init__(self, bar: RichProgress, name: str, total: int) -> None:
+        self.bar, self.start, self.tiles = bar, time.monotonic(), 0
+        self.task = bar.add_task(name, total=total, note="")
+
+    def advance(self, what: str = "", tiles: int = 0) -> None:
+        self.bar.advance(self.task)
+        self.step(tiles)
+
+    def step(self, tiles: int) -> None:
+        self.tiles += tiles
+        if self.tiles:
+            rate = self.tiles / max(time.monotonic() - self.start, 1e-3)
+            self.bar.update(self.task, note=f"{rate:,.0f} tiles/s")
+
+
+class _Lines(Progress):
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.done = self.tiles = 0
+        self.start = self.spoke = time.monotonic()
+
+    def advance(self, what: str = "", tiles: int = 0) -> None:
+        self.done += 1
+        self.tiles += tiles
+        now = time.monotonic()
+        if self.done == self.total or now - self.spoke > _SECONDS_BETWEEN_LINES:
+            self.spoke = now
+            seconds = max(now - self.start, 1e-3)
+            rate = f", {self.tiles / seconds:,.0f} tiles/s" if self.tiles else ""
+            left = seconds / self.done * (self.total - self.done)
+            log.info("%s: %d of %d%s, %.0f s left", self.name, self.done, self.total, rate, left)
+
+    def step(self, tiles: int) -> None:
+        self.tiles += tiles
+
+
+@contextmanager
+def progress(name: str, total: int) -> Generator[Progress]:
+    """Show the progress of ``total`` things called ``name``."""
+    if not console.is_terminal:
+        yield _Lines(name, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=console) as bar:
+        yield _Bar(bar, name, total)
+
+
+def show_messages(debug: bool = False) -> None:
+    """Send the package's messages to stderr: through rich on a terminal, as plain lines elsewhere."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname).1s %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a short result table to stdout."""
+    table = Table(title=title, title_justify="left")
+    for column in header:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

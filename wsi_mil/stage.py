@@ -1,0 +1,247 @@
+"""The one loop over slides: skip what is finished, isolate errors, publish, report.
+
+A stage takes an iterator of pending items and yields ``(item, Result or Exception)`` in any order. It writes nothing:
+`run` publishes each result as it comes, so a stage may be an ordinary function of one slide (`per_slide`) or one
+stream over the whole cohort.
+
+What has been done is read off the disk: an artifact that exists is complete (`store`), and its fingerprint says
+whether it is the one asked for. So there are no locks and no database, and killing a run loses only work in flight.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from wsi_mil import store
+from wsi_mil.errors import ArtifactStale, OptionError, one_line
+from wsi_mil.executors import available_cores, map_unordered
+from wsi_mil.progress import Progress, progress
+from wsi_mil.runs import Row, write_tables
+
+log = logging.getLogger(__name__)
+
+
+class Item(NamedTuple):
+    """One slide on its way through a stage."""
+
+    slide_id: str
+    source: Path
+    """What the stage reads: the slide itself, or the artifact of the stage before."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage made of one item. Files are published before the artifact, whose existence means complete."""
+
+    artifact: store.Artifact
+    """``attrs`` may hold ``status`` ("done" unless told, or "empty") and ``tissue_mm2``."""
+    tiles: int
+    """How many tiles the slide has."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Files beside the artifact, by suffix (".jpg")."""
+    seconds: float = 0.0
+    """Wall time that the slide took."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What the loop needs of a stage."""
+
+    name: str
+    version: int
+    """Raised whenever the same input starts to give another result."""
+    params: Any
+    """A frozen dataclass: everything that decides the result, nothing else."""
+
+    def upstream(self, item: Item) -> str:
+        """Fingerprint of what the artifact of this item is made from."""
+        ...
+
+    def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
+        """Yield what became of each item, in any order."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about its work; nothing here changes a result."""
+
+    overwrite: bool = False
+    """Make again what is there already."""
+    workers: int = 0
+    """Threads; 0 = the cores this process may use."""
+    shard: str = "1/1"
+    """``I/N``: do only the I-th of N parts of the cohort (1 <= I <= N), for job arrays."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise OptionError(f"--workers {self.workers}: give a positive number, or 0 for all cores")
+        index, _, count = self.shard.partition("/")
+        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+            raise OptionError(f"--shard {self.shard}: give I/N with 1 <= I <= N, such as 2/8")
+
+    @property
+    def threads(self) -> int:
+        """Threads to use."""
+        return self.workers or available_cores()
+
+    def part(self, items: list[Item]) -> list[Item]:
+        """Return this shard's items; the shards of one cohort share nothing and miss nothing."""
+        index, count = map(int, self.shard.split("/"))
+        return sorted(items)[index - 1 :: count]
+
+
+@dataclass
+class Report:
+    """What became of every slide of a run."""
+
+    done: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        counts = (("done", self.done), ("empty", self.empty), ("already there", self.skipped), ("failed", self.failed))
+        return ", ".join(f"{len(slides)} {word}" for word, slides in counts if slides) or "nothing to do"
+
+
+def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | None = None) -> Report:
+    """Put every item through a stage, publishing ``out/<slide_id>.h5`` for each.
+
+    A slide that fails is recorded and named in the report, and never stops the others.
+
+    Raises:
+        ArtifactStale: some artifacts in ``out`` were made from other input or with other options, and overwriting was
+            not asked for. Nothing has been done then.
+    """
+    options = options or RunOptions()
+    store.sweep(out)
+    report = Report()
+    pending, prints = _pending(stage, options.part(list(items)), out, options.overwrite, report)
+    rows = [Row(slide_id, "failed", error=one_line(error)) for slide_id, error in report.failed.items()]
+    try:
+        with progress(stage.name, len(pending)) as track:
+            for item, outcome in stage.stream(iter(pending), track):
+                outcome = _publish(stage, item, outcome, out, prints[item.slide_id])
+                rows.append(_record(report, item.slide_id, outcome))
+                track.advance(item.slide_id)
+    finally:
+        write_tables(out, rows)
+    return report
+
+
+def per_slide(
+    function: Callable[[Item], Result], items: Iterator[Item], workers: int
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Lift a function of one item to a stream: run it in threads, an error costing only its own item."""
+
+    def timed(item: Item) -> Result:
+        started = time.monotonic()
+        return dataclasses.replace(function(item), seconds=time.monotonic() - started)
+
+    return map_unordered(lambda item: attempt(timed, item), items, workers)
+
+
+def attempt(function: Callable[..., Any], *args: Any) -> Any:
+    """Return ``function(*args)``, or the exception that it raised: the one place where any error is caught."""
+    try:
+        return function(*args)
+    except Exception as error:  # whatever a slide does to us must not stop the others
+        log.debug("%s", error, exc_info=True)
+        return error
+
+
+def artifact_path(folder: Path, slide_id: str) -> Path:
+    """Where a stage's artifact of a slide lies; the dots of a slide_id are kept."""
+    return folder / f"{slide_id}.h5"
+
+
+def artifact_items(folder: Path) -> list[Item]:
+    """The artifacts of an earlier stage, as items for the next one, by slide_id."""
+    paths = (path for path in folder.rglob("*.h5") if not path.name.startswith("."))
+    return sorted(Item(path.relative_to(folder).as_posix().removesuffix(".h5"), path) for path in paths)
+
+
+def _pending(
+    stage: Stage, items: list[Item], out: Path, overwrite: bool, report: Report
+) -> tuple[list[Item], dict[str, str]]:
+    """Sort items into skipped, failed and pending, and return the pending ones with their fingerprints."""
+    pending, prints, stale = [], {}, []
+    for item in items:
+        print_ = attempt(_fingerprint, stage, item)
+        existing = attempt(_existing, artifact_path(out, item.slide_id), overwrite)
+        if error := next((value for value in (print_, existing) if isinstance(value, Exception)), None):
+            report.failed[item.slide_id] = error
+            log.error("%s: %s", item.slide_id, one_line(error))
+        elif existing and existing.get("fingerprint") == print_:
+            report.skipped.append(item.slide_id)
+        else:
+            stale += [(item, existing)] if existing else []
+            prints[item.slide_id] = print_
+            pending.append(item)
+    if stale:
+        raise ArtifactStale(_stale_message(stage, stale, out))
+    return pending, prints
+
+
+def _fingerprint(stage: Stage, item: Item) -> str:
+    return store.fingerprint(stage.name, stage.version, _params(stage), stage.upstream(item))
+
+
+def _existing(path: Path, overwrite: bool) -> dict[str, Any] | None:
+    return store.read_attrs(path) if path.exists() and not overwrite else None
+
+
+def _params(stage: Stage) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(stage.params)))  # as it will be read back: tuples are lists
+
+
+def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], out: Path) -> str:
+    item, attrs = stale[0]
+    before, now = json.loads(attrs.get("params", "{}")), _params(stage)
+    changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    why = "; ".join(changed) or "its input, or the version of wsimil, has changed"
+    more = f" (and {len(stale) - 1} more)" if len(stale) > 1 else ""
+    path = artifact_path(out, item.slide_id)
+    return f"{path}{more} was made otherwise: {why}. Add --overwrite to make it again, or --out for another folder"
+
+
+def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, fingerprint: str) -> Result | Exception:
+    if isinstance(outcome, Exception):
+        return outcome
+    attrs = {
+        "status": "done",
+        **outcome.artifact.attrs,
+        "stage": stage.name,
+        "stage_version": stage.version,
+        "params": json.dumps(_params(stage), sort_keys=True),
+        "fingerprint": fingerprint,
+        "slide_id": item.slide_id,
+        "tiles": outcome.tiles,
+    }
+    complete = dataclasses.replace(outcome.artifact, attrs=attrs)
+    error = attempt(_write, artifact_path(out, item.slide_id), complete, outcome.files)
+    return error or dataclasses.replace(outcome, artifact=complete)
+
+
+def _write(path: Path, artifact: store.Artifact, files: dict[str, bytes]) -> None:
+    for suffix, data in files.items():
+        store.write_bytes(path.with_name(path.name.removesuffix(".h5") + suffix), data)
+    store.write(path, artifact)
+
+
+def _record(report: Report, slide_id: str, outcome: Result | Exception) -> Row:
+    if isinstance(outcome, Exception):
+        report.failed[slide_id] = outcome
+        log.error("%s: %s", slide_id, one_line(outcome))
+        return Row(slide_id, "failed", error=one_line(outcome))
+    attrs = outcome.artifact.attrs
+    (report.empty if attrs["status"] == "empty" else report.done).append(slide_id)
+    if attrs["status"] == "empty":
+        log.warning("%s: empty: %s", slide_id, attrs.get("reason", "no tissue was found"))
+    return Row(slide_id, attrs["status"], outcome.tiles, attrs.get("tissue_mm2"), outcome.seconds)

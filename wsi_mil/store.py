@@ -1,0 +1,209 @@
+"""HDF5 artifacts: atomic, self-describing, fingerprinted. The only door to h5py.
+
+Two promises hold everywhere:
+
+* **Existence means complete.** A file is written under a hidden temporary name beside its target, flushed, fsynced,
+  closed, and only then renamed (`os.replace`). A process killed at any moment leaves at worst a hidden temporary file,
+  which the next run on the same machine sweeps away.
+* **An artifact says what decided its content.** Its ``fingerprint`` hashes the stage, the stage's version, its
+  parameters and the fingerprint of what it was made from; its ``checksum`` hashes datasets and attributes, and is
+  verified the first time a process reads the file.
+
+``docs/format.md`` specifies the layout.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
+
+FORMAT_VERSION = 1
+_verified: set[tuple[str, int, int]] = set()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one HDF5 artifact holds."""
+
+    arrays: dict[str, np.ndarray]
+    """Datasets by name."""
+    attrs: dict[str, Any] = field(default_factory=dict)
+    """Attributes of the root: numbers, strings, booleans."""
+    array_attrs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Attributes of a dataset, by the dataset's name."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters that made the artifact."""
+        return json.loads(self.attrs.get("params", "{}"))
+
+
+def write(path: Path, artifact: Artifact) -> None:
+    """Publish an artifact at ``path``: contiguous datasets, with format version and checksum added."""
+    attrs = {**artifact.attrs, "format_version": FORMAT_VERSION}
+    complete = Artifact(artifact.arrays, attrs, artifact.array_attrs)
+    # HDF5 seeks as it writes, so it opens the temporary file itself instead of taking our handle.
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+        for name, array in artifact.arrays.items():
+            dataset = file.create_dataset(name, data=array)
+            for key, value in artifact.array_attrs.get(name, {}).items():
+                dataset.attrs[key] = value
+        for key, value in attrs.items():
+            file.attrs[key] = value
+        file.attrs["checksum"] = checksum(complete)
+
+
+def read(path: Path) -> Artifact:
+    """Read a whole artifact, verifying its checksum the first time this process sees this version of the file.
+
+    Raises:
+        ArtifactMissing: there is no such file.
+        ArtifactCorrupt: the file is truncated, is no HDF5 file, or its content does not match its checksum.
+    """
+    with _opened(path) as file:
+        arrays = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        array_attrs = {name: _plain(file[name].attrs) for name in arrays}
+        artifact = Artifact(arrays, _plain(file.attrs), array_attrs)
+    _verify(path, artifact)
+    return artifact
+
+
+def read_attrs(path: Path) -> dict[str, Any]:
+    """Read the root attributes of an artifact without its arrays; the checksum is not verified."""
+    with _opened(path) as file:
+        return _plain(file.attrs)
+
+
+def fingerprint(stage: str, version: int, params: Mapping[str, Any], upstream: str) -> str:
+    """Hash everything that decides the content of an artifact.
+
+    Args:
+        stage: name of the stage.
+        version: raised whenever the stage's code starts to give another result for the same input.
+        params: the stage's parameters, JSON-serialisable.
+        upstream: fingerprint of what the artifact is made from.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    text = json.dumps([stage, version, params, upstream], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def checksum(artifact: Artifact) -> str:
+    """Digest (xxh3, 128 bits) of every dataset and attribute but ``checksum`` itself."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(artifact.arrays):
+        array = np.ascontiguousarray(artifact.arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data if array.size else b"")
+        digest.update(_canonical(artifact.array_attrs.get(name, {})))
+    digest.update(_canonical({key: value for key, value in artifact.attrs.items() if key != "checksum"}))
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yield a temporary sibling of ``path``; on success make it durable and rename it, else remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_text(path: Path) -> Generator[IO[str]]:
+    """`replacing` for text: yield an open UTF-8 file that appears at ``path`` only when complete."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Publish ``data`` at ``path``."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files under ``folder`` that processes of this machine left when they were killed."""
+    ours = re.compile(re.escape(f".{socket.gethostname()}-") + r"(\d+)-[0-9a-f]{8}\.tmp$")
+    for temporary in folder.rglob(".*.tmp"):
+        match = ours.search(temporary.name)
+        if match and not _alive(int(match[1])):
+            temporary.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, under another user
+        return True
+    return True
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[h5py.File]:
+    # Published artifacts never change, so HDF5's file lock, which fails on many network file systems, is not wanted.
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise ArtifactMissing(f"{path} does not exist") from error
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ArtifactCorrupt(f"{path} is damaged ({error}): make it again with --overwrite") from error
+
+
+def _verify(path: Path, artifact: Artifact) -> None:
+    status = path.stat()
+    key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+    if key in _verified:
+        return
+    recorded = artifact.attrs.get("checksum")
+    if recorded is None:
+        raise ArtifactCorrupt(f"{path} has no checksum, so wsimil did not write it")
+    if recorded != checksum(artifact):
+        raise ArtifactCorrupt(f"{path} does not match its checksum: make it again with --overwrite")
+    _verified.add(key)
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """HDF5 attributes as plain Python values, so that they compare and serialise."""
+    return {key: _plain_value(value) for key, value in attrs.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _canonical(attrs: Mapping[str, Any]) -> bytes:
+    return json.dumps({key: _plain_value(value) for key, value in attrs.items()}, sort_keys=True).encode()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
