@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactStale, OptionError, one_line
+from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError, one_line
 from wsi_mil.executors import available_cores, map_unordered
 from wsi_mil.progress import Progress, progress
 from wsi_mil.runs import Row, write_tables
@@ -73,6 +73,8 @@ class RunOptions:
 
     overwrite: bool = False
     """Make again what is there already."""
+    refresh: bool = False
+    """Make again what is there but stale, instead of refusing: for caches, which nobody chose the options of."""
     workers: int = 0
     """Threads; 0 = the cores this process may use."""
     shard: str = "1/1"
@@ -122,12 +124,12 @@ def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | No
     options = options or RunOptions()
     store.sweep(out)
     report = Report()
-    pending, prints = _pending(stage, options.part(list(items)), out, options.overwrite, report)
+    pending, origins = _pending(stage, options.part(list(items)), out, options, report)
     rows = [Row(slide_id, "failed", error=one_line(error)) for slide_id, error in report.failed.items()]
     try:
         with progress(stage.name, len(pending)) as track:
             for item, outcome in stage.stream(iter(pending), track):
-                outcome = _publish(stage, item, outcome, out, prints[item.slide_id])
+                outcome = _publish(stage, item, outcome, out, origins[item.slide_id])
                 rows.append(_record(report, item.slide_id, outcome))
                 track.advance(item.slide_id)
     finally:
@@ -167,34 +169,50 @@ def artifact_items(folder: Path) -> list[Item]:
     return sorted(Item(path.relative_to(folder).as_posix().removesuffix(".h5"), path) for path in paths)
 
 
+class _Origin(NamedTuple):
+    """What decides an artifact's content."""
+
+    upstream: str
+    fingerprint: str
+
+
 def _pending(
-    stage: Stage, items: list[Item], out: Path, overwrite: bool, report: Report
-) -> tuple[list[Item], dict[str, str]]:
-    """Sort items into skipped, failed and pending, and return the pending ones with their fingerprints."""
-    pending, prints, stale = [], {}, []
+    stage: Stage, items: list[Item], out: Path, options: RunOptions, report: Report
+) -> tuple[list[Item], dict[str, _Origin]]:
+    """Sort items into skipped, failed and pending, and return the pending ones with their origins."""
+    pending, origins, stale = [], {}, []
     for item in items:
-        print_ = attempt(_fingerprint, stage, item)
-        existing = attempt(_existing, artifact_path(out, item.slide_id), overwrite)
-        if error := next((value for value in (print_, existing) if isinstance(value, Exception)), None):
+        origin = attempt(_origin, stage, item)
+        existing = attempt(_existing, artifact_path(out, item.slide_id), options)
+        if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
             report.failed[item.slide_id] = error
             log.error("%s: %s", item.slide_id, one_line(error))
-        elif existing and existing.get("fingerprint") == print_:
+        elif existing and existing.get("fingerprint") == origin.fingerprint:
             report.skipped.append(item.slide_id)
         else:
             stale += [(item, existing)] if existing else []
-            prints[item.slide_id] = print_
+            origins[item.slide_id] = origin
             pending.append(item)
-    if stale:
+    if stale and not options.refresh:
         raise ArtifactStale(_stale_message(stage, stale, out))
-    return pending, prints
+    return pending, origins
 
 
-def _fingerprint(stage: Stage, item: Item) -> str:
-    return store.fingerprint(stage.name, stage.version, _params(stage), stage.upstream(item))
+def _origin(stage: Stage, item: Item) -> _Origin:
+    upstream = stage.upstream(item)
+    return _Origin(upstream, store.fingerprint(stage.name, stage.version, _params(stage), upstream))
 
 
-def _existing(path: Path, overwrite: bool) -> dict[str, Any] | None:
-    return store.read_attrs(path) if path.exists() and not overwrite else None
+def _existing(path: Path, options: RunOptions) -> dict[str, Any] | None:
+    """The attributes of an artifact that may stay; a damaged one in a cache counts as absent."""
+    if options.overwrite or not path.exists():
+        return None
+    try:
+        return store.read_attrs(path)
+    except ArtifactCorrupt:
+        if options.refresh:
+            return None
+        raise
 
 
 def _params(stage: Stage) -> dict[str, Any]:
@@ -220,7 +238,8 @@ def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, f
         "stage": stage.name,
         "stage_version": stage.version,
         "params": json.dumps(_params(stage), sort_keys=True),
-        "fingerprint": fingerprint,
+        "upstream": origin.upstream,
+        "fingerprint": origin.fingerprint,
         "slide_id": item.slide_id,
         "tiles": outcome.tiles,
     }
