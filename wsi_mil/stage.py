@@ -229,7 +229,7 @@ def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], out: 
     return f"{path}{more} was made otherwise: {why}. Add --overwrite to make it again, or --out for another folder"
 
 
-def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, fingerprint: str) -> Result | Exception:
+def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, origin: _Origin) -> Result | Exception:
     if isinstance(outcome, Exception):
         return outcome
     attrs = {

@@ -1,0 +1,228 @@
+"""Stage 3: features -> distances. Nearest neighbours, and the exact distribution of all pairwise distances.
+
+No n x n array is made unless asked for. On a tile grid the number of pairs at each displacement is the
+autocorrelation of the grid's occupancy, so one FFT counts all pairs of a slide exactly (100,000 tiles take about as
+long as 100). Coordinates that lie on no small grid are counted block by block.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.fft import irfft2, next_fast_len, rfft2
+from scipy.spatial import KDTree
+
+from wsi_mil import store
+from wsi_mil.errors import ArtifactError, OptionError
+from wsi_mil.progress import Progress
+from wsi_mil.stage import Item, Result, artifact_items, per_slide
+
+BIN_UM = 16.0
+"""Width of a bin of the histogram. One width for all, so that histograms of different slides can be added."""
+_GRID_CELLS_PER_TILE = 40
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class DistanceParams:
+    """Everything that decides the distances of a slide."""
+
+    k: int = 8
+    """Nearest neighbours per tile, itself left out; fewer where the slide has fewer tiles."""
+    dense: bool = False
+    """Also store the whole matrix of distances, float32, tiles x tiles."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise OptionError(f"--k {self.k}: give at least one neighbour")
+
+
+@dataclass(frozen=True)
+class DistanceStage:
+    """``feats/<slide_id>.h5`` -> ``distances/<slide_id>.h5``."""
+
+    params: DistanceParams
+    out: Path
+    """Where the artifacts will lie: its disk must have room for dense matrices."""
+    workers: int = 1
+    name: str = "distances"
+    version: int = 1
+
+    def upstream(self, item: Item) -> str:
+        """Fingerprint of the features."""
+        attrs = store.read_attrs(item.source)
+        if attrs.get("stage") != "extract":
+            raise ArtifactError(f"{item.source} holds no features: make them with `wsimil extract`")
+        return attrs["fingerprint"]
+
+    def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
+        """Measure each slide in a thread."""
+        return per_slide(self.measure, items, self.workers)
+
+    def measure(self, item: Item) -> Result:
+        """Measure one slide."""
+        features = store.read(item.source)
+        coords, attrs = features.arrays["coords"], features.attrs
+        um_per_px = np.array([attrs["mpp_x"], attrs["mpp_y"]])
+        coords_um = coords * um_per_px
+        index, um = nearest(coords_um, self.params.k)
+        arrays = {"neighbours": index, "neighbours_um": um, "histogram": histogram(coords, um_per_px)}
+        if self.params.dense:
+            arrays["distances"] = dense(coords_um, self.out)
+        kept = {"bin_um": BIN_UM, "status": attrs["status"], "tile_um": attrs["tile_um"]}
+        kept |= {key: attrs[key] for key in ("reason", "tissue_mm2") if key in attrs}
+        return Result(store.Artifact(arrays, kept), len(coords))
+
+
+def nearest(
+    coords_um: Float[np.ndarray, "tiles 2"], k: int
+) -> tuple[Int[np.ndarray, "tiles k"], Float[np.ndarray, "tiles k"]]:
+    """Find the k nearest other tiles of each tile, nearest first; ties in the order of the tiles.
+
+    Returns:
+        Their indices (int32), and their distances in um (float32).
+    """
+    tiles = len(coords_um)
+    k = min(k, max(tiles - 1, 0))
+    if k == 0:
+        return np.empty((tiles, 0), np.int32), np.empty((tiles, 0), np.float32)
+    # Ties must not depend on the tree, and the tile itself must go even where tiles coincide: so ask for the k-th
+    # distance first, then sort all tiles within it by (distance, index).
+    tree = KDTree(coords_um)
+    reach = tree.query(coords_um, k + 1)[0][:, -1]
+    index = np.empty((tiles, k), np.int32)
+    um = np.empty((tiles, k), np.float32)
+    for tile, within in enumerate(tree.query_ball_point(coords_um, reach * (1 + 1e-9), return_sorted=True)):
+        others = np.array([other for other in within if other != tile])
+        far = np.linalg.norm(coords_um[others] - coords_um[tile], axis=1).round(6)
+        order = np.argsort(far, kind="stable")[:k]
+        index[tile], um[tile] = others[order], far[order]
+    return index, um
+
+
+def histogram(coords: Int[np.ndarray, "tiles 2"], um_per_px: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " bins"]:
+    """Count all unordered pairs of tiles by distance, exactly.
+
+    Args:
+        coords: level-0 px.
+        um_per_px: um per px along x and y.
+
+    Returns:
+        Counts; bin b holds the distances in [b, b + 1) * `BIN_UM`. They sum to tiles * (tiles - 1) / 2.
+    """
+    if len(coords) < 2:
+        return np.zeros(0, np.int64)
+    origin = coords - coords.min(axis=0)
+    step = np.array([max(np.gcd.reduce(axis), 1) for axis in origin.T])
+    cells = origin // step
+    width, height = cells.max(axis=0) + 1
+    if width * height <= _GRID_CELLS_PER_TILE * len(coords) + 1_000_000:
+        return _histogram_of_grid(cells, step * um_per_px)
+    return _histogram_by_blocks(coords * um_per_px)
+
+
+def dense(coords_um: Float[np.ndarray, "tiles 2"], out: Path) -> Float[np.ndarray, "tiles tiles"]:
+    """All pairwise distances in um, float32.
+
+    Raises:
+        OptionError: the matrix would not fit into the free memory or on the disk of ``out``.
+    """
+    size = len(coords_um) ** 2 * 4
+    room = min(_free_memory() // 2, shutil.disk_usage(_existing_parent(out)).free)
+    if size > room:
+        raise OptionError(
+            f"--store dense: the matrix of {len(coords_um):,} tiles takes {size / 1e9:.1f} GB and {room / 1e9:.1f} GB"
+            " are free: leave --store out, models compute what they need from the coordinates"
+        )
+    matrix = np.empty((len(coords_um), len(coords_um)), np.float32)
+    for start in range(0, len(coords_um), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        matrix[rows] = np.linalg.norm(coords_um[rows, None] - coords_um[None], axis=2)
+    return matrix
+
+
+def merge(histograms: list[Int[np.ndarray, " bins"]]) -> Int[np.ndarray, " bins"]:
+    """Add histograms of different lengths."""
+    total = np.zeros(max((len(one) for one in histograms), default=0), np.int64)
+    for one in histograms:
+        total[: len(one)] += one
+    return total
+
+
+def quantile(counts: Int[np.ndarray, " bins"], q: float) -> float:
+    """The distance in um below which a share q of all pairs lies, interpolated within its bin."""
+    if not counts.sum():
+        raise ArtifactError("no slide has two tiles, so there are no distances")
+    cumulative = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+    return float(np.interp(q, cumulative, np.arange(len(cumulative)) * BIN_UM))
+
+
+def write_summary(folder: Path) -> None:
+    """Write ``summary.json``: quantiles of each slide's distances and of all, for people to read."""
+    counts = {}
+    for item in artifact_items(folder):
+        counts[item.slide_id] = store.read(item.source).arrays["histogram"]
+    slides = {slide_id: _quantiles(one) for slide_id, one in counts.items()}
+    summary = {"unit": "um", "bin_um": BIN_UM, "all": _quantiles(merge(list(counts.values()))), "slides": slides}
+    with store.replacing_text(folder / "summary.json") as file:
+        json.dump(summary, file, indent=1)
+
+
+def _quantiles(counts: Int[np.ndarray, " bins"]) -> Mapping[str, float | int]:
+    shares = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0) if counts.sum() else ()
+    return {"pairs": int(counts.sum()), **{f"q{100 * q:g}": round(quantile(counts, q), 1) for q in shares}}
+
+
+def _histogram_of_grid(cells: Int[np.ndarray, "tiles 2"], step_um: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " bins"]:
+    width, height = (int(side) for side in cells.max(axis=0) + 1)
+    shape = (next_fast_len(2 * height - 1, real=True), next_fast_len(2 * width - 1, real=True))
+    occupied = np.zeros(shape)
+    np.add.at(occupied, (cells[:, 1], cells[:, 0]), 1.0)  # tiles may coincide
+    spectrum = rfft2(occupied)
+    pairs = np.rint(irfft2(spectrum * spectrum.conj(), shape)).astype(np.int64)
+    dy = np.minimum(np.arange(shape[0]), shape[0] - np.arange(shape[0])) * step_um[1]
+    dx = np.minimum(np.arange(shape[1]), shape[1] - np.arange(shape[1])) * step_um[0]
+    bins = _bins(np.hypot(dy[:, None], dx[None]))
+    counts = np.bincount(bins.ravel(), pairs.ravel(), minlength=1).astype(np.int64)
+    counts[0] -= len(cells)  # each tile with itself
+    return _trimmed(counts // 2)
+
+
+def _histogram_by_blocks(coords_um: Float[np.ndarray, "tiles 2"]) -> Int[np.ndarray, " bins"]:
+    longest = math.hypot(*(coords_um.max(axis=0) - coords_um.min(axis=0)))
+    counts = np.zeros(int(longest / BIN_UM) + 2, np.int64)
+    for start in range(0, len(coords_um), _BLOCK):
+        rows = coords_um[start : start + _BLOCK]
+        for other in range(start, len(coords_um), _BLOCK):
+            columns = coords_um[other : other + _BLOCK]
+            found = np.linalg.norm(rows[:, None] - columns[None], axis=2)
+            weight = 1 if other == start else 2  # a block on the diagonal sees each pair twice, another one once
+            counts += weight * np.bincount(_bins(found).ravel(), minlength=len(counts))
+    counts[0] -= len(coords_um)
+    return _trimmed(counts // 2)
+
+
+def _bins(um: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    # A millionth of a um decides nothing, but keeps a distance that lies on a bin's edge from falling by rounding.
+    return ((um + 1e-6) / BIN_UM).astype(np.int64)
+
+
+def _trimmed(counts: Int[np.ndarray, " bins"]) -> Int[np.ndarray, " bins"]:
+    filled = np.flatnonzero(counts)
+    return counts[: filled[-1] + 1] if len(filled) else counts[:0]
+
+
+def _free_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OptionError("--store dense: this system does not say how much memory is free")
+
+
+def _existing_parent(path: Path) -> Path:
+    return path if path.exists() else _existing_parent(path.absolute().parent)
