@@ -18,9 +18,9 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.spatial import KDTree
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactError, OptionError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
 from wsi_mil.progress import Progress
-from wsi_mil.stage import Item, Result, artifact_items, per_slide
+from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, per_slide, run
 
 BIN_UM = 16.0
 """Width of a bin of the histogram. One width for all, so that histograms of different slides can be added."""
@@ -162,11 +162,32 @@ def quantile(counts: Int[np.ndarray, " bins"], q: float) -> float:
     return float(np.interp(q, cumulative, np.arange(len(cumulative)) * BIN_UM))
 
 
+def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " bins"]]:
+    """The histograms of some slides, from the artifacts in ``folder``; what is absent or stale there is made first.
+
+    Artifacts of any ``k`` will do, since the histogram does not depend on it.
+    """
+    absent = [item for item in items if not _is_current(item, artifact_path(folder, item.slide_id))]
+    report = run(DistanceStage(DistanceParams(), folder), absent, folder, RunOptions(refresh=True))
+    for error in report.failed.values():
+        raise error
+    return [store.read(artifact_path(folder, item.slide_id)).arrays["histogram"] for item in items]
+
+
+def _is_current(item: Item, path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        attrs = store.read_attrs(path)
+    except ArtifactCorrupt:
+        return False
+    current = (DistanceStage.name, DistanceStage.version, store.read_attrs(item.source)["fingerprint"])
+    return (attrs.get("stage"), attrs.get("stage_version"), attrs.get("upstream")) == current
+
+
 def write_summary(folder: Path) -> None:
     """Write ``summary.json``: quantiles of each slide's distances and of all, for people to read."""
-    counts = {}
-    for item in artifact_items(folder):
-        counts[item.slide_id] = store.read(item.source).arrays["histogram"]
+    counts = {item.slide_id: store.read(item.source).arrays["histogram"] for item in artifact_items(folder)}
     slides = {slide_id: _quantiles(one) for slide_id, one in counts.items()}
     summary = {"unit": "um", "bin_um": BIN_UM, "all": _quantiles(merge(list(counts.values()))), "slides": slides}
     with store.replacing_text(folder / "summary.json") as file:
