@@ -1,0 +1,12 @@
+"""Encoders: frozen networks that turn a tile into a vector. The only door to timm.
+
+    encoder = load_encoder("resnet50")
+    features = encoder.encode(tiles)  # uint8 (tiles, height, width, 3) -> float32 (tiles, 2048)
+
+`table` knows them by name, `pretrained` runs those of timm, `morphology` is built in and needs no download.
+"""
+
+from wsi_mil.encoders.loading import Encoder, load_encoder
+from wsi_mil.encoders.table import EncoderSpec, find_encoder, list_encoders
+
+__all__ = ["Encoder", "EncoderSpec", "find_encoder", "list_encoders", "load_encoder"]

@@ -1,0 +1,56 @@
+"""Published weights from huggingface.co, or within seconds the reason why not and what to do about it."""
+
+import logging
+from pathlib import Path
+
+from wsi_mil.encoders.table import EncoderSpec
+from wsi_mil.errors import WeightsError
+
+log = logging.getLogger(__name__)
+_SECONDS = 5.0
+
+
+def hub_file(spec: EncoderSpec) -> Path:
+    """Return the published weight file of an encoder, from the hub's cache on this machine or else from the hub.
+
+    ``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_ENDPOINT`` and the token of ``hf auth login`` mean what they always mean.
+
+    Raises:
+        WeightsError: it cannot be had; names the file to provide and the command that takes it.
+    """
+    import huggingface_hub as hub  # here, since most runs never ask the hub
+    from huggingface_hub import errors
+
+    if not spec.hub_id:
+        raise WeightsError(f"{spec.name} has no published weights: {_by_hand(spec, 'FILE')}")
+    try:
+        return Path(hub.hf_hub_download(spec.hub_id, spec.hub_file, local_files_only=True))
+    except OSError:
+        log.debug("%s is not in the hub's cache", spec.hub_id)
+    try:
+        # One quick question first: a download alone retries for half a minute where there is no network.
+        hub.get_hf_file_metadata(hub.hf_hub_url(spec.hub_id, spec.hub_file), timeout=_SECONDS)
+        log.info("fetching %s of %s", spec.hub_file, spec.hub_id)
+        return Path(hub.hf_hub_download(spec.hub_id, spec.hub_file))
+    except (OSError, errors.HTTPError) as error:
+        raise WeightsError(_explain(spec, error)) from error
+
+
+def _explain(spec: EncoderSpec, error: Exception) -> str:
+    page = f"https://huggingface.co/{spec.hub_id}"
+    response = getattr(error, "response", None)
+    status = response.status_code if response is not None else None
+    if status in (401, 403):
+        why = f"huggingface.co wants a login: accept the terms on {page} and type `hf auth login`, or"
+    elif status is not None:
+        why = f"huggingface.co answered {status}:"
+    elif type(error).__name__ == "OfflineModeIsEnabled":
+        why = "HF_HUB_OFFLINE is set:"
+    else:
+        why = "huggingface.co cannot be reached:"
+    fetch = f"fetch {spec.hub_file} from {page} elsewhere"
+    return f"no weights for {spec.name}, {why} {fetch} and {_by_hand(spec, spec.hub_file)}"
+
+
+def _by_hand(spec: EncoderSpec, file: str) -> str:
+    return f"type `wsimil extract --model {spec.name} --weights {file}`"

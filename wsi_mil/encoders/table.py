@@ -1,0 +1,145 @@
+"""The encoders that wsimil knows by name: one record each, with the recipe that its authors published.
+
+The recipe lives here and not in timm's ``pretrained_cfg``, because that belongs to the generic architecture: for
+``vit_large_patch16_224`` it says mean 0.5, which is not what UNI was trained with. Only ``timm:<name>`` takes it,
+since there the name says which weights are meant.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsi_mil.encoders._timm import import_timm
+from wsi_mil.errors import EncoderError
+
+Rgb = tuple[float, float, float]
+IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What it takes to load an encoder and to feed it what it was trained on."""
+
+    name: str
+    """What people type."""
+    dim: int
+    """Length of a feature vector."""
+    tile_px: int
+    """Side of the square that the encoder sees; tiles of another size are resized to it."""
+    tile_um: float | None
+    """Side, on the slide, of the tiles in its authors' recipe; None where it has none (natural images)."""
+    licence: str
+    """Of the weights."""
+    gated: bool = False
+    """Whether the hub asks for a login and accepted terms."""
+    arch: str = ""
+    """timm's name of the architecture; empty for what is built in."""
+    arch_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `timm.create_model` beside ``num_classes=0``."""
+    mean: Rgb = IMAGENET[0]
+    """Per channel, of pixels between 0 and 1."""
+    std: Rgb = IMAGENET[1]
+    interpolation: str = "bicubic"
+    """How tiles are resized, always antialiased: "bilinear" or "bicubic"."""
+    hub_id: str = ""
+    """Repository on huggingface.co; empty where there is none."""
+    hub_file: str = "model.safetensors"
+    """The weight file in that repository."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel as the encoder sees its tiles in that recipe."""
+        return self.tile_um and self.tile_um / self.tile_px
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from unless others are given, as recorded with features."""
+        return f"hub:{self.hub_id}/{self.hub_file}" if self.arch else "built-in"
+
+
+def _dinov2(size: str, dim: int) -> EncoderSpec:
+    arch = f"vit_{size}_patch14_dinov2"
+    hub_id = f"timm/{arch}.lvd142m"
+    return EncoderSpec(f"dinov2-{size}", dim, 224, None, "Apache-2.0", False, arch, {"img_size": 224}, hub_id=hub_id)
+
+
+ENCODERS: dict[str, EncoderSpec] = {
+    spec.name: spec
+    for spec in (
+        EncoderSpec("morphology", dim=60, tile_px=224, tile_um=256.0, licence="Apache-2.0"),
+        EncoderSpec(
+            "resnet50",
+            dim=2048,
+            tile_px=224,
+            tile_um=None,
+            licence="BSD-3-Clause",
+            arch="resnet50",
+            interpolation="bilinear",
+            hub_id="timm/resnet50.tv_in1k",
+        ),
+        _dinov2("small", 384),
+        _dinov2("base", 768),
+        _dinov2("large", 1024),
+        EncoderSpec(
+            "uni",
+            dim=1024,
+            tile_px=224,
+            tile_um=128.0,  # 256 px at 0.5 um/px
+            licence="CC-BY-NC-ND-4.0",
+            gated=True,
+            arch="vit_large_patch16_224",
+            arch_kwargs={"img_size": 224, "patch_size": 16, "init_values": 1e-5, "dynamic_img_size": True},
+            interpolation="bilinear",
+            hub_id="MahmoodLab/UNI",
+            hub_file="pytorch_model.bin",
+        ),
+    )
+}
+
+
+def list_encoders() -> list[EncoderSpec]:
+    """The encoders of the table; beside them, ``timm:<name>`` takes any model of timm."""
+    return list(ENCODERS.values())
+
+
+def find_encoder(name: str) -> EncoderSpec:
+    """Return the record of an encoder, for ``timm:<name>`` made of what timm knows about it.
+
+    Raises:
+        EncoderError: nobody knows the name.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if name.startswith("timm:"):
+        return _of_timm(name.removeprefix("timm:"))
+    raise EncoderError(f"there is no encoder {name!r}{_nearest(name, list(ENCODERS))}: see `wsimil encoders`")
+
+
+def _of_timm(name: str) -> EncoderSpec:
+    import torch  # here, since the table is also read by those who load nothing
+
+    timm = import_timm()
+    if not timm.is_model(name):
+        near = _nearest(name, timm.list_models())
+        raise EncoderError(f"timm has no model {name!r}{near}: see `wsimil encoders`, or timm.list_models()")
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    config = model.pretrained_cfg
+    return EncoderSpec(
+        name=f"timm:{name}",
+        dim=getattr(model, "head_hidden_size", model.num_features),
+        tile_px=config["input_size"][-1],
+        tile_um=None,
+        licence=config.get("license") or "unknown",
+        arch=name,
+        mean=config["mean"],
+        std=config["std"],
+        interpolation=config["interpolation"],
+        hub_id=config.get("hf_hub_id") or "",
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
