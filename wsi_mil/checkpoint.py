@@ -47,9 +47,11 @@ class Recipe:
             IncompatibleError: names what differs, on both sides.
         """
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        differing = [f"{name} is {theirs}, the model's is {ours}" for name, ours, theirs in pairs if ours != theirs]
+        differing = [f"{name} is {theirs} and not {ours}" for name, ours, theirs in pairs if ours != theirs]
         if differing:
-            raise IncompatibleError(f"{where} does not fit the model: {'; '.join(differing)}")
+            raise IncompatibleError(
+                f"{where} was made otherwise than what the model learns from: {'; '.join(differing)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Publish a checkpoint."""
     header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "state"}
     header["recipe"] = dataclasses.asdict(checkpoint.recipe)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
-    save_tensors(path, state, {_KEY: json.dumps(header, sort_keys=True)})
+    save_tensors(path, checkpoint.state, {_KEY: json.dumps(header, sort_keys=True)})
 
 
 def load(path: Path) -> Checkpoint:

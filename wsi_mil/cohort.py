@@ -156,19 +156,20 @@ def _draw_patients(members: Iterable[Member], fraction: float, seed: int) -> set
 
 def _read_table(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        # the header is read as a row, because pandas takes surplus fields for an index where it knows the header
+        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     except FileNotFoundError as error:
         raise TableError(f"{path} does not exist: write it with the columns {_columns(required, optional)}") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is no CSV table: {error}") from error
-    table.columns = [str(column).strip() for column in table.columns]
+    cells = cells.apply(lambda column: column.str.strip())
+    table = cells[1:].set_axis(cells.loc[0], axis="columns")
     missing = [column for column in required if column not in table]
     if missing:
         raise TableError(f"{path} has no column {', '.join(missing)}: it needs {_columns(required, optional)}")
     if table.empty:
         raise TableError(f"{path} has no rows")
-    table.index += 2  # rows are named as a spreadsheet shows them: the header is row 1
-    return table.apply(lambda column: column.str.strip())
+    return table.set_axis(table.index + 1)  # rows are named as a spreadsheet shows them: the header is row 1
 
 
 def _columns(required: tuple[str, ...], optional: tuple[str, ...]) -> str:

@@ -105,7 +105,7 @@ def nearest(
     return index, um
 
 
-def histogram(coords: Int[np.ndarray, "tiles 2"], um_per_px: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " bins"]:
+def histogram(coords: Int[np.ndarray, "tiles 2"], um_per_px: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " _"]:
     """Count all unordered pairs of tiles by distance, exactly.
 
     Args:
@@ -146,7 +146,7 @@ def dense(coords_um: Float[np.ndarray, "tiles 2"], out: Path) -> Float[np.ndarra
     return matrix
 
 
-def merge(histograms: list[Int[np.ndarray, " bins"]]) -> Int[np.ndarray, " bins"]:
+def merge(histograms: list[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " _"]:
     """Add histograms of different lengths."""
     total = np.zeros(max((len(one) for one in histograms), default=0), np.int64)
     for one in histograms:
@@ -154,7 +154,7 @@ def merge(histograms: list[Int[np.ndarray, " bins"]]) -> Int[np.ndarray, " bins"
     return total
 
 
-def quantile(counts: Int[np.ndarray, " bins"], q: float) -> float:
+def quantile(counts: Int[np.ndarray, " _"], q: float) -> float:
     """The distance in um below which a share q of all pairs lies, interpolated within its bin."""
     if not counts.sum():
         raise ArtifactError("no slide has two tiles, so there are no distances")
@@ -162,7 +162,7 @@ def quantile(counts: Int[np.ndarray, " bins"], q: float) -> float:
     return float(np.interp(q, cumulative, np.arange(len(cumulative)) * BIN_UM))
 
 
-def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " bins"]]:
+def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " _"]]:
     """The histograms of some slides, from the artifacts in ``folder``; what is absent or stale there is made first.
 
     Artifacts of any ``k`` will do, since the histogram does not depend on it.
@@ -194,12 +194,12 @@ def write_summary(folder: Path) -> None:
         json.dump(summary, file, indent=1)
 
 
-def _quantiles(counts: Int[np.ndarray, " bins"]) -> Mapping[str, float | int]:
+def _quantiles(counts: Int[np.ndarray, " _"]) -> Mapping[str, float | int]:
     shares = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0) if counts.sum() else ()
     return {"pairs": int(counts.sum()), **{f"q{100 * q:g}": round(quantile(counts, q), 1) for q in shares}}
 
 
-def _histogram_of_grid(cells: Int[np.ndarray, "tiles 2"], step_um: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " bins"]:
+def _histogram_of_grid(cells: Int[np.ndarray, "tiles 2"], step_um: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " _"]:
     width, height = (int(side) for side in cells.max(axis=0) + 1)
     shape = (next_fast_len(2 * height - 1, real=True), next_fast_len(2 * width - 1, real=True))
     occupied = np.zeros(shape)
@@ -214,7 +214,7 @@ def _histogram_of_grid(cells: Int[np.ndarray, "tiles 2"], step_um: Float[np.ndar
     return _trimmed(counts // 2)
 
 
-def _histogram_by_blocks(coords_um: Float[np.ndarray, "tiles 2"]) -> Int[np.ndarray, " bins"]:
+def _histogram_by_blocks(coords_um: Float[np.ndarray, "tiles 2"]) -> Int[np.ndarray, " _"]:
     longest = math.hypot(*(coords_um.max(axis=0) - coords_um.min(axis=0)))
     counts = np.zeros(int(longest / BIN_UM) + 2, np.int64)
     for start in range(0, len(coords_um), _BLOCK):
@@ -233,7 +233,7 @@ def _bins(um: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     return ((um + 1e-6) / BIN_UM).astype(np.int64)
 
 
-def _trimmed(counts: Int[np.ndarray, " bins"]) -> Int[np.ndarray, " bins"]:
+def _trimmed(counts: Int[np.ndarray, " _"]) -> Int[np.ndarray, " _"]:
     filled = np.flatnonzero(counts)
     return counts[: filled[-1] + 1] if len(filled) else counts[:0]
 

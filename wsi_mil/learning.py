@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,24 +70,36 @@ class Epoch(NamedTuple):
     val_balanced_accuracy: float
 
 
-def learn(
-    model: Aggregator, train: Sequence[Example], val: Sequence[Example], targets: Sequence[int], params: LearnParams
-) -> list[Epoch]:
+@runtime_checkable
+class Examples(Protocol):
+    """Examples that may come from disk: each is read when it is asked for."""
+
+    @property
+    def targets(self) -> Sequence[int]:
+        """Their classes, without reading any."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def learn(model: Aggregator, train: Examples, val: Examples, params: LearnParams) -> list[Epoch]:
     """Train a model in place and leave it with the weights of the epoch of lowest validation loss, in eval mode.
 
     Args:
         model: on the device to train on.
-        train: examples to learn from; read anew each epoch, so they may come from disk.
-        val: examples for stopping and choosing the epoch.
-        targets: the classes of the training examples, for the class weights.
+        train: examples to learn from.
+        val: examples for stopping and for choosing the epoch.
         params: how to learn.
 
     Raises:
         TrainingError: the loss is not finite.
     """
-    weights = class_weights(targets, model.classes).to(_device(model))
+    weights = class_weights(train.targets, model.classes).to(_device(model))
     optimiser = torch.optim.AdamW(model.parameters(), params.lr, weight_decay=params.weight_decay)
-    steps = math.ceil(len(train) / params.bags_per_step) * params.epochs
+    size = params.bags_per_step
+    steps = math.ceil(len(train) / size) * params.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warmup_cosine(step, steps))
     order, shuffler = list(range(len(train))), random.Random(params.seed)
     history: list[Epoch] = []
@@ -96,8 +108,10 @@ def learn(
         for epoch in range(params.epochs):
             shuffler.shuffle(order)
             lr = schedule.get_last_lr()[0]
-            loss = _one_epoch(model, [train[i] for i in order], weights, optimiser, schedule, params.bags_per_step)
-            history.append(Epoch(epoch, lr, loss, *_validate(model, val, weights)))
+            chunks = [order[start : start + size] for start in range(0, len(order), size)]
+            loss = _one_epoch(model, train, chunks, weights, _Descent(optimiser, schedule))
+            val_loss, val_auroc, val_accuracy = _validate(model, val, weights)
+            history.append(Epoch(epoch, lr, loss, val_loss, val_auroc, val_accuracy))
             track.advance(f"epoch {epoch}")
             if history[-1].val_loss < best:
                 best, best_state = history[-1].val_loss, deepcopy(model.state_dict())
@@ -121,36 +135,34 @@ def class_weights(targets: Sequence[int], classes: int) -> Tensor:
     return len(targets) / (classes * counts.float())
 
 
+class _Descent(NamedTuple):
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+
 def _one_epoch(
-    model: Aggregator,
-    examples: Sequence[Example],
-    weights: Tensor,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    bags_per_step: int,
+    model: Aggregator, examples: Examples, steps: list[list[int]], weights: Tensor, descent: _Descent
 ) -> float:
     """One pass; bags go through one by one, because they differ in size and padding would cost what tiles cost."""
     model.train()
     total = 0.0
-    for start in range(0, len(examples), bags_per_step):
-        chunk = examples[start : start + bags_per_step]
-        for example in chunk:
-            loss = _loss(model, example, weights)
+    for step in steps:
+        for index in step:
+            loss = _loss(model, examples[index], weights)
             total += loss.item()
-            (loss / len(chunk)).backward()
+            (loss / len(step)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad(set_to_none=True)
+        descent.optimiser.step()
+        descent.schedule.step()
+        descent.optimiser.zero_grad(set_to_none=True)
     if not math.isfinite(total):
         raise TrainingError("the training loss is not finite: try a lower --lr, or check the features")
     return total / len(examples)
 
 
-def _validate(model: Aggregator, examples: Sequence[Example], weights: Tensor) -> tuple[float, float, float]:
-    answers = [infer(model, example.bag).probabilities for example in examples]
-    targets = np.array([example.target for example in examples])
-    scores = np.stack(answers)
+def _validate(model: Aggregator, examples: Examples, weights: Tensor) -> tuple[float, float, float]:
+    scores = np.stack([infer(model, examples[index].bag).probabilities for index in range(len(examples))])
+    targets = np.array(examples.targets)
     share = weights.cpu().numpy()[targets]
     surprise = -np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-12))
     loss = float((share * surprise).mean())

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsi_mil import checkpoint, distances, learning, metrics, store
-from wsi_mil.aggregators import AGGREGATORS, build, infer
+from wsi_mil.aggregators import AGGREGATORS, Aggregator, build, infer
 from wsi_mil.bags import Bag, read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
 from wsi_mil.cohort import Cohort, Member, split
@@ -92,7 +92,7 @@ class Bags:
         return bag
 
 
-class Examples:
+class MemberExamples:
     """Members of a cohort as examples to learn from, read one by one."""
 
     def __init__(self, bags: Bags, members: list[Member], classes: tuple[str, ...]) -> None:
@@ -143,34 +143,27 @@ def fit(cohort: Cohort, folder: Path, params: TrainParams, distances_folder: Pat
     print_ = fingerprint(cohort, folder, params)
     cohort = split(cohort, params.val_fraction, params.learn.seed)
     bags = Bags(folder, cohort.members)
-    recipe = _common_recipe(bags)
+    _require_one_recipe(bags)
     dim, options = bags[cohort.members[0].slide_id].features.shape[1], dict(params.options)
     if _wants_length_scales(params):
         options["length_scales_um"] = _length_scales(cohort, folder, distances_folder, params)
-    train, val = (Examples(bags, cohort.part(part), cohort.classes) for part in ("train", "val"))
+    train, val = (MemberExamples(bags, cohort.part(part), cohort.classes) for part in ("train", "val"))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(params.learn.seed)
         model = build(params.aggregator, dim, len(cohort.classes), **options)
         model.fit_features(*_feature_statistics(example.bag for example in _each(train)))
         model.to(device)
-        history = learning.learn(model, train, val, train.targets, params.learn)
+        history = learning.learn(model, train, val, params.learn)
     predictions = tuple(_predict(model, bags[member.slide_id], member) for member in cohort.members)
-    trained = {"params": dataclasses.asdict(params), "fingerprint": print_, "cohort": cohort.digest}
-    trained |= {"slides": dict(Counter(member.split for member in cohort.members)), "versions": checkpoint.versions()}
-    trained |= {"best": learning.best_epoch(history)._asdict()}
-    attrs = bags[cohort.members[0].slide_id].attrs
-    made = Checkpoint(
-        aggregator=params.aggregator,
-        options=dataclasses.asdict(model.params),
-        dim=dim,
-        classes=cohort.classes,
-        recipe=recipe,
-        encoder_weights=attrs["encoder_weights"],
-        tile_params=json.loads(attrs["tile_params"]),
-        extract_params=json.loads(attrs["params"]),
-        training=trained,
-        state=model.state_dict(),
-    )
+    training = {
+        "params": dataclasses.asdict(params),
+        "fingerprint": print_,
+        "cohort": cohort.digest,
+        "slides": dict(Counter(member.split for member in cohort.members)),
+        "best": learning.best_epoch(history)._asdict(),
+        "versions": checkpoint.versions(),
+    }
+    made = _checkpoint(model, cohort.classes, bags[cohort.members[0].slide_id].attrs, training)
     return Trained(made, cohort, tuple(history), predictions)
 
 
@@ -187,12 +180,28 @@ def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
     return out / CHECKPOINT
 
 
-def _common_recipe(bags: Bags) -> Recipe:
+def _checkpoint(
+    model: Aggregator, classes: tuple[str, ...], attrs: dict[str, Any], training: dict[str, Any]
+) -> Checkpoint:
+    return Checkpoint(
+        aggregator=training["params"]["aggregator"],
+        options=dataclasses.asdict(model.params),
+        dim=model.dim,
+        classes=classes,
+        recipe=Recipe.of(attrs),
+        encoder_weights=attrs["encoder_weights"],
+        tile_params=json.loads(attrs["tile_params"]),
+        extract_params=json.loads(attrs["params"]),
+        training=training,
+        state=model.state_dict(),
+    )
+
+
+def _require_one_recipe(bags: Bags) -> None:
     recipes = {path: Recipe.of(store.read_attrs(path)) for path in bags.paths.values()}
-    first_path, first = next(iter(recipes.items()))
+    first = next(iter(recipes.values()))
     for path, recipe in recipes.items():
-        first.require(recipe, f"{path} was made otherwise than {first_path}: it")
-    return first
+        first.require(recipe, path)
 
 
 def _wants_length_scales(params: TrainParams) -> bool:
@@ -221,10 +230,10 @@ def _feature_statistics(bags: Iterable[Bag]) -> tuple[Float[Tensor, " dim"], Flo
     return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
-def _each(examples: Examples) -> Iterable[Example]:
+def _each(examples: MemberExamples) -> Iterable[Example]:
     return (examples[index] for index in range(len(examples)))
 
 
-def _predict(model: Any, bag: Bag, member: Member) -> Prediction:
+def _predict(model: Aggregator, bag: Bag, member: Member) -> Prediction:
     probabilities = tuple(infer(model, bag).probabilities.tolist())
     return Prediction(member.slide_id, "done", probabilities, len(bag.features), member.label, member.split)

@@ -10,10 +10,11 @@ from typing import Any
 from wsi_mil.aggregators.abmil import AbMil, GatedAbMil
 from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.das_mil import DasMil
+from wsi_mil.aggregators.inference import Answer, infer
 from wsi_mil.aggregators.self_attention import SelfAttention
 from wsi_mil.errors import OptionError
 
-__all__ = ["AGGREGATORS", "Aggregator", "Output", "build"]
+__all__ = ["AGGREGATORS", "Aggregator", "Answer", "Output", "build", "infer"]
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "das-mil": DasMil,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+
 from wsi_mil.aggregators.base import Aggregator
 from wsi_mil.bags import Bag, collate
 
