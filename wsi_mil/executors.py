@@ -5,7 +5,7 @@ pickling, so the same code runs on every platform.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar
@@ -43,8 +43,11 @@ def map_unordered(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def map_ordered(function: Callable[[Item], Value], items: Iterable[Item], workers: int) -> Iterator[Value]:
-    """Yield ``function(item)`` in the order of the items, at most ``2 * workers`` of them being taken ahead."""
+def map_ordered(function: Callable[[Item], Value], items: Iterable[Item], workers: int) -> Generator[Value]:
+    """Yield ``function(item)`` in the order of the items, at most ``2 * workers`` of them being taken ahead.
+
+    Closing it waits for what is under way, so that whatever the function uses may be closed afterwards.
+    """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="wsimil")
     try:
