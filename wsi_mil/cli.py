@@ -58,6 +58,7 @@ TilePx = Annotated[int, typer.Option("--tile-px", help="Side of a tile as the en
 TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um  [default: 256]")]
 TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
 Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
 
 
@@ -233,6 +234,19 @@ def demo(
     from wsi_mil import demo as demonstration
 
     demonstration.show(out, seeds, quick, workers)
+
+
+@app.command()
+def synthetic(
+    folder: Annotated[Path, typer.Argument(help="Where slides/ and labels.csv go.")],
+    seed: Seed = 0,
+    quick: Quick = False,
+    workers: Workers = 0,
+) -> None:
+    """Paint a small cohort of slides whose label is a distance."""
+    from wsi_mil.synthetic import SyntheticParams, make_cohort
+
+    make_cohort(folder, SyntheticParams.quick(seed) if quick else SyntheticParams(seed=seed), workers)
 
 
 @app.command()

@@ -105,7 +105,7 @@ def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
 
 def _encoder(model: Checkpoint, options: PredictOptions) -> Encoder:
     weights = options.weights or model.encoder_weights
-    encoder = load_encoder(model.recipe.encoder, weights, options.device)
+    encoder = load_encoder(model.recipe.encoder, weights, options.device, model.extract_params["precision"])
     if encoder.weights_sha256 != model.recipe.encoder_weights_sha256:
         raise IncompatibleError(
             f"{weights} holds weights {encoder.weights_sha256[:12]}, the model was trained on features of"

@@ -81,7 +81,7 @@ def extract_features(tiles: Path, out: Path, encoding: Encoding, options: RunOpt
     items = _items(tiles, "wsimil tile slides/")
     device = str(pick_device(encoding.device))
     encoder = load_encoder(encoding.name, encoding.weights, device)
-    params = extract.ExtractParams(encoder.name, encoder.weights_sha256)
+    params = extract.ExtractParams.of(encoder)
     stage = extract.ExtractStage(params, encoder, options.threads, encoding.batch, slides)
     return run(stage, items, out, options)
 
