@@ -22,7 +22,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)
-	$(BIN)/python -m wsi_mil.cli docs > docs/cli.md
+	$(BIN)/python -m typer wsi_mil.cli utils docs --name wsimil --output docs/cli.md
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("wsi_mil needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -218,16 +218,14 @@ def run(
     folders = workflow.Folders.under(out)
     report, trained = workflow.run_all(slides, labels, folders, recipe, _options(overwrite, workers, "1/1"))
     _show_training(trained, folders.model)
-    _leave(report, out)
+    _leave(report, folders.tiles)
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("demo"),
     seeds: Annotated[int, typer.Option("--seeds", help="Trainings per model.")] = 3,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A tiny cohort, in seconds: shows the way, not the result.")
-    ] = False,
+    quick: Quick = False,
     workers: Workers = 0,
 ) -> None:
     """Make a cohort of synthetic slides, run every stage on it, and write a report."""

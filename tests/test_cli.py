@@ -1,0 +1,125 @@
+import dataclasses
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wsi_mil.tiling import TileParams
+
+from wsi_mil import __version__, cli
+from wsi_mil.learning import LearnParams
+
+COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "demo", "synthetic", "encoders"]
+
+
+def call(*arguments: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = "torch", "numpy", "h5py", "openslide", "timm", "pandas", "skimage", "scipy", "sklearn", "tifffile"
+    code = (
+        "import sys; from wsi_mil.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        f"sys.exit(','.join(name for name in {heavy!r} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--aggregator" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    assert "--help" in capsys.readouterr().out
+
+
+def test_no_command_is_forgotten() -> None:
+    names = {info.name or getattr(info.callback, "__name__", "") for info in cli.app.registered_commands}
+    assert names == set(COMMANDS)
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def _default(command: object, name: str) -> object:
+    return inspect.signature(command).parameters[name].default
+
+
+def test_defaults_are_those_of_the_parameters() -> None:
+    """The command line repeats defaults, because taking them from the modules would load those for --help."""
+    learn = {field.name: field.default for field in dataclasses.fields(LearnParams)}
+    for name in ("epochs", "patience", "lr", "weight_decay", "bags_per_step", "seed"):
+        assert _default(cli.train, name) == learn[name], name
+    assert _default(cli.tile, "tile_px") == TileParams().tile_px
+    assert _default(cli.tile, "min_coverage") == TileParams().min_coverage
+    assert cli._tile_params(224, None, None, TileParams().min_coverage) == TileParams()
+    assert cli._tile_params(256, None, 0.5, 0.5).tile_um == 128.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["tile", "nowhere"], 1, "nowhere does not exist"),
+        (["extract", "--model", "morphology"], 1, "tiles holds no artifacts: make them with `wsimil tile slides/`"),
+        (["distances"], 1, "feats holds no artifacts: make them with `wsimil extract"),
+        (["train"], 1, "feats holds no artifacts"),
+        (["predict", "slide.tif"], 1, "train a model with `wsimil train`"),
+        (["predict"], 2, "name slides, or features by --bags"),
+        (["tile", ".", "--tile-um", "256", "--mpp", "0.5"], 2, "give one of them"),
+        (["tile", ".", "--shard", "3/2"], 2, "--shard 3/2"),
+        (["train", "--option", "heads"], 2, "--option heads: give KEY=VALUE"),
+        (["train", "--aggregator", "magic"], 2, "--aggregator magic"),
+        (["predict", "a.tif", "--device", "tpu"], 2, "--device tpu"),
+    ],
+)
+def test_wrong_input_is_one_line_and_an_exit_code(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_wrong_usage_leaves_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("tile") == 2
+    assert call("nonsense") == 2
+    assert call("tile", "a", "--nonsense") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wsi_mil", "tile", "nowhere", "--debug"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_aggregator_options_are_read_as_values() -> None:
+    words = ["heads=8", "dropout=0.1", "pooling=max", "self_bias=true", "length_scales_um=[1, 2.5]"]
+    expected = {"heads": 8, "dropout": 0.1, "pooling": "max", "self_bias": True, "length_scales_um": [1, 2.5]}
+    assert cli._key_values(words) == expected

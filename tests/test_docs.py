@@ -1,0 +1,87 @@
+"""The docs cannot lie: README blocks and examples run, the reference is generated, names and versions agree."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsi_mil import __version__, synthetic
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A PATH on which ``wsimil`` is this very package."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "wsimil"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m wsi_mil "$@"\n')
+    script.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def shell(code: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["bash", "-ec", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_the_blocks_of_the_readme_run_as_written_in_a_folder_with_slides_and_labels(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams.quick())
+    shutil.copy(min((tmp_path / "slides").iterdir()), tmp_path / "slide.tif")
+    for block in blocks("bash"):
+        lines = [line for line in block.splitlines() if not line.startswith("make ") and "needs: network" not in line]
+        shell("\n".join(lines), tmp_path, environment)
+    for block in blocks("python"):
+        shell(f"{sys.executable} - <<'E'\n{block}\nE", tmp_path, environment)
+    for made in ("tiles", "feats", "distances", "model/checkpoint.safetensors", "model/report.html", "predictions"):
+        assert (tmp_path / made).exists()
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    named = set(re.findall(r"^make ([a-z-]+)", "\n".join(blocks("bash")), flags=re.MULTILINE))
+    assert named == {"demo", "test"}
+    makefile = (ROOT / "Makefile").read_text()
+    for target in (*named, "check", "docs", "test-all"):
+        assert f"\n{target}:" in makefile
+
+
+def test_the_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = shell(f"bash {ROOT / 'examples' / 'pipeline.sh'} --quick", tmp_path, environment)
+    assert "predictions/predictions.csv" in done.stdout
+
+
+def test_the_reference_is_generated_anew(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "typer", "wsi_mil.cli", "utils", "docs", "--name", "wsimil"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (ROOT / "docs" / "cli.md").read_text().strip(), "run `make docs`"
+
+
+def test_the_changelog_knows_this_version() -> None:
+    versions = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert versions[0] == __version__
+
+
+def test_links_and_pictures_of_the_docs_exist() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_and_contributing_stay_short() -> None:
+    assert len(README.splitlines()) < 120
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 60

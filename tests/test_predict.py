@@ -1,0 +1,103 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted import plant, plant_cohort
+
+from wsi_mil import train, workflow
+from wsi_mil.bags import collate, read_bag
+from wsi_mil.checkpoint import load
+from wsi_mil.errors import ArtifactStale, OptionError
+from wsi_mil.learning import LearnParams
+from wsi_mil.predict import PredictOptions, find_bags, predict_bags
+from wsi_mil.predictions import Prediction, read_predictions, write_predictions
+from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.workflow import Folders
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    labels, folders = plant_cohort(root), Folders.under(root)
+    for seed, name in ((0, "model"), (1, "other")):
+        params = TrainParams("das-mil", learn=LearnParams(epochs=2, seed=seed))
+        trained = train.fit(
+            workflow.labelled(labels, folders), folders.feats, params, folders.distances, torch.device("cpu")
+        )
+        train.publish(trained, root / name, {})
+    return root
+
+
+def test_predictions_are_those_of_the_model(root: Path, tmp_path: Path) -> None:
+    path = root / "model" / CHECKPOINT
+    rows = predict_bags(path, find_bags(root / "feats"), PredictOptions(tmp_path))
+    model = load(path).model()
+    for row in rows:
+        logits = model(collate([read_bag(root / "feats" / f"{row.slide_id}.h5")])).logits
+        np.testing.assert_allclose(row.probabilities, logits.softmax(dim=1)[0].detach().numpy(), rtol=1e-5)
+    with (tmp_path / "predictions.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["slide_id"] for row in table] == [f"s{index:02d}" for index in range(24)]
+    assert float(table[0]["p_neg"]) + float(table[0]["p_pos"]) == pytest.approx(1, abs=1e-5)
+    assert table[0]["predicted"] == ("neg" if float(table[0]["p_neg"]) > 0.5 else "pos")
+
+
+def test_training_recorded_the_same_predictions(root: Path, tmp_path: Path) -> None:
+    rows = predict_bags(root / "model" / CHECKPOINT, find_bags(root / "feats"), PredictOptions(tmp_path))
+    recorded = {row.slide_id: row.probabilities for row in read_predictions(root / "model" / "predictions.csv")[0]}
+    for row in rows:
+        assert row.probabilities == pytest.approx(recorded[row.slide_id], abs=1e-5)
+
+
+def test_empty_slides_have_a_row_without_probabilities_and_bad_ones_fail_alone(root: Path, tmp_path: Path) -> None:
+    plant(tmp_path / "new", "good", positive=True, seed=50)
+    plant(tmp_path / "new", "void", positive=True, seed=51, tiles=0)
+    plant(tmp_path / "new", "other", positive=True, seed=52, encoder="uni")
+    plant(tmp_path / "new", "torn", positive=True, seed=53)
+    (tmp_path / "new" / "torn.h5").write_bytes((tmp_path / "new" / "torn.h5").read_bytes()[:5000])
+    rows = {
+        row.slide_id: row
+        for row in predict_bags(
+            root / "model" / CHECKPOINT, find_bags(tmp_path / "new"), PredictOptions(tmp_path / "out")
+        )
+    }
+    assert {slide_id: row.status for slide_id, row in rows.items()} == {
+        "good": "done",
+        "void": "empty",
+        "other": "failed",
+        "torn": "failed",
+    }
+    assert rows["void"].probabilities == ()
+    assert rows["void"].error == "no tissue was found"
+    assert "encoder is uni and not toy" in rows["other"].error
+    assert "torn.h5 is damaged" in rows["torn"].error
+
+
+def test_the_table_grows_and_another_model_is_refused(root: Path, tmp_path: Path) -> None:
+    options, anew = PredictOptions(tmp_path), PredictOptions(tmp_path, overwrite=True)
+    predict_bags(root / "model" / CHECKPOINT, find_bags(root / "feats" / "s01.h5"), options)
+    rows = predict_bags(root / "model" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), options)
+    assert [row.slide_id for row in rows] == ["s00"]
+    assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00", "s01"]
+    with pytest.raises(ArtifactStale, match="made by another model"):
+        predict_bags(root / "other" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), options)
+    predict_bags(root / "other" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), anew)
+    assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00"]
+
+
+def test_an_empty_folder_of_bags_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="wsimil extract"):
+        find_bags(tmp_path)
+
+
+def test_a_table_of_predictions_comes_back(tmp_path: Path) -> None:
+    rows = [
+        Prediction("a", "done", (0.25, 0.75), 10, "x", "val"),
+        Prediction("b,c", "failed", error='it says "no"'),
+    ]
+    write_predictions(tmp_path / "p.csv", rows, ("x", "y"), "abc")
+    assert read_predictions(tmp_path / "p.csv") == (rows, ("x", "y"), "abc")
+    assert rows[0].predicted(("x", "y")) == "y"
+    assert rows[1].predicted(("x", "y")) == ""

@@ -1,0 +1,188 @@
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted import DIM, plant, plant_cohort
+
+from wsi_mil import checkpoint, learning, store, train, workflow
+from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError, WeightsError
+from wsi_mil.learning import Epoch, LearnParams
+from wsi_mil.train import CHECKPOINT, Trained, TrainParams
+from wsi_mil.workflow import Folders
+
+QUICK = LearnParams(epochs=12, patience=12, lr=3e-3)
+
+
+def fit(root: Path, aggregator: str = "abmil", **learn: object) -> Trained:
+    folders = Folders.under(root)
+    params = TrainParams(aggregator, learn=replace(QUICK, **learn))
+    cohort = workflow.labelled(root / "labels.csv", folders)
+    return train.fit(cohort, folders.feats, params, folders.distances, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("aggregator", ["das-mil", "abmil"])
+def test_a_planted_signal_is_learnt_and_found_on_test_slides(tmp_path: Path, aggregator: str) -> None:
+    plant_cohort(tmp_path, slides=40, test=16)
+    trained = fit(tmp_path, aggregator)
+    assert trained.auroc("test") > 0.9
+    assert len(trained.cohort.part("test")) == 16
+    assert trained.history[-1].train_loss < trained.history[0].train_loss
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    before = torch.random.get_rng_state()
+    made = []
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        made.append(train.publish(fit(tmp_path, "das-mil", epochs=2, seed=seed), tmp_path / name, {}).read_bytes())
+    assert made[0] == made[1] != made[2]
+    assert torch.equal(torch.random.get_rng_state(), before)  # the caller's generator is left alone
+
+
+def test_the_kept_epoch_is_the_one_of_lowest_validation_loss(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    trained = fit(tmp_path, epochs=8, lr=0.05)
+    best = learning.best_epoch(trained.history)
+    val = [row for row in trained.predictions if row.split == "val"]
+    classes = trained.checkpoint.classes
+    loss = np.mean([-math.log(row.probabilities[classes.index(row.label)]) for row in val])  # classes are balanced
+    assert loss == pytest.approx(best.val_loss, rel=1e-4)
+    assert best.val_loss == min(epoch.val_loss for epoch in trained.history)
+
+
+def test_training_stops_when_validation_does_not_get_better(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    trained = fit(tmp_path, epochs=200, patience=3, lr=0.1)
+    best = learning.best_epoch(trained.history)
+    assert len(trained.history) == best.epoch + 4 < 200
+
+
+def test_statistics_and_length_scales_come_from_training_patients_only(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=24, test=8)
+    before = fit(tmp_path, "das-mil", epochs=1)
+    for index in range(16, 24):  # other test slides: far tiles, other features
+        plant(tmp_path / "feats", f"s{index:02d}", bool(index % 2), seed=100 + index, tiles=20, mpp_x=5.0, mpp_y=5.0)
+    after = fit(tmp_path, "das-mil", epochs=1)
+    for name, tensor in before.checkpoint.state.items():
+        assert torch.equal(tensor, after.checkpoint.state[name]), name
+    assert before.checkpoint.options == after.checkpoint.options
+
+
+def test_length_scales_run_from_one_tile_step_to_the_section(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    scales = fit(tmp_path, "das-mil", epochs=1).checkpoint.options["length_scales_um"]
+    assert scales[0] == pytest.approx(224, abs=16)  # 448 px at 0.5 um/px
+    assert 1200 < scales[-1] < 10 * 224 * math.sqrt(2)
+    ratios = [b / a for a, b in itertools.pairwise(scales)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert store.read(tmp_path / "distances" / "s00.h5").attrs["stage"] == "distances"  # made on the way
+
+
+def test_class_weights_balance() -> None:
+    weights = learning.class_weights([0, 0, 0, 1], 2)
+    assert weights.tolist() == pytest.approx([2 / 3, 2.0])
+    with pytest.raises(TrainingError, match="class number 1"):
+        learning.class_weights([0, 0], 2)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_word(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    with pytest.raises(TrainingError, match="--lr"):
+        fit(tmp_path, lr=1e30, epochs=20)
+
+
+def test_publishing_writes_all_tables_and_the_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    trained = fit(tmp_path, "das-mil", epochs=2)
+    path = train.publish(trained, tmp_path / "model", {"report.html": b"page"})
+    names = {file.name for file in (tmp_path / "model").iterdir()}
+    assert names == {"checkpoint.safetensors", "history.csv", "splits.csv", "predictions.csv", "report.html"}
+    with (tmp_path / "model" / "history.csv").open() as file:
+        assert list(csv.DictReader(file))[1].keys() == set(Epoch._fields)
+    back = checkpoint.load(path)
+    assert replace(back, state={}) == replace(trained.checkpoint, state={}, options=back.options)
+    model = back.model()
+    assert not model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, trained.checkpoint.state[name])
+    assert (back.dim, back.classes) == (DIM, ("neg", "pos"))
+    assert back.recipe.tile_um == 256.0
+
+
+def test_the_checkpoint_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_cohort(tmp_path)
+    trained = fit(tmp_path, epochs=1)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        train.publish(trained, tmp_path / "model", {"report.html": b""})
+    assert not (tmp_path / "model" / CHECKPOINT).exists()
+
+
+def test_a_finished_training_is_not_repeated_and_another_is_refused(tmp_path: Path) -> None:
+    labels = plant_cohort(tmp_path)
+    folders, params = Folders.under(tmp_path), TrainParams("abmil", learn=replace(QUICK, epochs=1))
+    assert workflow.train_model(labels, folders, params, "cpu") is not None
+    assert workflow.train_model(labels, folders, params, "cpu") is None
+    other = TrainParams("abmil", learn=replace(QUICK, epochs=2))
+    with pytest.raises(ArtifactStale, match="--overwrite"):
+        workflow.train_model(labels, folders, other, "cpu")
+    assert workflow.train_model(labels, folders, other, "cpu", overwrite=True) is not None
+
+
+def test_bags_of_different_make_are_refused_with_both_named(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    plant(tmp_path / "feats", "s03", positive=True, seed=3, encoder="resnet50", tile_um=128.0)
+    with pytest.raises(IncompatibleError, match=r"s03\.h5.* resnet50 and not toy; tile_um is 128\.0 and not 256"):
+        fit(tmp_path)
+
+
+def test_empty_slides_are_left_out_and_unseen_ones_refused(tmp_path: Path) -> None:
+    labels = plant_cohort(tmp_path)
+    plant(tmp_path / "feats", "s04", positive=False, seed=4, tiles=0)
+    assert "s04" in workflow.labelled(labels, Folders.under(tmp_path)).left_out
+    labels.write_text(labels.read_text() + "ghost,pos\n")
+    with pytest.raises(TableError, match="no stage has seen a slide ghost"):
+        workflow.labelled(labels, Folders.under(tmp_path))
+
+
+def test_a_slide_that_is_tiled_but_not_extracted_is_refused_with_the_command(tmp_path: Path) -> None:
+    labels = plant_cohort(tmp_path)
+    store.write(tmp_path / "tiles" / "late.h5", store.Artifact({"coords": np.zeros((1, 2), np.int64)}))
+    labels.write_text(labels.read_text() + "late,pos\n")
+    with pytest.raises(TableError, match="late has no features yet: run `wsimil extract`"):
+        workflow.labelled(labels, Folders.under(tmp_path))
+
+
+def test_a_checkpoint_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="wsimil train"):
+        checkpoint.load(tmp_path / "none.safetensors")
+    from wsi_mil.weights import save_tensors
+
+    save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {"wsi": json.dumps({})})
+    with pytest.raises(WeightsError, match="no checkpoint of wsimil"):
+        checkpoint.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: TrainParams("nothing"), "--aggregator nothing"),
+        (lambda: TrainParams(val_fraction=1.5), "--val-fraction"),
+        (lambda: LearnParams(epochs=0), "--epochs 0"),
+        (lambda: LearnParams(bags_per_step=0), "--bags-per-step 0"),
+        (lambda: LearnParams(lr=-1.0), "--lr"),
+        (lambda: LearnParams(weight_decay=-1.0), "--weight-decay"),
+    ],
+)
+def test_options_are_checked(make: object, flag: str) -> None:
+    with pytest.raises(OptionError, match=flag):
+        make()
