@@ -1,0 +1,13 @@
+"""Slides: open them, find them, tell one from another, write them. The only door to openslide and tifffile.
+
+with open_slide(Path("slides/a.svs")) as slide:
+    pixels = slide.read(0, 0, l0_size=(512, 512), size_px=(256, 256))
+    small = slide.thumbnail(mpp=8.0).image
+"""
+
+from wsi_mil.slides.base import Slide, Thumbnail
+from wsi_mil.slides.discovery import SlideFile, find_slides, slide_fingerprint
+from wsi_mil.slides.opening import open_slide
+from wsi_mil.slides.pyramid import write_pyramid
+
+__all__ = ["Slide", "SlideFile", "Thumbnail", "find_slides", "open_slide", "slide_fingerprint", "write_pyramid"]

@@ -1,0 +1,172 @@
+"""What every reader offers: pixels of a slide at any scale, from the best level, always RGB on its background.
+
+A reader says which levels it has and how to read a whole-pixel rectangle of one; everything else is done here once.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from wsi_mil.slides.resolution import Resolution
+
+RESAMPLE = "pillow-bilinear-antialiased"
+_TOLERANCE = 2e-3  # a level this much coarser than asked still serves: less than the rounding of a tile's side
+_BLOCK_PX = 2048  # side of the blocks that a thumbnail is read in: 16 MB each
+WHITE = (255, 255, 255)
+
+
+class Thumbnail(NamedTuple):
+    """A whole slide, small."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    mpp_x: float
+    mpp_y: float
+
+
+class Level(NamedTuple):
+    """One level of a pyramid."""
+
+    width: int
+    height: int
+    scale_x: float
+    """Level-0 pixels per pixel of this level."""
+    scale_y: float
+
+
+class Slide(ABC):
+    """An open slide: a context manager. Reading is thread-safe."""
+
+    reader: str
+    """Who reads it: "openslide" or "image"."""
+
+    def __init__(
+        self, path: Path, sizes: list[tuple[int, int]], resolution: Resolution, background: tuple[int, int, int] = WHITE
+    ) -> None:
+        """Take the (width, height) of each level, level 0 first."""
+        self.path = path
+        self.l0_size = sizes[0]
+        self.levels = [Level(*size, *map(_scale, sizes[0], size)) for size in sizes]
+        self.mpp_x, self.mpp_y, self.mpp_source = resolution
+        self.background = background
+
+    @property
+    def level_downsamples(self) -> list[float]:
+        """How much coarser each level is than level 0, averaged over the axes."""
+        return [(level.scale_x + level.scale_y) / 2 for level in self.levels]
+
+    def read(
+        self, l0_x: int, l0_y: int, l0_size: tuple[int, int], size_px: tuple[int, int]
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Read a rectangle at a chosen scale.
+
+        The pixels are those of the coarsest level that is not coarser than asked: the whole-pixel rectangle of that
+        level nearest to the one asked for, then resampled by Pillow's antialiased bilinear filter unless it has the
+        right size already.
+
+        Args:
+            l0_x: left edge, level-0 pixels.
+            l0_y: top edge, level-0 pixels.
+            l0_size: (width, height) of the rectangle, level-0 pixels. What lies outside the slide is background.
+            size_px: (width, height) of the result, pixels.
+
+        Raises:
+            SlideUnreadable: the pixels cannot be read.
+        """
+        index = self.level_for(l0_size[0] / size_px[0], l0_size[1] / size_px[1])
+        level = self.levels[index]
+        x, width = _span(l0_x, l0_size[0], level.scale_x, self.l0_size[0], level.width)
+        y, height = _span(l0_y, l0_size[1], level.scale_y, self.l0_size[1], level.height)
+        image = self._read_level(index, x, y, width, height)
+        if image.size != size_px:
+            image = image.resize(size_px, Image.Resampling.BILINEAR)
+        return np.array(image)
+
+    def level_for(self, scale_x: float, scale_y: float) -> int:
+        """Return the coarsest level that is not coarser than so many level-0 pixels per pixel; level 0 if all are."""
+        fine = [
+            index
+            for index, level in enumerate(self.levels)
+            if level.scale_x <= scale_x * (1 + _TOLERANCE) and level.scale_y <= scale_y * (1 + _TOLERANCE)
+        ]
+        return max(fine, key=lambda index: self.level_downsamples[index], default=0)
+
+    def thumbnail(self, mpp: float) -> Thumbnail:
+        """Read the whole slide at about ``mpp`` micrometres per pixel (at its own, if that is coarser).
+
+        The level is read in blocks that are averaged down at once, so that a slide of a single level, however large,
+        takes little more memory than its thumbnail.
+
+        Raises:
+            SlideUnreadable: the pixels cannot be read.
+        """
+        l0_width, l0_height = self.l0_size
+        size = (
+            min(l0_width, max(1, round(l0_width * self.mpp_x / mpp))),
+            min(l0_height, max(1, round(l0_height * self.mpp_y / mpp))),
+        )
+        index = self.level_for(l0_width / size[0], l0_height / size[1])
+        image = self._reduced_level(index, size)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return Thumbnail(np.array(image), self.mpp_x * l0_width / size[0], self.mpp_y * l0_height / size[1])
+
+    def _reduced_level(self, index: int, size: tuple[int, int]) -> Image.Image:
+        """A whole level, averaged over whole blocks of pixels to not less than ``size``."""
+        level = self.levels[index]
+        factor = (max(1, level.width // size[0]), max(1, level.height // size[1]))
+        step_x, step_y = (max(1, _BLOCK_PX // along) * along for along in factor)
+        whole = Image.new("RGB", (-(-level.width // factor[0]), -(-level.height // factor[1])))
+        for y in range(0, level.height, step_y):
+            for x in range(0, level.width, step_x):
+                block = self._read_level(index, x, y, min(step_x, level.width - x), min(step_y, level.height - y))
+                whole.paste(block.reduce(factor), (x // factor[0], y // factor[1]))
+        return whole
+
+    @abstractmethod
+    def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> Image.Image:
+        """Read a rectangle, in pixels of the level, as an RGB image on the slide's background."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Lay an RGBA image on a background: what was never scanned is transparent, and must not turn black."""
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return image.convert("RGB")
+    result = Image.new("RGB", image.size, background)
+    result.paste(image, mask=alpha)
+    return result
+
+
+def _scale(l0_size: int, size: int) -> float:
+    """Level-0 pixels per pixel along one axis.
+
+    Levels are made by a whole factor, then rounded up or down to whole pixels (1001 / 4 = 250 or 251), so the ratio of
+    the sizes is only nearly that factor. The factor is what places pixels rightly.
+    """
+    factor = max(1, round(l0_size / size))
+    return float(factor) if abs(l0_size / factor - size) < 1 else l0_size / size
+
+
+def _span(l0_start: int, l0_length: int, scale: float, l0_size: int, size: int) -> tuple[int, int]:
+    """The whole-pixel span of a level nearest to a level-0 span; inside the level if that is inside the slide."""
+    start, length = round(l0_start / scale), max(1, round(l0_length / scale))
+    if l0_start + l0_length <= l0_size:
+        start = min(start, max(0, size - length))
+    return start, length

@@ -1,0 +1,129 @@
+"""Which files of a folder are slides, what each is called, and what its content is."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from wsi_mil.errors import SlideError, SlideUnreadable
+from wsi_mil.slides.openslide_reader import series_of
+
+EXTENSIONS = (
+    ".ome.tiff", ".svslide", ".ome.tif", ".tiff", ".ndpi", ".mrxs", ".jpeg",
+    ".svs", ".vms", ".vmu", ".scn", ".bif", ".tif", ".dcm", ".czi", ".png", ".jpg",
+)  # fmt: skip
+"""Longest first, so that `a.ome.tif` is called `a`."""
+_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
+
+
+class SlideFile(NamedTuple):
+    """One slide in a folder."""
+
+    slide_id: str
+    """Path relative to the folder, "/" between its parts, without a known extension."""
+    path: Path
+
+
+def find_slides(folder: Path) -> list[SlideFile]:
+    """Find every slide in a folder and the folders inside it, by slide_id; or the one slide that is named itself.
+
+    Hidden files and folders are passed over. The files that belong to an MRXS or VMS slide are no slides of their own,
+    and a DICOM series is one slide. Two files that would share a slide_id keep their extensions in it.
+
+    Raises:
+        SlideError: there is no such folder, or no slide in it.
+    """
+    if folder.is_file():
+        return [SlideFile(_bare(folder.name), folder)]
+    if not folder.is_dir():
+        raise SlideError(f"{folder} does not exist: name a folder of slides, or one slide")
+    paths = _without_companions(sorted(_candidates(folder)))
+    if not paths:
+        raise SlideError(f"{folder} holds no slide: looked for files ending in {', '.join(sorted(EXTENSIONS))}")
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    times = Counter(map(_bare, names.values()))
+    return sorted(SlideFile(name if times[_bare(name)] > 1 else _bare(name), path) for path, name in names.items())
+
+
+def slide_fingerprint(path: Path) -> str:
+    """Hash what a slide is: its size, 16 samples of its content, and the names and sizes of the files it belongs with.
+
+    The time of change is left out, so that copying or moving a cohort makes nothing stale.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        SlideUnreadable: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(str(size).encode())
+            for index in range(_BLOCKS):
+                file.seek(max(0, size - _BLOCK_BYTES) * index // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+        for companion in sorted(_companions(path)):
+            name = companion.relative_to(path.parent).as_posix()
+            digest.update(f"\n{name} {companion.stat().st_size}".encode())
+    except OSError as error:
+        raise SlideUnreadable(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()[:32]
+
+
+def _candidates(folder: Path) -> Iterable[Path]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+                yield Path(parent, name)
+
+
+def _without_companions(paths: list[Path]) -> list[Path]:
+    """Drop the files that belong to an earlier slide of the list or to one with a file of its own."""
+    owned: set[Path] = set()
+    for path in paths:
+        if path not in owned:
+            owned.update(_companions(path))
+    return [path for path in paths if path not in owned]
+
+
+def _companions(path: Path) -> list[Path]:
+    """The other files that a slide consists of."""
+    match path.suffix.lower():
+        case ".mrxs":
+            return [file for file in path.with_suffix("").rglob("*") if file.is_file()]
+        case ".vms" | ".vmu":
+            return _named_inside(path)
+        case ".dcm":
+            series = _series(path)
+            beside = sorted(path.parent.glob("*.[dD][cC][mM]"))
+            return [file for file in beside if series and file != path and _series(file) == series]
+    return []
+
+
+def _named_inside(path: Path) -> list[Path]:
+    """The files that a VMS or VMU file, `Key=value` lines, names."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = {line.partition("=")[2].strip() for line in lines} - {""}
+    return [path.with_name(name) for name in names if "/" not in name and path.with_name(name).is_file()]
+
+
+def _series(path: Path) -> str | None:
+    status = path.stat()
+    return _series_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _series_of(path: Path, size: int, time_ns: int) -> str | None:  # size and time tell versions of a file apart
+    return series_of(path)
+
+
+def _bare(name: str) -> str:
+    lower = name.lower()
+    extension = next((extension for extension in EXTENSIONS if lower.endswith(extension)), "")
+    return name[: len(name) - len(extension)]

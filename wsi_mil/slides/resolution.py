@@ -1,0 +1,85 @@
+"""How many micrometres a pixel of a slide spans, and who says so.
+
+The first source that says anything is believed: the user, OpenSlide, a plain TIFF's resolution tags, the objective's
+power. A value outside 0.05 to 10 um/px is nonsense (72 dpi is 353 um/px) whoever says it, and is refused, not passed
+over for the next source.
+"""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from wsi_mil.errors import ResolutionError
+
+log = logging.getLogger(__name__)
+
+MPP_RANGE = (0.05, 10.0)
+_UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
+_REMEDY = "give the right one with --slide-mpp or in slides.csv"
+
+
+class Resolution(NamedTuple):
+    """Micrometres per level-0 pixel, and their source: "option", "openslide", "tiff-resolution", "objective-power"."""
+
+    mpp_x: float
+    mpp_y: float
+    source: str
+
+
+class Hints(NamedTuple):
+    """What a file says about its resolution, as it says it; None where it says nothing."""
+
+    mpp: tuple[str | None, str | None] = (None, None)
+    """OpenSlide's properties, x and y."""
+    pixels_per_unit: tuple[str | None, str | None] = (None, None)
+    """TIFF resolution tags, x and y."""
+    unit: str = ""
+    """Unit of those: "inch", "centimeter", or another, which says nothing."""
+    power: str | None = None
+    """Magnification of the objective."""
+
+
+def resolve(path: Path, option: float | None, hints: Hints) -> Resolution:
+    """Return the resolution of a slide from the first source that gives one.
+
+    Raises:
+        ResolutionError: no source does, or it gives nonsense.
+    """
+    if option is not None:
+        return _checked(path, Resolution(option, option, "option"))
+    if pair := _pair(path, hints.mpp):
+        return _checked(path, Resolution(*pair, "openslide"))
+    if hints.unit in _UM_PER_UNIT and (pair := _pair(path, hints.pixels_per_unit)):
+        x, y = (_UM_PER_UNIT[hints.unit] / value if value else 0.0 for value in pair)
+        return _checked(path, Resolution(x, y, "tiff-resolution"))
+    if pair := _pair(path, (hints.power, hints.power)):
+        mpp = 10 / pair[0] if pair[0] else 0.0
+        resolution = _checked(path, Resolution(mpp, mpp, "objective-power"))
+        log.warning("%s: about %.3g um/px, guessed from its %s x objective; %s", path, mpp, hints.power, _REMEDY)
+        return resolution
+    raise ResolutionError(f"{path} does not say its micrometres per pixel: {_REMEDY}")
+
+
+def _pair(path: Path, texts: tuple[str | None, str | None]) -> tuple[float, float] | None:
+    """Both axes as numbers; one axis stands for both where the other is missing."""
+    x, y = texts
+    if x is None and y is None:
+        return None
+    return _number(path, x if x is not None else y), _number(path, y if y is not None else x)
+
+
+def _number(path: Path, text: str | None) -> float:
+    try:
+        return float(text or "")
+    except ValueError as error:
+        raise ResolutionError(f"{path} gives a resolution of {text!r}, which is no number: {_REMEDY}") from error
+
+
+def _checked(path: Path, resolution: Resolution) -> Resolution:
+    low, high = MPP_RANGE
+    for mpp in (resolution.mpp_x, resolution.mpp_y):
+        if not low <= mpp <= high:
+            raise ResolutionError(
+                f"{path}: {mpp:.6g} um/px (from {resolution.source}) is outside {low} to {high:g}: {_REMEDY}"
+            )
+    return resolution
