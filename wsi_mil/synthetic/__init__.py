@@ -1,8 +1,8 @@
 """A small cohort of painted slides whose label is a distance: the demo, and the tests of everything positional.
 
-Every slide holds tumour nests and lymphocyte clusters in the same numbers and sizes. It is ``near`` when some nest lies
-close to a cluster, and ``far`` when none does, so a model without positions cannot beat chance. `layout` says how that is
-kept so, `paint` how a layout becomes an image.
+Every slide holds tumour nests and lymphocyte clusters in the same numbers and sizes. It is ``near`` when some nest
+lies close to a cluster, and ``far`` when none does, so a model without positions cannot beat chance. `layout` says how
+that is kept so, `paint` how a layout becomes an image.
 
 Example::
 
@@ -21,9 +21,10 @@ from wsi_mil import store
 from wsi_mil.executors import available_cores, map_unordered
 from wsi_mil.progress import progress
 from wsi_mil.slides import write_pyramid
-from wsi_mil.synthetic.layout import LABELS, Blob, Layout, SyntheticParams, label_of, layout
-from wsi_mil.synthetic.paint import paint
-from wsi_mil.synthetic.palette import palette
+from wsi_mil.synthetic.layouts import LABELS, Blob, Layout, label_of, layout
+from wsi_mil.synthetic.painting import paint
+from wsi_mil.synthetic.palettes import palette
+from wsi_mil.synthetic.params import SyntheticParams
 
 __all__ = ["LABELS", "Blob", "Layout", "SyntheticParams", "layout", "make_cohort", "paint_slide", "slide_id"]
 
@@ -89,10 +90,8 @@ def _labels(params: SyntheticParams) -> Iterable[tuple[str, ...]]:
 
 
 def _split_of(index: int, params: SyntheticParams) -> str:
-    """The splits follow each other; slides 2k and 2k + 1, one of each class, stay together, so each is balanced."""
-    pairs = params.slides // 2
-    val, test = (max(1, round(share * pairs)) for share in (params.val_fraction, params.test_fraction))
-    train = max(1, pairs - val - test)
+    """The splits follow each other; slides 2k and 2k + 1, one of each label, stay together, so each is balanced."""
+    train, val, _ = params.split_pairs
     return "train" if index // 2 < train else "val" if index // 2 < train + val else "test"
 
 

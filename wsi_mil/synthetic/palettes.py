@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 from scipy import ndimage
 
+Sprite = Float32[np.ndarray, "_ _"]
+"""Amounts of haematoxylin on a small square with a pixel in its middle; sprites differ in size."""
+
 FIELD_UM = 2304.0
 _SPRITES = 64
 _FIBROBLASTS_PER_MM2 = 420
@@ -31,9 +34,9 @@ class Palette:
     """Coarse smooth noise of standard deviation 1: its zero lines part a nest into cords of cells."""
     noise: Float32[np.ndarray, "height width"]
     """Scanner noise of standard deviation 1."""
-    tumour: tuple[Float32[np.ndarray, "height width"], ...]
+    tumour: tuple[Sprite, ...]
     """Haematoxylin of large pale nuclei with a rim, clumped chromatin and often a nucleolus."""
-    lymphocytes: tuple[Float32[np.ndarray, "height width"], ...]
+    lymphocytes: tuple[Sprite, ...]
     """Haematoxylin of small round dark nuclei."""
 
 
@@ -57,7 +60,7 @@ def palette(mpp: float) -> Palette:
 
 def stamp(
     canvas: Float32[np.ndarray, "height width"],
-    sprites: tuple[Float32[np.ndarray, "k k"], ...],
+    sprites: tuple[Sprite, ...],
     rows: list[int],
     columns: list[int],
     which: list[int],
@@ -83,7 +86,7 @@ def _field(
 
 
 def _stroma(
-    rng: np.random.Generator, size: int, mpp: float, lymphocytes: tuple[Float32[np.ndarray, "k k"], ...]
+    rng: np.random.Generator, size: int, mpp: float, lymphocytes: tuple[Sprite, ...]
 ) -> tuple[Float32[np.ndarray, "height width"], Float32[np.ndarray, "height width"]]:
     """Haematoxylin and eosin of stroma: fibres that run across in some places, down in others, and wind."""
     across, across_angle = _fibres(rng, size, mpp)
@@ -115,7 +118,7 @@ def _fibroblasts(
     rng: np.random.Generator,
     angle: Float32[np.ndarray, "height width"],
     mpp: float,
-    lymphocytes: tuple[Float32[np.ndarray, "k k"], ...],
+    lymphocytes: tuple[Sprite, ...],
 ) -> Float32[np.ndarray, "height width"]:
     """Haematoxylin of spindle nuclei along the fibres, with a rare lymphocyte among them."""
     size, area_mm2 = len(angle), (len(angle) * mpp / 1000) ** 2
@@ -133,20 +136,20 @@ def _fibroblasts(
     return canvas[margin:-margin, margin:-margin]
 
 
-def _spindle(rng: np.random.Generator, mpp: float, angle: float) -> Float32[np.ndarray, "k k"]:
+def _spindle(rng: np.random.Generator, mpp: float, angle: float) -> Sprite:
     long_um, wide_um = rng.uniform(6.0, 11.0), rng.uniform(1.5, 2.4)
     nucleus, _, _ = _ellipse(long_um, wide_um, angle + rng.normal(0, 0.15), mpp)
     return nucleus * np.float32(rng.uniform(0.45, 0.8))
 
 
-def _lymphocyte(rng: np.random.Generator, mpp: float) -> Float32[np.ndarray, "k k"]:
+def _lymphocyte(rng: np.random.Generator, mpp: float) -> Sprite:
     radius_um = rng.uniform(2.9, 3.8)
     nucleus, x_um, y_um = _ellipse(radius_um * rng.uniform(1, 1.15), radius_um, rng.uniform(0, np.pi), mpp)
     clumps = _spots(rng, x_um, y_um, 4, 2.0, 0.9)
     return nucleus * np.float32(rng.uniform(0.72, 1.02)) * (1 + 0.2 * clumps).astype(np.float32)
 
 
-def _tumour(rng: np.random.Generator, mpp: float) -> Float32[np.ndarray, "k k"]:
+def _tumour(rng: np.random.Generator, mpp: float) -> Sprite:
     radius_um = float(np.clip(rng.lognormal(np.log(5.2), 0.2), 3.6, 8.5))
     stretch, angle = rng.uniform(1.0, 1.4), rng.uniform(0, np.pi)
     nucleus, x_um, y_um = _ellipse(radius_um * stretch, radius_um, angle, mpp)
@@ -176,7 +179,7 @@ def _spots(
     count: int,
     spread_um: float,
     radius_um: float,
-) -> Float32[np.ndarray, "k k"]:
+) -> Sprite:
     """Soft spots of height 1 scattered about the middle."""
     spots = np.zeros_like(x_um)
     for x, y in rng.normal(0, spread_um, (count, 2)):

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Float32, UInt8, UInt32
 from PIL import Image
 from scipy import ndimage
 
-from wsi_mil.synthetic.layout import Blob, Layout, SyntheticParams
-from wsi_mil.synthetic.palette import Palette, palette, stamp
+from wsi_mil.synthetic.layouts import Blob, Layout
+from wsi_mil.synthetic.palettes import Palette, Sprite, palette, stamp
+from wsi_mil.synthetic.params import SyntheticParams
 
 # Optical density in red, green and blue of one unit of stain (Macenko et al., ISBI 2009).
 HAEMATOXYLIN = np.array([0.5626, 0.7201, 0.4062])
@@ -73,13 +74,14 @@ def _cut_tissue(stains: Stains, layout: Layout, mpp: float, colours: Palette, rn
     depth = layout.tissue.depth_um(x_um, y_um)
     for hole in layout.holes:
         depth = np.minimum(depth, -hole.depth_um(x_um, y_um))
-    gain = 1 + 0.09 * _smooth(rng, coarse, 30) + 0.05 * _smooth(rng, coarse, 8)
+    gain = 1 + 0.09 * _smooth(rng, coarse, 30.0) + 0.05 * _smooth(rng, coarse, 8.0)
     gain = gain * (1 + 0.18 * np.exp(-np.square(depth / 25)))  # edges take more stain
     fields = [Image.fromarray(field.astype(np.float32)) for field in (depth, gain)]
     size, offset = len(colours.grain), int(rng.integers(len(colours.grain)))
     for top in range(0, side_px, _STRIP_PX):
         rows = slice(top, min(top + _STRIP_PX, side_px))
-        box = tuple(edge * mpp / _COARSE_UM for edge in (0, rows.start, side_px, rows.stop))
+        scale = mpp / _COARSE_UM
+        box = (0.0, rows.start * scale, side_px * scale, rows.stop * scale)
         target = (side_px, rows.stop - rows.start)
         deep, strength = (np.array(field.resize(target, Image.Resampling.BILINEAR, box=box)) for field in fields)
         ragged = colours.grain[np.arange(rows.start + offset, rows.stop + offset) % size]
@@ -87,6 +89,15 @@ def _cut_tissue(stains: Stains, layout: Layout, mpp: float, colours: Palette, rn
         strength *= np.clip(deep / 5 + 0.5, 0, 1)
         stains.haematoxylin[rows] *= strength
         stains.eosin[rows] *= strength
+
+
+def _crop(
+    fields: tuple[Float32[np.ndarray, "k k"], ...], shape: tuple[int, ...], rng: np.random.Generator
+) -> list[Float32[np.ndarray, "height width"]]:
+    """The same piece, from anywhere, of fields that belong together."""
+    size = len(fields[0])
+    rows, columns = ((np.arange(length) + rng.integers(size)) % size for length in shape)
+    return [field[rows[:, None], columns] for field in fields]
 
 
 def _smooth(rng: np.random.Generator, size: int, sigma: float) -> Float[np.ndarray, "height width"]:
@@ -109,9 +120,7 @@ def _window(stains: Stains, blob: Blob, mpp: float) -> tuple[Stains, Float[np.nd
 def _paint_nest(stains: Stains, blob: Blob, mpp: float, colours: Palette, rng: np.random.Generator) -> None:
     """Cords of tumour cells, parted by thin septa of stroma and shrunk a little from it."""
     window, depth = _window(stains, blob, mpp)
-    grain, lobes = (
-        field[: len(depth), : depth.shape[1]] for field in _cover((colours.grain, colours.lobes), max(depth.shape), rng)
-    )
+    grain, lobes = _crop((colours.grain, colours.lobes), depth.shape, rng)
     deep = np.minimum(depth + 3 * grain, 75 * (np.abs(lobes) - 0.09)).astype(np.float32)
     gap = np.exp(-np.square((deep + 4) / 3)) * (depth > -15)
     cells = np.clip(deep / 3 + 0.5, 0, 1)
@@ -125,9 +134,7 @@ def _paint_nest(stains: Stains, blob: Blob, mpp: float, colours: Palette, rng: n
 def _paint_cluster(stains: Stains, blob: Blob, mpp: float, colours: Palette, rng: np.random.Generator) -> None:
     """Lymphocytes, crowded in the middle and looser towards the outline, in loose stroma."""
     window, depth = _window(stains, blob, mpp)
-    grain, lobes = (
-        field[: len(depth), : depth.shape[1]] for field in _cover((colours.grain, colours.lobes), max(depth.shape), rng)
-    )
+    grain, lobes = _crop((colours.grain, colours.lobes), depth.shape, rng)
     _mix(window, (0.7 * np.clip(depth / 60, 0, 1)).astype(np.float32), 0.12 + 0.03 * grain, 0.16 + 0.03 * grain)
     crowd = np.clip(depth / 90 + 0.12, 0, 0.96) * (depth > 4) * np.clip(1.1 + 0.25 * lobes, 0.3, 1)
     places = _scatter(rng, depth.shape, 7.6 / mpp, 1.3 / mpp)
@@ -151,14 +158,15 @@ def _scatter(
     """Rows and columns of places for cells: a honeycomb, shaken."""
     rows = np.arange(0, shape[0], spacing_px * np.sqrt(0.75))
     columns = np.arange(0, shape[1], spacing_px)
-    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
-    grid[1::2, :, 1] += spacing_px / 2
-    return grid.reshape(-1, 2) + rng.normal(0, jitter_px, (grid.shape[0] * grid.shape[1], 2))
+    row, column = np.meshgrid(rows, columns, indexing="ij")
+    column[1::2] += spacing_px / 2
+    places = np.stack([row.ravel(), column.ravel()], axis=-1)
+    return places + rng.normal(0, jitter_px, places.shape)
 
 
 def _stamp_cells(
     window: Stains,
-    sprites: tuple[Float32[np.ndarray, "k k"], ...],
+    sprites: tuple[Sprite, ...],
     places: Float[np.ndarray, "k 2"],
     allowed: Bool[np.ndarray, "height width"],
     rng: np.random.Generator,
@@ -178,7 +186,7 @@ def _stamp_cells(
 
 
 def _light(rng: np.random.Generator) -> UInt32[np.ndarray, " k"]:
-    """Colour by 256 * haematoxylin + eosin, in steps: the stain, glass and lamp of one slide. Red is the lowest byte."""
+    """Colour by 256 * haematoxylin + eosin, in steps, red in the lowest byte: stain, glass and lamp of one slide."""
     strengths = rng.uniform(0.88, 1.14, 2)
     vectors = np.stack([HAEMATOXYLIN, EOSIN]) + rng.uniform(-0.025, 0.025, (2, 3))
     glass = np.array([244.0, 242.0, 238.0]) + rng.uniform(-2, 2) + rng.uniform(-1.5, 1.5, 3)

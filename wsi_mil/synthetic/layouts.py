@@ -20,70 +20,13 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from wsi_mil.errors import OptionError
+from wsi_mil.synthetic.params import REACH, SyntheticParams
 
 LABELS = ("near", "far")
 _GRID_UM = 16.0
 _ANGLES = 360
 _SECTIONS, _DRAWS = 20, 20
 _CANDIDATES, _PLACES = 1024, 64
-_REACH = 1.26  # of a nest or cluster, in mean radii: no outline goes further
-
-
-@dataclass(frozen=True)
-class SyntheticParams:
-    """What a synthetic cohort is like. Lengths are in micrometres; distances are from centre to centre."""
-
-    slides: int = 120
-    """Slides in all, an even number: half near, half far."""
-    val_fraction: float = 0.2
-    """Share of the slides for validation."""
-    test_fraction: float = 0.45
-    """Share of the slides for the test."""
-    nests: int = 3
-    """Tumour nests on every slide."""
-    clusters: int = 3
-    """Lymphocyte clusters on every slide."""
-    near_um: tuple[float, float] = (820.0, 1100.0)
-    """Near: the distance of the closest nest and cluster lies in this range. The lower end holds for both labels: it
-    keeps a nest and a cluster out of one tile, which would betray the label without positions."""
-    far_um: float = 1600.0
-    """Far: the closest nest and cluster are at least this far apart."""
-    spacing_um: float = 575.0
-    """Smallest distance between two nests, and between two clusters."""
-    radius_um: float = 220.0
-    """Mean radius of nests and clusters, from which each differs a little; outlines reach up to a quarter further."""
-    clearance_um: float = 200.0
-    """Stroma between a nest or cluster and the nearest glass, be it around the tissue or in a hole."""
-    mpp: float = 1.0
-    """Micrometres per pixel of level 0."""
-    side_um: float = 4608.0
-    """Side of the square slide; the tissue is about nine tenths of it across."""
-    seed: int = 0
-    """Slide number i depends only on this, i and the options above that describe a slide."""
-
-    def __post_init__(self) -> None:
-        if self.slides < 6 or self.slides % 2:
-            raise OptionError(f"--slides {self.slides}: give an even number from 6 on, for two classes in three splits")
-        if min(self.val_fraction, self.test_fraction) <= 0 or self.val_fraction + self.test_fraction >= 1:
-            shares = f"{self.val_fraction} and {self.test_fraction}"
-            raise OptionError(f"--val-fraction, --test-fraction {shares}: give two positive shares that leave some")
-        for name in ("nests", "clusters"):
-            if not 1 <= getattr(self, name) <= 4:
-                raise OptionError(f"--{name} {getattr(self, name)}: give 1 to 4, more do not fit a slide")
-        low, high = self.near_um
-        if not 2.6 * self.radius_um < low < high < self.far_um:
-            raise OptionError(f"--near-um {low:g} {high:g}: give 2.6 x --radius-um < low < high < --far-um")
-        if self.spacing_um < 2.6 * self.radius_um:
-            raise OptionError(f"--spacing-um {self.spacing_um:g}: give at least 2.6 x --radius-um")
-        if not 0 < self.mpp <= self.radius_um / 20:
-            raise OptionError(f"--mpp {self.mpp:g}: give more than 0 and at most a twentieth of --radius-um")
-        if self.clearance_um < 0 or self.seed < 0:
-            raise OptionError("--clearance-um, --seed: give numbers from 0 on")
-
-    @property
-    def side_px(self) -> int:
-        """Side of the slide in level-0 pixels."""
-        return round(self.side_um / self.mpp)
 
 
 @dataclass(frozen=True)
@@ -221,7 +164,7 @@ def _scatter(
     angle = rng.uniform(0, 2 * np.pi, _CANDIDATES)
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1).reshape(-1, 2, 2)
     centres = group @ turn + rng.uniform(0, params.side_um, (_CANDIDATES, 1, 2))
-    free = _lookup(room, centres).min(axis=1) > _REACH * params.radius_um + params.clearance_um
+    free = _lookup(room, centres).min(axis=1) > REACH * params.radius_um + params.clearance_um
     return centres[free][:_PLACES]
 
 
@@ -236,15 +179,14 @@ def _place_holes(
     placed: list[Blob] = []
     for hole in holes:
         spots = rng.uniform(0, params.side_um, (_CANDIDATES, 2))
-        apart = _distances(spots, centres).min(axis=1) > _REACH * params.radius_um + params.clearance_um + hole.reach_um
-        inside = _lookup(room, spots) > 2 * hole.reach_um
-        others = [
-            np.hypot(spots[:, 0] - o.x_um, spots[:, 1] - o.y_um) > 2 * (hole.reach_um + o.reach_um) for o in placed
-        ]
-        fits = np.flatnonzero(np.logical_and.reduce([apart, inside, *others]))
-        if not len(fits):
+        clear = _lookup(room, spots) > 2 * hole.reach_um
+        apart_um = REACH * params.radius_um + params.clearance_um + hole.reach_um
+        clear &= (_distances(spots, centres) > apart_um).all(axis=1)
+        for other in placed:
+            clear &= _distances(spots, _centres((other,)))[:, 0] > 2 * (hole.reach_um + other.reach_um)
+        if not clear.any():
             return None
-        placed.append(_at(hole, spots[fits[0]]))
+        placed.append(_at(hole, spots[clear.argmax()]))
     return tuple(placed)
 
 
