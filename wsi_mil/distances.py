@@ -18,9 +18,9 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.spatial import KDTree
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactError, OptionError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
 from wsi_mil.progress import Progress
-from wsi_mil.stage import Item, Result, artifact_items, per_slide
+from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, per_slide, run
 
 BIN_UM = 16.0
 """Width of a bin of the histogram. One width for all, so that histograms of different slides can be added."""
@@ -105,7 +105,7 @@ def nearest(
     return index, um
 
 
-def histogram(coords: Int[np.ndarray, "tiles 2"], um_per_px: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " bins"]:
+def histogram(coords: Int[np.ndarray, "tiles 2"], um_per_px: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " _"]:
     """Count all unordered pairs of tiles by distance, exactly.
 
     Args:
@@ -146,7 +146,7 @@ def dense(coords_um: Float[np.ndarray, "tiles 2"], out: Path) -> Float[np.ndarra
     return matrix
 
 
-def merge(histograms: list[Int[np.ndarray, " bins"]]) -> Int[np.ndarray, " bins"]:
+def merge(histograms: list[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " _"]:
     """Add histograms of different lengths."""
     total = np.zeros(max((len(one) for one in histograms), default=0), np.int64)
     for one in histograms:
@@ -154,7 +154,7 @@ def merge(histograms: list[Int[np.ndarray, " bins"]]) -> Int[np.ndarray, " bins"
     return total
 
 
-def quantile(counts: Int[np.ndarray, " bins"], q: float) -> float:
+def quantile(counts: Int[np.ndarray, " _"], q: float) -> float:
     """The distance in um below which a share q of all pairs lies, interpolated within its bin."""
     if not counts.sum():
         raise ArtifactError("no slide has two tiles, so there are no distances")
@@ -162,23 +162,44 @@ def quantile(counts: Int[np.ndarray, " bins"], q: float) -> float:
     return float(np.interp(q, cumulative, np.arange(len(cumulative)) * BIN_UM))
 
 
+def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " _"]]:
+    """The histograms of some slides, from the artifacts in ``folder``; what is absent or stale there is made first.
+
+    Artifacts of any ``k`` will do, since the histogram does not depend on it.
+    """
+    absent = [item for item in items if not _is_current(item, artifact_path(folder, item.slide_id))]
+    report = run(DistanceStage(DistanceParams(), folder), absent, folder, RunOptions(refresh=True))
+    for error in report.failed.values():
+        raise error
+    return [store.read(artifact_path(folder, item.slide_id)).arrays["histogram"] for item in items]
+
+
+def _is_current(item: Item, path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        attrs = store.read_attrs(path)
+    except ArtifactCorrupt:
+        return False
+    current = (DistanceStage.name, DistanceStage.version, store.read_attrs(item.source)["fingerprint"])
+    return (attrs.get("stage"), attrs.get("stage_version"), attrs.get("upstream")) == current
+
+
 def write_summary(folder: Path) -> None:
     """Write ``summary.json``: quantiles of each slide's distances and of all, for people to read."""
-    counts = {}
-    for item in artifact_items(folder):
-        counts[item.slide_id] = store.read(item.source).arrays["histogram"]
+    counts = {item.slide_id: store.read(item.source).arrays["histogram"] for item in artifact_items(folder)}
     slides = {slide_id: _quantiles(one) for slide_id, one in counts.items()}
     summary = {"unit": "um", "bin_um": BIN_UM, "all": _quantiles(merge(list(counts.values()))), "slides": slides}
     with store.replacing_text(folder / "summary.json") as file:
         json.dump(summary, file, indent=1)
 
 
-def _quantiles(counts: Int[np.ndarray, " bins"]) -> Mapping[str, float | int]:
+def _quantiles(counts: Int[np.ndarray, " _"]) -> Mapping[str, float | int]:
     shares = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0) if counts.sum() else ()
     return {"pairs": int(counts.sum()), **{f"q{100 * q:g}": round(quantile(counts, q), 1) for q in shares}}
 
 
-def _histogram_of_grid(cells: Int[np.ndarray, "tiles 2"], step_um: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " bins"]:
+def _histogram_of_grid(cells: Int[np.ndarray, "tiles 2"], step_um: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " _"]:
     width, height = (int(side) for side in cells.max(axis=0) + 1)
     shape = (next_fast_len(2 * height - 1, real=True), next_fast_len(2 * width - 1, real=True))
     occupied = np.zeros(shape)
@@ -193,7 +214,7 @@ def _histogram_of_grid(cells: Int[np.ndarray, "tiles 2"], step_um: Float[np.ndar
     return _trimmed(counts // 2)
 
 
-def _histogram_by_blocks(coords_um: Float[np.ndarray, "tiles 2"]) -> Int[np.ndarray, " bins"]:
+def _histogram_by_blocks(coords_um: Float[np.ndarray, "tiles 2"]) -> Int[np.ndarray, " _"]:
     longest = math.hypot(*(coords_um.max(axis=0) - coords_um.min(axis=0)))
     counts = np.zeros(int(longest / BIN_UM) + 2, np.int64)
     for start in range(0, len(coords_um), _BLOCK):
@@ -212,7 +233,7 @@ def _bins(um: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     return ((um + 1e-6) / BIN_UM).astype(np.int64)
 
 
-def _trimmed(counts: Int[np.ndarray, " bins"]) -> Int[np.ndarray, " bins"]:
+def _trimmed(counts: Int[np.ndarray, " _"]) -> Int[np.ndarray, " _"]:
     filled = np.flatnonzero(counts)
     return counts[: filled[-1] + 1] if len(filled) else counts[:0]
 

@@ -12,6 +12,7 @@ WsiMilError
 │   ├── ArtifactMissing     is not there: names the command that makes it
 │   ├── ArtifactCorrupt     is damaged: its checksum or layout is wrong
 │   └── ArtifactStale       was made from something else, or with other options
+├── TrainingError           training cannot go on
 └── IncompatibleError       two things that do not belong together (features and checkpoint)
 
 A message says what is wrong, where, and what to type next, on one line. Catch the base class to catch them all::
@@ -73,6 +74,10 @@ class ArtifactCorrupt(ArtifactError):
 
 class ArtifactStale(ArtifactError):
     """The artifact was made from another input or with other options."""
+
+
+class TrainingError(WsiMilError):
+    """Training cannot go on, such as when the loss is not finite."""
 
 
 class IncompatibleError(WsiMilError):

@@ -101,6 +101,7 @@ class ExtractStage:
         tiles = store.read(item.source)
         features = self._features(item, tiles, track)
         attrs = {key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs}
+        attrs["tile_params"] = tiles.attrs["params"]  # so that a checkpoint can tile new slides alike
         attrs["encoder"] = self.encoder.name
         attrs["encoder_weights"] = self.encoder.weights
         attrs["encoder_weights_sha256"] = self.encoder.weights_sha256

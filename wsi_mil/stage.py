@@ -52,11 +52,20 @@ class Result:
 class Stage(Protocol):
     """What the loop needs of a stage."""
 
-    name: str
-    version: int
-    """Raised whenever the same input starts to give another result."""
-    params: Any
-    """A frozen dataclass: everything that decides the result, nothing else."""
+    @property
+    def name(self) -> str:
+        """Short name, as recorded in the artifacts."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Raised whenever the same input starts to give another result."""
+        ...
+
+    @property
+    def params(self) -> Any:
+        """A frozen dataclass: everything that decides the result, nothing else."""
+        ...
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of what the artifact of this item is made from."""

@@ -6,8 +6,17 @@ with open_slide(Path("slides/a.svs")) as slide:
 """
 
 from wsi_mil.slides.base import Slide, Thumbnail
-from wsi_mil.slides.discovery import SlideFile, find_slides, slide_fingerprint
+from wsi_mil.slides.discovery import SlideFile, find_slides, slide_fingerprint, without_extension
 from wsi_mil.slides.opening import open_slide
 from wsi_mil.slides.pyramid import write_pyramid
 
-__all__ = ["Slide", "SlideFile", "Thumbnail", "find_slides", "open_slide", "slide_fingerprint", "write_pyramid"]
+__all__ = [
+    "Slide",
+    "SlideFile",
+    "Thumbnail",
+    "find_slides",
+    "open_slide",
+    "slide_fingerprint",
+    "without_extension",
+    "write_pyramid",
+]

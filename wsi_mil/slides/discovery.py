@@ -37,15 +37,18 @@ def find_slides(folder: Path) -> list[SlideFile]:
         SlideError: there is no such folder, or no slide in it.
     """
     if folder.is_file():
-        return [SlideFile(_bare(folder.name), folder)]
+        return [SlideFile(without_extension(folder.name), folder)]
     if not folder.is_dir():
         raise SlideError(f"{folder} does not exist: name a folder of slides, or one slide")
     paths = _without_companions(sorted(_candidates(folder)))
     if not paths:
         raise SlideError(f"{folder} holds no slide: looked for files ending in {', '.join(sorted(EXTENSIONS))}")
     names = {path: path.relative_to(folder).as_posix() for path in paths}
-    times = Counter(map(_bare, names.values()))
-    return sorted(SlideFile(name if times[_bare(name)] > 1 else _bare(name), path) for path, name in names.items())
+    times = Counter(map(without_extension, names.values()))
+    return sorted(
+        SlideFile(name if times[without_extension(name)] > 1 else without_extension(name), path)
+        for path, name in names.items()
+    )
 
 
 def slide_fingerprint(path: Path) -> str:
@@ -123,7 +126,8 @@ def _series_of(path: Path, size: int, time_ns: int) -> str | None:  # size and t
     return series_of(path)
 
 
-def _bare(name: str) -> str:
+def without_extension(name: str) -> str:
+    """Take a known slide extension off a name; other dots stay, as in the barcodes of TCGA."""
     lower = name.lower()
     extension = next((extension for extension in EXTENSIONS if lower.endswith(extension)), "")
     return name[: len(name) - len(extension)]

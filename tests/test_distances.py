@@ -1,0 +1,151 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_mil import distances, store
+from wsi_mil.distances import BIN_UM, DistanceParams, DistanceStage
+from wsi_mil.errors import ArtifactError, OptionError
+from wsi_mil.stage import Item, RunOptions, artifact_items, run
+
+UNIT = np.ones(2)
+
+
+def grid(rng: np.random.Generator, width: int, height: int, step: int = 224, share: float = 0.6) -> np.ndarray:
+    cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
+    return (cells[rng.random(len(cells)) < share] * step + 37).astype(np.int64)
+
+
+def brute_histogram(coords_um: np.ndarray) -> np.ndarray:
+    found = [
+        float(np.hypot(*(coords_um[i] - coords_um[j])))
+        for i in range(len(coords_um))
+        for j in range(i + 1, len(coords_um))
+    ]
+    return np.bincount([int((um + 1e-6) // BIN_UM) for um in found], minlength=0)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    um_per_px=st.sampled_from([(1.0, 1.0), (0.5, 0.25), (0.2521, 0.2521)]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_histogram_of_a_grid_counts_every_pair(seed: int, size: tuple[int, int], um_per_px: tuple) -> None:
+    coords, scale = grid(np.random.default_rng(seed), *size), np.array(um_per_px)
+    counts = distances.histogram(coords, scale)
+    assert counts.tolist() == brute_histogram(coords * scale).tolist()
+    assert counts.sum() == len(coords) * (len(coords) - 1) // 2
+
+
+def test_the_histogram_off_the_grid_counts_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    coords = np.random.default_rng(0).integers(0, 10_000_019, (150, 2))
+    monkeypatch.setattr(distances, "_BLOCK", 64)  # several blocks, the last one not full
+    assert distances.histogram(coords, UNIT * 1e-3).tolist() == brute_histogram(coords * 1e-3).tolist()
+
+
+def test_coinciding_tiles_are_pairs_at_distance_zero() -> None:
+    coords = np.array([[0, 0], [0, 0], [224, 0]])
+    assert distances.histogram(coords, UNIT)[0] == 1
+    assert distances.histogram(coords, UNIT).sum() == 3
+
+
+def test_a_large_grid_needs_no_square_array() -> None:
+    coords = grid(np.random.default_rng(0), 316, 316, share=1.1)
+    counts = distances.histogram(coords, UNIT)
+    assert counts.sum() == 99_856 * 99_855 // 2
+
+
+def test_neighbours_are_the_nearest_in_a_fixed_order() -> None:
+    rng = np.random.default_rng(3)
+    coords_um = grid(rng, 12, 9) * 0.5
+    index, um = distances.nearest(coords_um, 5)
+    square = np.linalg.norm(coords_um[:, None] - coords_um[None], axis=2)
+    np.fill_diagonal(square, np.inf)
+    np.testing.assert_allclose(um, np.sort(square, axis=1)[:, :5], rtol=1e-6)
+    np.testing.assert_array_equal(index, np.argsort(square, axis=1, kind="stable")[:, :5])
+
+
+@pytest.mark.parametrize(("tiles", "k"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_few_tiles_have_few_neighbours(tiles: int, k: int) -> None:
+    index, um = distances.nearest(np.arange(2.0 * tiles).reshape(tiles, 2), 8)
+    assert index.shape == um.shape == (tiles, k)
+
+
+def test_a_quantile_of_merged_histograms_is_that_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    slides = [grid(rng, 20, 30), grid(rng, 5, 8)]
+    merged = distances.merge([distances.histogram(coords, UNIT) for coords in slides])
+    pairs = [np.linalg.norm(c[:, None] - c[None], axis=2)[np.triu_indices(len(c), 1)] for c in slides]
+    for q in (0.05, 0.5, 0.95):
+        assert distances.quantile(merged, q) == pytest.approx(np.quantile(np.concatenate(pairs), q), abs=BIN_UM)
+    with pytest.raises(ArtifactError, match="no slide has two tiles"):
+        distances.quantile(np.zeros(3, np.int64), 0.5)
+
+
+def feats(folder: Path, coords: np.ndarray, slide_id: str = "a", fingerprint: str = "f") -> Item:
+    attrs = {"stage": "extract", "fingerprint": fingerprint, "mpp_x": 0.5, "mpp_y": 0.5, "tile_um": 112.0}
+    attrs |= {"status": "done" if len(coords) else "empty", "reason": "no tissue", "slide_id": slide_id}
+    path = folder / f"{slide_id}.h5"
+    store.write(path, store.Artifact({"coords": coords, "features": np.zeros((len(coords), 3), np.float16)}, attrs))
+    return Item(slide_id, path)
+
+
+def test_the_stage_writes_um_and_no_square_array(tmp_path: Path) -> None:
+    coords = grid(np.random.default_rng(0), 10, 10)
+    items = [feats(tmp_path / "feats", coords), feats(tmp_path / "feats", coords[:0], "void")]
+    out = tmp_path / "distances"
+    report = run(DistanceStage(DistanceParams(k=4), out), items, out)
+    assert (report.done, report.empty) == (["a"], ["void"])
+    artifact = store.read(out / "a.h5")
+    assert set(artifact.arrays) == {"neighbours", "neighbours_um", "histogram"}
+    assert artifact.arrays["neighbours_um"].min() == 112.0
+    assert artifact.attrs["bin_um"] == BIN_UM
+    distances.write_summary(out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["all"]["pairs"] == summary["slides"]["a"]["pairs"] == len(coords) * (len(coords) - 1) // 2
+    assert summary["slides"]["void"] == {"pairs": 0}
+
+
+def test_the_matrix_is_stored_when_asked_for_and_refused_with_its_size_when_it_would_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coords, out = grid(np.random.default_rng(0), 6, 6), tmp_path / "distances"
+    item = feats(tmp_path / "feats", coords)
+    run(DistanceStage(DistanceParams(dense=True), out), [item], out)
+    matrix = store.read(out / "a.h5").arrays["distances"]
+    np.testing.assert_allclose(matrix, np.linalg.norm((coords[:, None] - coords[None]) * 0.5, axis=2), rtol=1e-6)
+    monkeypatch.setattr(distances, "_free_memory", lambda: 1000)
+    report = run(DistanceStage(DistanceParams(dense=True), out), [item], out, RunOptions(overwrite=True))
+    assert "takes 0.0 GB" in str(report.failed["a"])
+    assert isinstance(report.failed["a"], OptionError)
+
+
+def test_histograms_are_taken_where_they_are_current_and_made_where_not(tmp_path: Path) -> None:
+    rng, out = np.random.default_rng(0), tmp_path / "distances"
+    item = feats(tmp_path / "feats", grid(rng, 6, 6))
+    run(DistanceStage(DistanceParams(k=3), out), [item], out)
+    time = (out / "a.h5").stat().st_mtime_ns
+    distances.histograms([item], out)
+    assert (out / "a.h5").stat().st_mtime_ns == time  # the user's choice of k stays
+    other = grid(rng, 6, 6)
+    distances.histograms([feats(tmp_path / "feats", other, fingerprint="g")], out)
+    expected = distances.histogram(other, UNIT * 0.5)
+    assert store.read(out / "a.h5").arrays["histogram"].tolist() == expected.tolist()
+    (out / "a.h5").write_bytes(b"broken")
+    assert distances.histograms([item], out)[0].tolist() == expected.tolist()
+
+
+def test_what_holds_no_features_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    store.write(path, store.Artifact({"coords": np.zeros((1, 2), np.int64)}, {"stage": "tile", "fingerprint": "f"}))
+    report = run(DistanceStage(DistanceParams(), tmp_path / "out"), artifact_items(tmp_path), tmp_path / "out")
+    assert "wsimil extract" in str(report.failed["a"])
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(OptionError, match="--k 0"):
+        DistanceParams(k=0)

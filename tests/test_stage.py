@@ -1,0 +1,207 @@
+import csv
+import dataclasses
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toy_stage
+from toy_stage import ToyParams, ToyStage, items
+
+from wsi_mil import runs, store
+from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError, SlideUnreadable
+from wsi_mil.progress import Progress
+from wsi_mil.stage import Item, Result, RunOptions, Stage, artifact_items, run
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "one").write_bytes(b"123")
+    (folder / "sub" / "two.b").write_bytes(b"4567")
+    (folder / "void").write_bytes(b"")
+    return folder
+
+
+def summary(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.csv").open() as file:
+        return {row["slide_id"]: row for row in csv.DictReader(file)}
+
+
+def test_every_slide_gets_an_artifact_that_says_what_made_it(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert isinstance(ToyStage(), Stage)
+    report = run(ToyStage(), items(source), out)
+    assert sorted(report.done) == ["one", "sub/two.b"]
+    assert report.empty == ["void"]
+    attrs = store.read(out / "sub" / "two.b.h5").attrs
+    assert (attrs["stage"], attrs["slide_id"], attrs["tiles"], attrs["status"]) == ("toy", "sub/two.b", 4, "done")
+    assert (out / "sub" / "two.b.txt").read_bytes() == b"beside"
+    assert [item.slide_id for item in artifact_items(out)] == ["one", "sub/two.b", "void"]
+
+
+def test_summary_and_run_table_name_every_slide(source: Path, tmp_path: Path) -> None:
+    (source / "wrong").write_bytes(b"bad")
+    run(ToyStage(), items(source), tmp_path / "out")
+    rows = summary(tmp_path / "out")
+    assert {slide_id: row["status"] for slide_id, row in rows.items()} == {
+        "one": "done",
+        "sub/two.b": "done",
+        "void": "empty",
+        "wrong": "failed",
+    }
+    assert (rows["one"]["tiles"], rows["one"]["tissue_mm2"]) == ("3", "3.000")
+    assert "cannot be read" in rows["wrong"]["error"]
+    (table,) = (tmp_path / "out" / "runs").glob("*.csv")
+    assert len(table.read_text().splitlines()) == 5
+
+
+def test_a_rerun_skips_what_is_finished(source: Path, tmp_path: Path) -> None:
+    run(ToyStage(), items(source), tmp_path / "out")
+    before = {item: item.source.stat().st_mtime_ns for item in artifact_items(tmp_path / "out")}
+    report = run(ToyStage(), items(source), tmp_path / "out")
+    assert sorted(report.skipped) == ["one", "sub/two.b", "void"]
+    assert {item: item.source.stat().st_mtime_ns for item in artifact_items(tmp_path / "out")} == before
+
+
+def test_changed_options_are_refused_by_name_and_nothing_is_touched(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(ToyStage(), items(source), out)
+    (source / "three").write_bytes(b"3")
+    with pytest.raises(ArtifactStale, match=r"factor was 1, now 2\. Add --overwrite .* or --out"):
+        run(ToyStage(ToyParams(2)), items(source), out)
+    assert not (out / "three.h5").exists()
+    assert len(run(ToyStage(ToyParams(2)), items(source), out, RunOptions(overwrite=True)).done) == 3
+
+
+def test_a_changed_input_is_refused_and_refreshed_when_asked(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(ToyStage(), items(source), out)
+    (source / "one").write_bytes(b"124")
+    with pytest.raises(ArtifactStale, match=r"one\.h5 was made otherwise: its input"):
+        run(ToyStage(), items(source), out)
+    report = run(ToyStage(), items(source), out, RunOptions(refresh=True))
+    assert (report.done, sorted(report.skipped)) == (["one"], ["sub/two.b", "void"])
+
+
+def test_a_slide_that_fails_stops_no_other_and_leaves_no_file(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source / "a-wrong").write_bytes(b"bad")
+    (source / "b-bug").write_bytes(b"bug")
+    report = run(ToyStage(), items(source), tmp_path / "out")
+    assert len(report.done) == 2
+    assert isinstance(report.failed["a-wrong"], SlideUnreadable)
+    assert isinstance(report.failed["b-bug"], ZeroDivisionError)
+    assert not list((tmp_path / "out").glob("a-wrong*"))
+    assert "b-bug: ZeroDivisionError: two lines" in caplog.messages
+    assert set(runs.failures(tmp_path / "out")) == {"a-wrong", "b-bug"}
+
+
+def test_a_slide_mended_later_is_no_failure_any_more(source: Path, tmp_path: Path) -> None:
+    (source / "one").write_bytes(b"bad")
+    run(ToyStage(), items(source), tmp_path / "out")
+    (source / "one").write_bytes(b"good")
+    assert run(ToyStage(), items(source), tmp_path / "out").done == ["one"]
+    assert runs.failures(tmp_path / "out") == {}
+    assert summary(tmp_path / "out")["one"]["status"] == "done"
+
+
+def test_a_damaged_artifact_fails_by_name_until_overwritten(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(ToyStage(), items(source), out)
+    (out / "one.h5").write_bytes((out / "one.h5").read_bytes()[:3000])
+    report = run(ToyStage(), items(source), out)
+    assert isinstance(report.failed["one"], ArtifactCorrupt)
+    assert "--overwrite" in str(report.failed["one"])
+    assert summary(out)["one"]["status"] == "damaged"
+    assert not run(ToyStage(), items(source), out, RunOptions(overwrite=True)).failed
+    assert summary(out)["one"]["status"] == "done"
+
+
+def test_a_vanished_input_fails_alone(source: Path, tmp_path: Path) -> None:
+    report = run(ToyStage(), [*items(source), Item("gone", source / "gone")], tmp_path / "out")
+    assert len(report.done) == 2
+    assert "gone" in report.failed
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shards_share_nothing_and_miss_nothing(source: Path, tmp_path: Path, count: int) -> None:
+    made = []
+    for index in range(1, count + 1):
+        report = run(ToyStage(), items(source), tmp_path / "out", RunOptions(shard=f"{index}/{count}"))
+        made += report.done + report.empty
+        assert not report.skipped
+    assert sorted(made) == ["one", "sub/two.b", "void"]
+    assert len(summary(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2"])
+def test_a_wrong_shard_is_refused(shard: str) -> None:
+    with pytest.raises(OptionError, match="--shard"):
+        RunOptions(shard=shard)
+
+
+def test_an_interrupt_keeps_what_is_done(source: Path, tmp_path: Path) -> None:
+    class Interrupted(ToyStage):
+        def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
+            item = next(items)
+            yield item, self.work(item)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupted(), items(source), tmp_path / "out")
+    assert list(summary(tmp_path / "out")) == ["one"]
+    assert sorted(run(ToyStage(), items(source), tmp_path / "out").skipped) == ["one"]
+
+
+def test_progress_lines_are_logged_off_a_terminal(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "wsi_mil"):
+        run(ToyStage(), items(source), tmp_path / "out")
+    assert any(message.startswith("toy: 3 of 3") for message in caplog.messages)
+
+
+def _contents(out: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.suffix in (".h5", ".txt", ".tmp")
+    }
+
+
+def test_killing_a_run_at_random_moments_leaves_nothing_that_a_rerun_takes_for_whole(tmp_path: Path) -> None:
+    source, undisturbed, out = tmp_path / "source", tmp_path / "undisturbed", tmp_path / "out"
+    source.mkdir()
+    for index in range(40):
+        (source / f"s{index:02d}").write_bytes(b"x" * (index + 1))
+    run(ToyStage(), items(source), undisturbed)
+    moments = random.Random(0)
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1]}"}
+    killed = 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, toy_stage.__file__, source, out], env=environment)
+        while process.poll() is None and not out.exists():
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0.0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        for item in artifact_items(out):
+            store.read(item.source)  # whatever exists is whole
+    assert killed >= 3
+    run(ToyStage(), items(source), out)
+    assert _contents(out) == _contents(undisturbed)
+
+
+def test_a_stage_with_other_version_makes_other_fingerprints(source: Path, tmp_path: Path) -> None:
+    run(ToyStage(), items(source), tmp_path / "out")
+    with pytest.raises(ArtifactStale):
+        run(dataclasses.replace(ToyStage(), version=2), items(source), tmp_path / "out")

@@ -1,0 +1,155 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from wsi_mil import store
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
+
+
+def example() -> store.Artifact:
+    coords = np.arange(6, dtype=np.int64).reshape(3, 2)
+    attrs = {"mpp_x": 0.5, "status": "done", "params": json.dumps({"k": 1})}
+    return store.Artifact({"coords": coords}, attrs, {"coords": {"patch_size": 224, "name": "a.b"}})
+
+
+def test_an_artifact_comes_back_as_it_went(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.b.h5"
+    store.write(path, example())
+    back = store.read(path)
+    assert (back.arrays["coords"] == example().arrays["coords"]).all()
+    assert back.arrays["coords"].dtype == np.int64
+    assert back.array_attrs == example().array_attrs
+    assert back.params == {"k": 1}
+    assert back.attrs["format_version"] == store.FORMAT_VERSION
+    assert store.read_attrs(path) == back.attrs
+
+
+def test_datasets_are_contiguous(tmp_path: Path) -> None:
+    store.write(tmp_path / "a.h5", example())
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["coords"].chunks is None
+
+
+def test_the_same_artifact_is_the_same_bytes(tmp_path: Path) -> None:
+    store.write(tmp_path / "a.h5", example())
+    time.sleep(1.1)  # HDF5 times have whole seconds
+    store.write(tmp_path / "b.h5", example())
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_nothing_stays_behind_when_writing_fails(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        store.write(tmp_path / "a.h5", store.Artifact({"coords": np.array([object()])}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    store.write_bytes(path, b"old")
+    with pytest.raises(UnicodeEncodeError), store.replacing_text(path) as file:
+        file.write("new \udc80")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissing, match=r"nowhere\.h5 does not exist"):
+        store.read(tmp_path / "nowhere.h5")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
+def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "a.h5"
+    store.write(path, example())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ArtifactCorrupt, match=r"a\.h5 is damaged.*--overwrite"):
+        store.read(path)
+
+
+def test_a_flipped_bit_in_the_data_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    store.write(path, example())
+    with h5py.File(path, "r+") as file:
+        file["coords"][1, 1] ^= 4
+    with pytest.raises(ArtifactCorrupt, match="does not match its checksum"):
+        store.read(path)
+
+
+def test_a_changed_attribute_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    store.write(path, example())
+    with h5py.File(path, "r+") as file:
+        file["coords"].attrs["patch_size"] = 256
+    with pytest.raises(ArtifactCorrupt, match="does not match its checksum"):
+        store.read(path)
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["coords"] = np.zeros((3, 2))
+    with pytest.raises(ArtifactCorrupt, match="no checksum"):
+        store.read(tmp_path / "a.h5")
+
+
+@given(
+    array=arrays.arrays(
+        st.sampled_from([np.int64, np.float16, np.float32, np.uint8]),
+        arrays.array_shapes(min_dims=1, max_dims=3, min_side=0),
+    ),
+    attrs=st.dictionaries(
+        st.sampled_from(["a", "b", "c"]),
+        st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.text("aä µ")),
+    ),
+)
+@settings(max_examples=50, deadline=None)
+def test_any_array_and_attribute_come_back(
+    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, attrs: dict
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "a.h5"
+    store.write(path, store.Artifact({"array": array}, attrs))
+    back = store.read(path)
+    np.testing.assert_array_equal(back.arrays["array"], array)
+    assert back.arrays["array"].dtype == array.dtype
+    assert {key: back.attrs[key] for key in attrs} == attrs
+
+
+def test_a_fingerprint_follows_everything_that_decides() -> None:
+    base = store.fingerprint("tile", 1, {"tile_px": 224, "a": 1}, "up")
+    assert base == store.fingerprint("tile", 1, {"a": 1, "tile_px": 224}, "up")
+    others = [
+        store.fingerprint("extract", 1, {"tile_px": 224, "a": 1}, "up"),
+        store.fingerprint("tile", 2, {"tile_px": 224, "a": 1}, "up"),
+        store.fingerprint("tile", 1, {"tile_px": 256, "a": 1}, "up"),
+        store.fingerprint("tile", 1, {"tile_px": 224, "a": 1}, "down"),
+    ]
+    assert len({base, *others}) == 5
+
+
+def _hang_while_writing(path: Path) -> None:
+    with store.replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        time.sleep(60)
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_hang_while_writing, args=(tmp_path / "a.h5",))
+    process.start()
+    while not list(tmp_path.glob(".a.h5.*.tmp")):
+        time.sleep(0.05)
+    store.sweep(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "a.h5").exists()
+    store.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []

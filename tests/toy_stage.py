@@ -1,0 +1,54 @@
+"""A small stage for tests of the loop: it turns the bytes of a file into an array."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from wsi_mil import store
+from wsi_mil.errors import SlideUnreadable
+from wsi_mil.progress import Progress
+from wsi_mil.stage import Item, Result, RunOptions, per_slide, run
+
+
+@dataclass(frozen=True)
+class ToyParams:
+    factor: int = 1
+    words: tuple[str, ...] = ("a", "b")
+
+
+@dataclass(frozen=True)
+class ToyStage:
+    params: ToyParams = field(default_factory=ToyParams)
+    pause: float = 0.0
+    name: str = "toy"
+    version: int = 1
+
+    def upstream(self, item: Item) -> str:
+        return item.source.read_bytes().hex()[:64]
+
+    def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
+        return per_slide(self.work, items, 2)
+
+    def work(self, item: Item) -> Result:
+        time.sleep(self.pause)
+        data = np.frombuffer(item.source.read_bytes(), np.uint8).astype(np.int64)
+        if b"bad" in item.source.read_bytes():
+            raise SlideUnreadable(f"{item.source} cannot be read")
+        if b"bug" in item.source.read_bytes():
+            raise ZeroDivisionError("two\nlines")
+        attrs = {"status": "empty" if data.size == 0 else "done", "tissue_mm2": float(data.size)}
+        big = np.resize(data if data.size else np.zeros(1, np.int64), 200_000) * self.params.factor
+        return Result(store.Artifact({"coords": data, "big": big}, attrs), data.size, {".txt": b"beside"})
+
+
+def items(folder: Path) -> list[Item]:
+    return [Item(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+if __name__ == "__main__":  # a run to be killed
+    source, out = map(Path, sys.argv[1:])
+    run(ToyStage(pause=0.01), items(source), out, RunOptions(workers=2))

@@ -1,0 +1,52 @@
+"""AB-MIL: attention pooling of tiles (Ilse, Tomczak, Welling 2018, arXiv 1802.04712). Positions are ignored."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.aggregators.options import require_counts, require_fraction
+from wsi_mil.aggregators.pooling import AttentionPool
+from wsi_mil.bags import Batch
+
+
+@dataclass(frozen=True)
+class AbMilParams:
+    """Options of `AbMil` and `GatedAbMil`."""
+
+    hidden: int = 128
+    """Width that features are projected to."""
+    attention: int = 64
+    """Width of the network that gives the attention."""
+    dropout: float = 0.1
+    """Share of the projected features dropped in training."""
+
+    def __post_init__(self) -> None:
+        require_counts(hidden=self.hidden, attention=self.attention)
+        require_fraction(dropout=self.dropout)
+
+
+class AbMil(Aggregator):
+    """Attention pooling. ``Output.attention``: the weights of the tiles in the mean that is classified."""
+
+    uses_position = "none"
+    Params = AbMilParams
+    gated: ClassVar[bool] = False
+
+    def __init__(self, dim: int, classes: int, params: AbMilParams):
+        super().__init__(dim, classes, params)
+        self.project = nn.Sequential(nn.Linear(dim, params.hidden), nn.ReLU(), nn.Dropout(params.dropout))
+        self.pool = AttentionPool(params.hidden, params.attention, self.gated)
+        self.classify = nn.Linear(params.hidden, classes)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and attention of each bag."""
+        pooled = self.pool(self.project(self.standardise(batch)), batch.mask)
+        return Output(self.classify(pooled.embedding), pooled.attention)
+
+
+class GatedAbMil(AbMil):
+    """`AbMil` whose attention is gated."""
+
+    gated = True

@@ -1,0 +1,67 @@
+"""What every aggregator is: a `Batch` in, an `Output` out, features standardised first."""
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsi_mil.bags import Batch
+
+# Features are stored as float16: below this share of its mean, a feature's spread is rounding and not information.
+ROUNDING = 1e-3
+
+
+class Output(NamedTuple):
+    """What an aggregator says of a batch."""
+
+    logits: Float[Tensor, "bags classes"]
+    """For a softmax, with two columns for a binary label."""
+    attention: Float[Tensor, "bags tiles"]
+    """How much each tile counted: sums to 1 over the real tiles of a bag, 0 on padding. Each model says what it is."""
+
+
+class Aggregator(nn.Module):
+    """A trained network from bags to logits.
+
+    A subclass sets the two class variables and implements `forward`; `wsi_mil.aggregators.AGGREGATORS` names it.
+    Its contract (``tests/test_aggregators.py``): padding and the order of tiles do not matter, a batch gives what its
+    bags give alone, and positions matter as ``uses_position`` declares.
+
+    Args:
+        dim: dimension of the features.
+        classes: how many classes, at least 2.
+        params: an instance of ``Params``.
+    """
+
+    uses_position: ClassVar[Literal["none", "relative", "absolute"]]
+    """none: coordinates are ignored. relative: only distances count. absolute: a shift of the slide counts too."""
+    Params: ClassVar[type[Any]]
+    """Frozen dataclass of the model's options, validated in ``__post_init__``."""
+
+    feature_mean: Float[Tensor, " dim"]
+    feature_std: Float[Tensor, " dim"]
+
+    def __init__(self, dim: int, classes: int, params: Any):
+        super().__init__()
+        self.dim, self.classes, self.params = dim, classes, params
+        self.register_buffer("feature_mean", torch.zeros(dim))
+        self.register_buffer("feature_std", torch.ones(dim))
+
+    def fit_features(self, mean: Float[Tensor, " dim"], std: Float[Tensor, " dim"]) -> None:
+        """Set what `standardise` takes off and divides by: moments over the tiles of the training bags.
+
+        A feature that does not vary in training is only centred: dividing by its spread would blow up its rounding.
+        """
+        floor = (ROUNDING * mean.abs()).clamp_min(1e-6)
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(torch.where(std > floor, std, 1.0))
+
+    def standardise(self, batch: Batch) -> Float[Tensor, "bags tiles dim"]:
+        """Features with mean 0 and spread 1 over the training tiles; padding is 0, whatever it held."""
+        features = (batch.features - self.feature_mean) / self.feature_std
+        return features.masked_fill(~batch.mask.unsqueeze(-1), 0.0)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and attention of each bag."""
+        raise NotImplementedError

@@ -1,0 +1,73 @@
+"""DAS-MIL: self-attention that knows how far apart tiles are (Wölflein et al. 2023, arXiv 2305.10552), in micrometres."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from wsi_mil.aggregators.self_attention import SelfAttention, SelfAttentionParams
+from wsi_mil.attention import DistanceBias
+from wsi_mil.errors import OptionError
+
+FINEST_UM, COARSEST_UM = 256.0, 16_384.0
+
+
+@dataclass(frozen=True)
+class DasMilParams(SelfAttentionParams):
+    """Options of `DasMil`."""
+
+    length_scales_um: tuple[float, ...] = ()
+    """Distance at which each head starts to tell near from far, one per head; training takes them from the distances
+    of its patients. Empty = from 256 um (a tile) to 16 mm (a section) in equal ratios."""
+    key_bias: bool = True
+    """Whether distance changes what a tile looks for."""
+    query_bias: bool = True
+    """Whether distance changes what a tile is found by."""
+    value_bias: bool = True
+    """Whether a tile is told how far away what it attends to is."""
+    self_bias: bool = True
+    """Whether a tile is biased towards itself, at distance 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.key_bias or self.query_bias or self.value_bias):
+            raise OptionError("key_bias, query_bias and value_bias are all off: use self-attention instead")
+        scales = tuple(map(float, self.length_scales_um)) or self._default_scales()
+        object.__setattr__(self, "length_scales_um", scales)
+        if len(scales) != self.heads or not all(0 < scale < math.inf for scale in scales):
+            raise OptionError(f"length_scales_um {scales}: give {self.heads} positive lengths, one per head")
+
+    def _default_scales(self) -> tuple[float, ...]:
+        ratio = (COARSEST_UM / FINEST_UM) ** (1 / max(self.heads - 1, 1))
+        return tuple(FINEST_UM * ratio**head for head in range(self.heads))
+
+
+class DasMil(SelfAttention):
+    """`SelfAttention` whose scores and values depend on the distance of tiles.
+
+    Each head knows near from far by ``phi = sigmoid(beta * (distance - theta))``, theta starting at the head's length
+    scale and beta so that the transition is about a quarter of it wide. Both are learned as logarithms: they stay
+    positive, and a step means the same at every scale.
+
+    ``Output.attention`` is that of `SelfAttention`.
+    """
+
+    uses_position = "relative"
+    Params = DasMilParams
+
+    def __init__(self, dim: int, classes: int, params: DasMilParams):
+        super().__init__(dim, classes, params)
+        self.log_theta_um = nn.Parameter(torch.tensor(params.length_scales_um).log())
+        self.log_slope = nn.Parameter(torch.full((params.heads,), math.log(4.0)))
+        self.key_table, self.query_table, self.value_table = (
+            nn.Parameter(torch.randn(params.heads, 2, params.head_dim)) if wanted else None
+            for wanted in (params.key_bias, params.query_bias, params.value_bias)
+        )
+
+    def distance_bias(self) -> DistanceBias:
+        """Near and far of each head, in micrometres."""
+        theta = self.log_theta_um.exp()
+        beta = self.log_slope.exp() / theta
+        tables = (self.key_table, self.query_table, self.value_table)
+        return DistanceBias(beta, theta, *tables, self_bias=self.params.self_bias)

@@ -1,0 +1,23 @@
+"""Checks that the options of several aggregators share."""
+
+from wsi_mil.errors import OptionError
+
+
+def require_counts(**values: int) -> None:
+    """Refuse a count below 1, by name."""
+    for name, value in values.items():
+        if value < 1:
+            raise OptionError(f"{name} {value}: give a whole number of at least 1")
+
+
+def require_fraction(**values: float) -> None:
+    """Refuse a fraction outside [0, 1), by name."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise OptionError(f"{name} {value}: give a number from 0 up to, but below, 1")
+
+
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise OptionError(f"{name} {value}: choose one of {', '.join(choices)}")

@@ -1,0 +1,81 @@
+"""Self-attention MIL without positions: what DAS-MIL is when it cannot see distances (baseline of arXiv 2305.10552)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.aggregators.options import require_choice, require_counts, require_fraction
+from wsi_mil.aggregators.pooling import AttentionPool, Pooled, log_sum_exp_pool, max_pool
+from wsi_mil.attention import DistanceBias, distance_attention
+from wsi_mil.bags import Batch
+
+
+@dataclass(frozen=True)
+class SelfAttentionParams:
+    """Options of `SelfAttention`, shared by `DasMil`."""
+
+    hidden: int = 128
+    """Width that features are projected to."""
+    heads: int = 4
+    """Attention heads."""
+    head_dim: int = 32
+    """Width of a head's queries, keys and values."""
+    pooling: Literal["max", "attention", "log-sum-exp"] = "max"
+    """How tiles become one embedding; max as published."""
+    dropout: float = 0.1
+    """Share of the projected features dropped in training."""
+
+    def __post_init__(self) -> None:
+        require_counts(hidden=self.hidden, heads=self.heads, head_dim=self.head_dim)
+        require_fraction(dropout=self.dropout)
+        require_choice("pooling", self.pooling, ("max", "attention", "log-sum-exp"))
+
+
+class SelfAttention(Aggregator):
+    """Projection, one layer of self-attention, pooling over tiles, classifier. Positions are ignored.
+
+    ``Output.attention``: for max pooling the share of the pooled features that a tile won (ties shared), for attention
+    pooling its weights, for log-sum-exp a tile's mean share of the exponentials.
+
+    Attention is dense: memory grows with heads x tiles x tiles.
+    """
+
+    uses_position = "none"
+    Params = SelfAttentionParams
+
+    def __init__(self, dim: int, classes: int, params: SelfAttentionParams):
+        super().__init__(dim, classes, params)
+        width = params.heads * params.head_dim
+        self.project = nn.Sequential(nn.Linear(dim, params.hidden), nn.ReLU(), nn.Dropout(params.dropout))
+        self.query, self.key, self.value = (nn.Linear(params.hidden, width, bias=False) for _ in range(3))
+        self.pool = AttentionPool(width, params.hidden, gated=True) if params.pooling == "attention" else None
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and attention of each bag."""
+        attended = self.attend(self.project(self.standardise(batch)), batch)
+        pooled = self._pooled(attended, batch)
+        return Output(self.classify(pooled.embedding), pooled.attention)
+
+    def attend(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles width"]:
+        """Let the projected tiles attend to each other; heads lie side by side."""
+        q, k, v = (linear(tiles).unflatten(-1, (self.params.heads, -1)).transpose(1, 2) for linear in self._linears())
+        bias = self.distance_bias()
+        z = distance_attention(q, k, v, batch.coords_um, bias, mask=batch.mask, slide=batch.slide)
+        return z.transpose(1, 2).flatten(2)
+
+    def distance_bias(self) -> DistanceBias | None:
+        """How attention depends on distance: not at all."""
+        return None
+
+    def _linears(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.query, self.key, self.value
+
+    def _pooled(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Pooled:
+        if self.pool is not None:
+            return self.pool(tiles, batch.mask)
+        pool = max_pool if self.params.pooling == "max" else log_sum_exp_pool
+        return pool(tiles, batch.mask)

@@ -1,0 +1,122 @@
+"""A trained model in one safetensors file: weights, and everything needed to rebuild it and to refuse what it does
+not fit. No pickle is ever loaded.
+
+The JSON header holds the aggregator and its options, class names, the encoder with its weights' source and hash, the
+tile geometry, how it was trained and on which cohort, and versions.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsi_mil import __version__
+from wsi_mil.aggregators import Aggregator, build
+from wsi_mil.errors import IncompatibleError, WeightsError
+from wsi_mil.weights import file_sha256, load_tensors, save_tensors
+
+_KEY = "wsi_mil"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the features that a model was trained on were made. Two bags belong together when their recipes are equal."""
+
+    encoder: str
+    """Name of the encoder."""
+    encoder_weights_sha256: str
+    """Hash of its weights."""
+    tile_um: float
+    """Side of a tile on the slide, um."""
+    tile_px: int
+    """Side of a tile as the encoder saw it, px."""
+
+    @classmethod
+    def of(cls, attrs: dict[str, Any]) -> "Recipe":
+        """Read the recipe off the attributes of a features artifact."""
+        return cls(**{field.name: attrs[field.name] for field in dataclasses.fields(cls)})
+
+    def require(self, other: "Recipe", where: object) -> None:
+        """Refuse features that were made otherwise than ``self``.
+
+        Raises:
+            IncompatibleError: names what differs, on both sides.
+        """
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+        differing = [f"{name} is {theirs} and not {ours}" for name, ours, theirs in pairs if ours != theirs]
+        if differing:
+            raise IncompatibleError(
+                f"{where} was made otherwise than what the model learns from: {'; '.join(differing)}"
+            )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained aggregator and where it came from."""
+
+    aggregator: str
+    """Registry name."""
+    options: dict[str, Any]
+    """Options of the aggregator."""
+    dim: int
+    """Length of a feature vector."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the logits."""
+    recipe: Recipe
+    """How its features were made."""
+    encoder_weights: str
+    """Where the encoder's weights came from: a file, "random:SEED", "hub:...", or "built-in"."""
+    tile_params: dict[str, Any]
+    """Parameters of the tile stage."""
+    extract_params: dict[str, Any]
+    """Parameters of the extract stage."""
+    training: dict[str, Any]
+    """Training parameters, cohort hash and figures."""
+    state: dict[str, Tensor] = field(repr=False)
+    """Weights by name."""
+    version: str = __version__
+    """The wsi_mil that wrote it."""
+
+    def model(self) -> Aggregator:
+        """Rebuild the trained model, in evaluation mode."""
+        model = build(self.aggregator, self.dim, len(self.classes), **self.options)
+        model.load_state_dict(self.state, strict=True)
+        return model.eval()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Publish a checkpoint."""
+    header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "state"}
+    header["recipe"] = dataclasses.asdict(checkpoint.recipe)
+    save_tensors(path, checkpoint.state, {_KEY: json.dumps(header, sort_keys=True)})
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        WeightsError: no such file, or not a checkpoint of wsi_mil.
+    """
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist: train a model with `wsimil train`, or name one with --model")
+    state, metadata = load_tensors(path)
+    if _KEY not in metadata:
+        raise WeightsError(f"{path} is a safetensors file, but no checkpoint of wsimil: name one with --model")
+    header = json.loads(metadata[_KEY])
+    header["recipe"] = Recipe(**header["recipe"])
+    header["classes"] = tuple(header["classes"])
+    return Checkpoint(**header, state=state)
+
+
+def digest(path: Path) -> str:
+    """Name a checkpoint by its content: the first 16 hexadecimal digits of its sha256."""
+    return file_sha256(path)[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions that training depends on."""
+    return {"wsi_mil": __version__, "torch": torch.__version__}

@@ -1,0 +1,141 @@
+"""The demonstration: synthetic slides through every stage, three models compared, one page to look at.
+
+Every slide holds tumour nests and lymphocyte clusters in the same numbers; the label says only whether some nest lies
+near a cluster. A model that ignores positions cannot beat chance.
+"""
+
+import logging
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from wsi_mil import workflow
+from wsi_mil.aggregators import infer
+from wsi_mil.bags import read_bag
+from wsi_mil.distances import DistanceParams
+from wsi_mil.explain import attention_png, slide_png
+from wsi_mil.learning import LearnParams
+from wsi_mil.predict import PredictOptions, predict_slides
+from wsi_mil.progress import print_table
+from wsi_mil.report import Picture, Section, number, page
+from wsi_mil.slides import SlideFile, open_slide
+from wsi_mil.stage import RunOptions, artifact_path
+from wsi_mil.store import write_bytes
+from wsi_mil.synthetic import SyntheticParams, make_cohort
+from wsi_mil.tiling import TileParams
+from wsi_mil.train import CHECKPOINT, Trained, TrainParams, fit
+
+log = logging.getLogger(__name__)
+
+MODELS = ("das-mil", "abmil", "self-attention")
+
+
+class Score(NamedTuple):
+    """Held-out AUROC of one model, one value per seed."""
+
+    model: str
+    aurocs: tuple[float, ...]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Name, mean, lowest and highest, as text."""
+        return (self.model, *(number(f(self.aurocs)) for f in (statistics.fmean, min, max)))
+
+
+HEADER = ("model", "mean AUROC", "lowest", "highest")
+
+
+def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> list[Score]:
+    """Run the demonstration in a folder.
+
+    Args:
+        out: where slides, artifacts, model, predictions and ``report.html`` go.
+        seeds: trainings per model.
+        quick: a cohort too small to learn from, to show the way in seconds.
+        workers: threads; 0 = the cores this process may use.
+    """
+    folders = workflow.Folders.under(out)
+    _prepare(out, folders, SyntheticParams.quick() if quick else SyntheticParams(), RunOptions(workers=workers))
+    learn = LearnParams(epochs=2) if quick else LearnParams()
+    _say(f"wsimil train --bags {folders.feats} --labels {out / 'labels.csv'} --out {folders.model} --overwrite")
+    trained = workflow.train_model(out / "labels.csv", folders, TrainParams(learn=learn), "auto", overwrite=True)
+    if trained is None:
+        raise AssertionError("a training that overwrites is never found finished")
+    scores = [_score(name, out, folders, learn, seeds, trained) for name in MODELS]
+    write_bytes(out / "report.html", _page(out, folders, scores, trained))
+    print_table(
+        f"held-out AUROC over {seeds} seeds: see {out / 'report.html'}", list(HEADER), [list(s.cells) for s in scores]
+    )
+    return scores
+
+
+def _prepare(out: Path, folders: workflow.Folders, cohort: SyntheticParams, options: RunOptions) -> None:
+    """Make slides and put them through stages 1 to 3."""
+    make_cohort(out, cohort, options.threads)
+    _say(f"wsimil tile {out / 'slides'} --out {folders.tiles}")
+    workflow.tile(out / "slides", folders.tiles, TileParams(), options)
+    _say(f"wsimil extract --model morphology --tiles {folders.tiles} --out {folders.feats}")
+    workflow.extract_features(folders.tiles, folders.feats, workflow.Encoding("morphology"), options, None)
+    _say(f"wsimil distances --bags {folders.feats} --out {folders.distances}")
+    workflow.measure_distances(folders.feats, folders.distances, DistanceParams(), options)
+
+
+def _score(
+    name: str, out: Path, folders: workflow.Folders, learn: LearnParams, seeds: int, published: Trained
+) -> Score:
+    """Train one model with several seeds; the training that was published is one of them."""
+    labelled, device = workflow.labelled(out / "labels.csv", folders), workflow.pick_device()
+    aurocs = []
+    for seed in range(seeds):
+        params = TrainParams(name, learn=replace(learn, seed=seed))
+        made = published if (name, seed) == (published.checkpoint.aggregator, learn.seed) else None
+        trained = made or fit(labelled, folders.feats, params, folders.distances, device)
+        aurocs.append(trained.auroc("test"))
+        log.info("%s, seed %d: held-out AUROC %s", name, seed, number(aurocs[-1]))
+    return Score(name, tuple(aurocs))
+
+
+def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Trained) -> bytes:
+    made = trained.checkpoint
+    table = Section(
+        "Held-out AUROC",
+        f"Over {len(scores[0].aurocs)} seeds, on {len(trained.cohort.part('test'))} test slides that no model has seen."
+        " Every slide holds the same numbers of tumour nests and lymphocyte clusters; only their distance differs.",
+        HEADER,
+        [score.cells for score in scores],
+    )
+    slides = [_slide_section(out, folders, trained, name) for name in made.classes]
+    return page(
+        "Does the model know where things are?", f"Synthetic slides: {' or '.join(made.classes)}.", [table, *slides]
+    )
+
+
+def _slide_section(out: Path, folders: workflow.Folders, trained: Trained, name: str) -> Section:
+    """One test slide of a class: predicted from the raw file, then shown with its tiles and the attention."""
+    member = next(member for member in trained.cohort.part("test") if member.label == name)
+    path = out / "slides" / f"{member.slide_id}.tif"
+    predictions = PredictOptions(out / "predictions", overwrite=False)
+    _say(f"wsimil predict {path} --model {folders.model} --out {predictions.out}")
+    row = predict_slides(folders.model / CHECKPOINT, [SlideFile(member.slide_id, path)], predictions)[0]
+    bag = read_bag(artifact_path(folders.feats, member.slide_id))
+    with open_slide(path) as slide:
+        whole = slide_png(slide)
+        attention = attention_png(slide, bag, infer(trained.checkpoint.model(), bag).attention)
+    preview = artifact_path(folders.tiles, member.slide_id).with_suffix(".jpg").read_bytes()
+    shown = ", ".join(
+        f"{p:.3f} {label}" for p, label in zip(row.probabilities, trained.checkpoint.classes, strict=True)
+    )
+    return Section(
+        f"{member.slide_id}: {name}",
+        f"Predicted from the raw slide: {shown}.",
+        pictures=[
+            Picture("The slide", whole),
+            Picture("Its tissue and tiles", preview),
+            Picture("What the model looked at: the share of pooled features that each tile won", attention),
+        ],
+    )
+
+
+def _say(command: str) -> None:
+    log.info("$ %s", command)

@@ -1,0 +1,152 @@
+"""Stage 5: checkpoint + slide, or bags -> predictions.
+
+A raw slide goes through the same tile and extract stages as the training cohort, with the parameters that the
+checkpoint recorded; their artifacts stay in a cache folder, so a second call finds them there.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_mil import checkpoint, extract, tiling
+from wsi_mil.aggregators import Aggregator, infer
+from wsi_mil.bags import read_bag
+from wsi_mil.checkpoint import Checkpoint, Recipe
+from wsi_mil.encoders import Encoder, load_encoder
+from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, one_line
+from wsi_mil.predictions import Prediction, read_predictions, write_predictions
+from wsi_mil.slides import SlideFile, find_slides
+from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
+
+log = logging.getLogger(__name__)
+
+TABLE = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How predictions are made; nothing here changes a result."""
+
+    out: Path = Path("predictions")
+    """Where the table and the cache of tiles and features lie."""
+    weights: str | None = None
+    """Where the encoder's weights are; None = where they were in training."""
+    device: str = "cpu"
+    """Where encoder and model run."""
+    batch: int = 32
+    """Tiles per forward pass of the encoder."""
+    workers: int = 0
+    """Threads; 0 = the cores this process may use."""
+    overwrite: bool = False
+    """Make cached artifacts again, and start the table of another model anew."""
+
+
+def predict_slides(
+    path: Path, slides: Sequence[SlideFile], options: PredictOptions, mpp: float | None = None
+) -> list[Prediction]:
+    """Predict from raw slides, and enter the results in ``predictions.csv``.
+
+    Args:
+        path: the checkpoint.
+        slides: slides to predict.
+        options: how to go about it.
+        mpp: level-0 um/px of the slides, where their files do not tell it.
+
+    Raises:
+        IncompatibleError: the encoder's weights are not those of training.
+        ArtifactStale: the table holds predictions of another model.
+    """
+    model = checkpoint.load(path)
+    _table_so_far(options, model, path)
+    encoder = _encoder(model, options)
+    cache, loop = options.out / "cache", RunOptions(options.overwrite, refresh=True, workers=options.workers)
+    resolutions = {slide.slide_id: mpp for slide in slides} if mpp else {}
+    tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
+    report = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
+    tiled = [slide.slide_id for slide in slides if slide.slide_id not in report.failed]
+    stage = extract.ExtractStage(extract.ExtractParams(**model.extract_params), encoder, loop.threads, options.batch)
+    items = [Item(slide_id, artifact_path(cache / "tiles", slide_id)) for slide_id in tiled]
+    extracted = run(stage, items, cache / "feats", loop)
+    failed = report.failed | extracted.failed
+    bags = [Item(slide_id, artifact_path(cache / "feats", slide_id)) for slide_id in tiled if slide_id not in failed]
+    rows = [Prediction(slide_id, "failed", error=one_line(error)) for slide_id, error in failed.items()]
+    return _enter(options, model, path, rows + _answers(model, bags, options))
+
+
+def predict_bags(path: Path, bags: Iterable[Item], options: PredictOptions) -> list[Prediction]:
+    """Predict from features that `wsimil extract` made, and enter the results in ``predictions.csv``."""
+    model = checkpoint.load(path)
+    _table_so_far(options, model, path)
+    return _enter(options, model, path, _answers(model, bags, options))
+
+
+def find_bags(source: Path) -> list[Item]:
+    """One bag, or all bags of a folder."""
+    items = [Item(source.stem, source)] if source.is_file() else artifact_items(source)
+    if not items:
+        raise OptionError(f"--bags {source}: no .h5 file is there: make features with `wsimil extract`")
+    return items
+
+
+def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
+    """The slides that some paths, each a slide or a folder of slides, name.
+
+    Raises:
+        OptionError: two of them would share a slide_id.
+    """
+    slides = [slide for source in sources for slide in find_slides(source)]
+    known: dict[str, Path] = {}
+    for slide_id, path in slides:
+        if known.setdefault(slide_id, path) != path:
+            raise OptionError(f"{known[slide_id]} and {path} are both called {slide_id}: predict them one by one")
+    return slides
+
+
+def _encoder(model: Checkpoint, options: PredictOptions) -> Encoder:
+    weights = options.weights or model.encoder_weights
+    encoder = load_encoder(model.recipe.encoder, weights, options.device, model.extract_params["precision"])
+    if encoder.weights_sha256 != model.recipe.encoder_weights_sha256:
+        raise IncompatibleError(
+            f"{weights} holds weights {encoder.weights_sha256[:12]}, the model was trained on features of"
+            f" {model.recipe.encoder} with weights {model.recipe.encoder_weights_sha256[:12]}: name those by --weights"
+        )
+    return encoder
+
+
+def _answers(model: Checkpoint, bags: Iterable[Item], options: PredictOptions) -> list[Prediction]:
+    network = model.model().to(options.device)
+    rows = []
+    for item in bags:
+        answer = attempt(_answer, model.recipe, network, item)
+        if isinstance(answer, Exception):
+            log.error("%s: %s", item.slide_id, one_line(answer))
+            answer = Prediction(item.slide_id, "failed", error=one_line(answer))
+        rows.append(answer)
+    return rows
+
+
+def _answer(recipe: Recipe, network: Aggregator, item: Item) -> Prediction:
+    bag = read_bag(item.source)
+    recipe.require(Recipe.of(bag.attrs), item.source)
+    if not len(bag.features):
+        return Prediction(item.slide_id, "empty", error=bag.attrs.get("reason", ""))
+    return Prediction(item.slide_id, "done", tuple(infer(network, bag).probabilities.tolist()), len(bag.features))
+
+
+def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> list[Prediction]:
+    """Rows that this very model has entered before."""
+    table = options.out / TABLE
+    if not table.exists() or options.overwrite:
+        return []
+    rows, classes, made_by = read_predictions(table)
+    if made_by != checkpoint.digest(path) or classes != model.classes:
+        raise ArtifactStale(f"{table} was made by another model: add --overwrite to replace it, or give another --out")
+    return rows
+
+
+def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Prediction]) -> list[Prediction]:
+    """Enter rows in the table, keeping those of other slides; return the new ones, by slide_id."""
+    table = {row.slide_id: row for row in [*_table_so_far(options, model, path), *rows]}
+    write_predictions(options.out / TABLE, sorted(table.values()), model.classes, checkpoint.digest(path))
+    return sorted(rows)

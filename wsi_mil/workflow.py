@@ -1,0 +1,188 @@
+"""Chains the stages: what one command needs of several rooms."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsi_mil import distances, extract, store, train
+from wsi_mil.aggregators import infer
+from wsi_mil.bags import read_bag
+from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
+from wsi_mil.devices import pick_device
+from wsi_mil.encoders import load_encoder
+from wsi_mil.errors import ArtifactMissing, SlideError
+from wsi_mil.explain import attention_png
+from wsi_mil.report import Picture, training_page
+from wsi_mil.runs import failures
+from wsi_mil.slides import find_slides, open_slide
+from wsi_mil.stage import Item, Report, RunOptions, artifact_items, artifact_path, run
+from wsi_mil.tiling import TileParams, TileStage
+from wsi_mil.train import CHECKPOINT, Trained, TrainParams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where each stage's artifacts lie: each stage's default input is the stage before's default output."""
+
+    tiles: Path = Path("tiles")
+    feats: Path = Path("feats")
+    distances: Path = Path("distances")
+    model: Path = Path("model")
+
+    @classmethod
+    def under(cls, folder: Path) -> "Folders":
+        """The default folders, below another folder than the working one."""
+        return cls(*(folder / path for path in (cls.tiles, cls.feats, cls.distances, cls.model)))
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Which encoder, and how it runs."""
+
+    name: str
+    """Name in the table of encoders."""
+    weights: str | None = None
+    """A weight file, "random:SEED", or None: where the table says."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:I."""
+    batch: int = 32
+    """Tiles per forward pass."""
+
+
+def tile(
+    slides: Path,
+    out: Path,
+    params: TileParams,
+    options: RunOptions,
+    table: Path | None = None,
+    mpp: float | None = None,
+) -> Report:
+    """Run stage 1 over a folder of slides, or over those that ``slides.csv`` names.
+
+    Args:
+        slides: a folder of slides, or one slide.
+        out: where the artifacts go.
+        params: what decides the tiles.
+        options: how to run.
+        table: ``slides.csv``, with a column mpp for slides whose files do not tell it.
+        mpp: mpp of every slide for which the table has none.
+    """
+    found = {slide.slide_id: slide.path for slide in find_slides(slides)}
+    chosen = read_slides_table(table, found) if table else dict.fromkeys(found)
+    resolutions = {slide_id: own or mpp for slide_id, own in chosen.items() if own or mpp}
+    stage = TileStage(params, options.threads, resolutions)
+    return run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
+
+
+def extract_features(tiles: Path, out: Path, encoding: Encoding, options: RunOptions, slides: Path | None) -> Report:
+    """Run stage 2 over a folder of tiles."""
+    items = _items(tiles, "wsimil tile slides/")
+    device = str(pick_device(encoding.device))
+    encoder = load_encoder(encoding.name, encoding.weights, device)
+    params = extract.ExtractParams.of(encoder)
+    stage = extract.ExtractStage(params, encoder, options.threads, encoding.batch, slides)
+    return run(stage, items, out, options)
+
+
+def measure_distances(feats: Path, out: Path, params: distances.DistanceParams, options: RunOptions) -> Report:
+    """Run stage 3 over a folder of features, and write ``summary.json``."""
+    items = _items(feats, "wsimil extract --model morphology")
+    report = run(distances.DistanceStage(params, out, options.threads), items, out, options)
+    distances.write_summary(out)
+    return report
+
+
+def train_model(
+    labels: Path, folders: Folders, params: TrainParams, device: str, overwrite: bool = False
+) -> Trained | None:
+    """Run stage 4: read the cohort, train, write the report and the checkpoint.
+
+    Returns:
+        The training, or None if ``folders.model`` already holds this very one.
+    """
+    cohort = labelled(labels, folders)
+    print_ = train.fingerprint(cohort, folders.feats, params)
+    if train.is_finished(folders.model, print_, overwrite):
+        log.info("%s holds this very training already", folders.model)
+        return None
+    trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device))
+    pictures = attention_pictures(trained, folders.feats)
+    train.publish(trained, folders.model, {"report.html": training_page(trained, pictures)})
+    return trained
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every stage of a whole run is told."""
+
+    tile: TileParams
+    encoding: Encoding
+    train: TrainParams
+    slide_mpp: float | None = None
+
+
+def run_all(
+    slides: Path, labels: Path, folders: Folders, recipe: Recipe, options: RunOptions
+) -> tuple[Report, Trained | None]:
+    """Run stages 1 to 4; slides that fail are left out of what follows.
+
+    Returns:
+        What became of the slides over all stages, and the training (None if it was there already).
+    """
+    tiled = tile(slides, folders.tiles, recipe.tile, options, mpp=recipe.slide_mpp)
+    extracted = extract_features(folders.tiles, folders.feats, recipe.encoding, options, slides)
+    measured = measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options)
+    trained = train_model(labels, folders, recipe.train, recipe.encoding.device, options.overwrite)
+    failed = tiled.failed | extracted.failed | measured.failed
+    return replace(extracted, failed=failed), trained
+
+
+def labelled(labels: Path, folders: Folders) -> Cohort:
+    """Read the labels and match them with what the stages have seen."""
+    features = {item.slide_id: store.read_attrs(item.source) for item in _items(folders.feats, "wsimil extract")}
+    unusable = failures(folders.tiles) | failures(folders.feats)
+    unusable |= {
+        slide_id: f"it is empty: {attrs.get('reason', 'no tissue')}"
+        for slide_id, attrs in features.items()
+        if attrs["status"] == "empty"
+    }
+    tiled = [item.slide_id for item in artifact_items(folders.tiles)] if folders.tiles.exists() else []
+    waiting = [slide_id for slide_id in tiled if slide_id not in features and slide_id not in unusable]
+    usable = set(features) - set(unusable)
+    return read_cohort(labels, Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`")))
+
+
+def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> list[Picture]:
+    """Draw the attention over the slides that were judged best, ``per_class`` of each class, none of them trained on.
+
+    Slides whose file has moved are passed over, with a message.
+    """
+    made = trained.checkpoint
+    model = made.model()
+    pictures = []
+    for index, name in enumerate(made.classes):
+        unseen = [row for row in trained.predictions if row.label == name and row.split != "train"]
+        best = sorted(unseen, key=lambda row: -row.probabilities[index])[:per_class]
+        for row in best:
+            bag = read_bag(artifact_path(feats, row.slide_id))
+            caption = f"{row.slide_id} ({row.split}): {name}, predicted with probability {row.probabilities[index]:.3f}"
+            try:
+                with open_slide(Path(bag.attrs["slide_path"]), bag.attrs["mpp_x"]) as slide:
+                    pictures.append(Picture(caption, attention_png(slide, bag, infer(model, bag).attention)))
+            except SlideError as error:
+                log.warning("no picture of %s in the report: %s", row.slide_id, error)
+    return pictures
+
+
+def checkpoint_at(path: Path) -> Path:
+    """The checkpoint that a path, a file or a model folder, names."""
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def _items(folder: Path, command: str) -> list[Item]:
+    items = artifact_items(folder) if folder.is_dir() else []
+    if not items:
+        raise ArtifactMissing(f"{folder} holds no artifacts: make them with `{command}`")
+    return items
