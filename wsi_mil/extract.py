@@ -123,8 +123,8 @@ class ExtractStage:
         edges = [*range(0, len(coords), self.batch), len(coords)]
         with self._open(item, tiles.attrs) as slide:
             read = partial(_read, slide, tiles.attrs)
-            # Closed before the slide is: what threads still read then must not be pulled from under them.
             chunks = (coords[start:stop] for start, stop in pairwise(edges))
+            # Closed before the slide is: what threads still read must not be pulled from under them.
             with closing(map_ordered(read, chunks, self.threads)) as batches:
                 for (start, stop), pixels in zip(pairwise(edges), batches, strict=True):
                     found = self.encoder.encode(pixels).numpy()
@@ -137,18 +137,14 @@ class ExtractStage:
         path = Path(attrs["slide_path"])
         if not path.exists():
             if item.slide_id not in self._moved:
-                where = f", nor in {self.slides_folder}" if self.slides_folder else ""
-                raise SlideError(
-                    f"{path} is not there any more{where}: name the folder that slides lie in by --slides DIR"
-                )
+                where = f", and not in {self.slides_folder}" if self.slides_folder else ""
+                raise SlideError(f"{path} is not there any more{where}: say where it lies now by --slides DIR")
             path = self._moved[item.slide_id]
         slide = open_slide(path, mpp=attrs["mpp_x"])  # as recorded; reading at level-0 coordinates does not use it
         recorded = (attrs["level0_width"], attrs["level0_height"])
         if slide.l0_size != recorded:
             slide.close()
-            raise SlideError(
-                f"{path} has {slide.l0_size} pixels, its tiles were made from {recorded}: run `wsimil tile`"
-            )
+            raise SlideError(f"{path} is {slide.l0_size} px, but its tiles were made at {recorded}: run `wsimil tile`")
         return slide
 
     @cached_property

@@ -7,6 +7,7 @@ only ever read with ``weights_only=True``, which runs no code of the file's.
 """
 
 import hashlib
+import json
 import logging
 import pickle
 import zipfile
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from wsi_mil.errors import WeightsError, one_line
-from wsi_mil.store import replacing
+from wsi_mil.store import write_bytes
 
 State = dict[str, Tensor]
 Convert = Callable[[State], State]
@@ -49,8 +50,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     The same input gives the same bytes.
     """
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    with replacing(path) as temporary:
-        save_file(plain, temporary, metadata)
+    data = save(plain, metadata)
+    # The library writes metadata in the order of a hash table that differs from run to run: sort the header.
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_bytes(path, b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]]))
 
 
 def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
@@ -104,15 +109,15 @@ def sniff(path: Path) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(1024)
+    if _is_safetensors(head):  # first, since the length it begins with can look like anything
+        return "safetensors"
     if complaint := _complaint(head, size):
         raise WeightsError(f"{path} {complaint}")
-    if _is_safetensors(head):
-        return "safetensors"
     if head.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(path):
             raise WeightsError(f"{path} is truncated ({size:,} bytes): fetch it again")
         return "torch"
-    if head.startswith(b"\x80"):  # a pickle, as torch wrote them before 1.6
+    if head.startswith(b"\x80\x02"):  # a bare pickle, as torch wrote them before 1.6
         return "torch"
     raise WeightsError(f"{path} is neither safetensors nor a torch file (it begins with {head[:8]!r})")
 
@@ -187,6 +192,8 @@ def _complaint(head: bytes, size: int) -> str:
         return "is a web page, most likely a login page: accept the terms in a browser, then fetch the file itself"
     if head.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer, not the weights: run `git lfs pull`, or fetch the file itself"
+    if head.startswith((b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "is a Python pickle that torch did not write: save the state dict, best as safetensors"
     return ""
 
 

@@ -178,7 +178,7 @@ def _nuclei(smooth: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "dim
     mask = _nuclear_mask(smooth)
     labels, count = ndimage.label(mask)
     found = _measure(smooth, labels, count)
-    peaks = int(((smooth == ndimage.maximum_filter(smooth, 5)) & mask).sum())
+    _, peaks = ndimage.label((smooth == ndimage.maximum_filter(smooth, 5)) & mask, np.ones((3, 3)))
     inside = smooth[mask]
     outside = smooth[~mask]
     area, hematoxylin = found.area, found.hematoxylin

@@ -29,13 +29,14 @@ def normalise(
 ) -> Float32[Tensor, "tiles 3 {spec.tile_px} {spec.tile_px}"]:
     """Resize, scale and normalise tiles as an encoder's authors did.
 
-    The whole tile is resized, none of it cropped away. Resizing is antialiased and rounded to whole values, as Pillow
-    does it, so that both agree to one step of 255.
+    The whole tile is resized, none of it cropped away: antialiased, along one axis after the other with whole values
+    between 0 and 255 after each, as Pillow does it, so that both agree to one step of 255.
     """
     pixels = tiles.permute(0, 3, 1, 2).float()
-    size = (spec.tile_px, spec.tile_px)
-    if tuple(pixels.shape[-2:]) != size:
-        pixels = functional.interpolate(pixels, size, mode=spec.interpolation, antialias=True, align_corners=False)
-        pixels = pixels.round().clamp(0, 255)
+    for size in ((pixels.shape[2], spec.tile_px), (spec.tile_px, spec.tile_px)):
+        if tuple(pixels.shape[2:]) != size:
+            pixels = (
+                functional.interpolate(pixels, size, mode=spec.interpolation, antialias=True).round_().clamp_(0, 255)
+            )
     mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (spec.mean, spec.std))
     return (pixels / 255 - mean) / std

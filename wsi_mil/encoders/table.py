@@ -120,8 +120,9 @@ def _of_timm(name: str) -> EncoderSpec:
     import torch  # here, since the table is also read by those who load nothing
 
     timm = import_timm()
-    if not timm.is_model(name):
-        near = _nearest(name, timm.list_models())
+    published = timm.list_models(pretrained=True)
+    if not (timm.is_model(name) and ("." not in name or name in published)):
+        near = _nearest(name, [*timm.list_models(), *published])
         raise EncoderError(f"timm has no model {name!r}{near}: see `wsimil encoders`, or timm.list_models()")
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)

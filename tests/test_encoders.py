@@ -1,0 +1,500 @@
+"""Encoders: one contract for all, exact preprocessing, strict weights, and a built-in that tells tissue apart."""
+
+import subprocess
+import sys
+import time
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from safetensors.torch import save_file
+from skimage.color import rgb2hed
+from skimage.draw import disk
+
+from wsi_mil.encoders import Encoder, find_encoder, list_encoders, load_encoder
+from wsi_mil.encoders import morphology as morph
+from wsi_mil.encoders._hub import hub_file
+from wsi_mil.encoders._timm import import_timm
+from wsi_mil.encoders.preprocess import normalise
+from wsi_mil.encoders.table import EncoderSpec
+from wsi_mil.errors import EncoderError, OptionError, WeightsError
+from wsi_mil.weights import file_sha256
+
+TINY = "timm:test_vit"
+RNG = np.random.default_rng(0)
+GLASS, PINK, DARK_NUCLEUS, PALE_NUCLEUS = (244, 243, 246), (225, 160, 195), (62, 35, 110), (130, 100, 165)
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch, tmp_path):
+    """Nothing of this machine's cache, and nothing of the network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_encoder(TINY, "random:0")
+
+
+def noise(tiles=3, px=64) -> np.ndarray:
+    return RNG.integers(0, 256, (tiles, px, px, 3), dtype=np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("morphology", None), (TINY, "random:3"), ("timm:test_resnet", "random:3")]
+)
+def test_every_encoder_keeps_the_contract(name, weights):
+    encoder = load_encoder(name, weights)
+    assert isinstance(encoder, Encoder)
+    tiles = noise(5)
+    features = encoder.encode(tiles)
+    assert features.shape == (5, encoder.dim)
+    assert features.dtype == torch.float32
+    assert torch.isfinite(features).all()
+    assert torch.equal(features, encoder.encode(torch.from_numpy(tiles)))  # arrays and tensors alike, twice the same
+    single = torch.cat([encoder.encode(tile[None]) for tile in tiles])
+    assert torch.allclose(single, features, atol=1e-4)
+    assert encoder.encode(tiles[:0]).shape == (0, encoder.dim)
+    assert len(encoder.weights_sha256) == 64
+    again = load_encoder(name, encoder.weights)  # what is recorded with features loads the same encoder
+    assert again.weights_sha256 == encoder.weights_sha256
+    (features * torch.ones(1, requires_grad=True)).sum().backward()  # what comes out can be computed with
+
+
+@pytest.mark.parametrize("encoder", ["morphology", TINY])
+@pytest.mark.parametrize(
+    "tiles", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.uint8)]
+)
+def test_what_is_not_8_bit_rgb_is_refused(encoder, tiles):
+    with pytest.raises(EncoderError, match="give uint8"):
+        load_encoder(encoder, None if encoder == "morphology" else "random:0").encode(tiles)
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+@pytest.mark.parametrize("spec", list_encoders(), ids=lambda spec: spec.name)
+def test_every_row_builds_and_says_its_own_dimension(spec):
+    assert find_encoder(spec.name) is spec
+    if not spec.arch:
+        return
+    with torch.device("meta"):
+        model = import_timm().create_model(spec.arch, num_classes=0, **spec.arch_kwargs).eval()
+        shape = model(torch.zeros(2, 3, spec.tile_px, spec.tile_px)).shape
+    assert shape == (2, spec.dim)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("resnet50", 23.51), ("dinov2-large", 303.2), ("uni", 303.35)])
+def test_rows_have_the_published_number_of_parameters(name, parameters):
+    spec = find_encoder(name)
+    with torch.device("meta"):
+        model = import_timm().create_model(spec.arch, num_classes=0, **spec.arch_kwargs)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
+
+
+def test_mpp_is_what_the_encoder_sees():
+    assert find_encoder("morphology").mpp == pytest.approx(256 / 224)
+    assert find_encoder("uni").mpp == pytest.approx(128 / 224)
+    assert find_encoder("resnet50").mpp is None
+
+
+def test_timm_names_bring_their_own_recipe():
+    spec = find_encoder("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    assert (spec.dim, spec.tile_px, spec.interpolation) == (192, 224, "bicubic")
+    assert (spec.mean, spec.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert spec.hub_id == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert find_encoder(TINY).dim == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("morfology", "did you mean morphology.*wsimil encoders"),
+        ("xyzzy", "no encoder 'xyzzy': see `wsimil encoders`"),
+        ("timm:resnet5", "timm has no model 'resnet5' .*resnet50"),
+        ("timm:resnet50.no_such_tag", "timm has no model 'resnet50.no_such_tag'"),
+    ],
+)
+def test_unknown_names_are_answered_with_near_ones(name, message):
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(name)
+
+
+# ------------------------------------------------------------------------------------------------- importing timm
+
+
+def test_torchvision_is_cured_only_where_it_is_ill(tmp_path):
+    """A torchvision that dies as the CUDA build does beside a CPU torch, one that is sound, and one ill otherwise."""
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("import torchvision\n")
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    script = """
+import sys, torch
+from wsi_mil.encoders import _timm
+def exists():
+    return hasattr(torch.ops.torchvision, "nms")
+before = exists()
+try:
+    _timm.import_timm(); _timm.import_timm()
+    print(before, exists(), len(_timm._declared), sorted(name for name in sys.modules if "torchvision" in name))
+except RuntimeError as error:
+    print("raised", error)
+"""
+
+    def run(init: str) -> str:
+        (package / "half.py").write_text("seen = []\n")
+        (package / "__init__.py").write_text(init)
+        result = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{script}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return result.stdout.strip()
+
+    ill = """
+import torch, torchvision.half as half
+half.seen.append(1)
+assert len(half.seen) == 1, "left behind"
+torch.library.register_fake("torchvision::nms")(lambda *a: None)
+"""
+    assert run(ill) == "False True 1 ['torchvision', 'torchvision.half']"
+    assert run("") == "False False 0 ['torchvision']"
+    assert run("raise RuntimeError('something else')") == "raised something else"
+
+
+# ------------------------------------------------------------------------------------------------- preprocessing
+
+
+def recipe(interpolation: str, tile_px: int) -> EncoderSpec:
+    return EncoderSpec(
+        "x", 1, tile_px, None, "", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation=interpolation
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("px", [64, 97, 31])
+def test_preprocessing_agrees_with_pillow_to_one_step_of_255(interpolation, px):
+    tiles = np.concatenate([noise(2, px), np.full((1, px, px, 3), 255, np.uint8)])
+    spec = recipe(interpolation, 48)
+    resample = getattr(Image.Resampling, interpolation.upper())
+    expected = np.stack([np.asarray(Image.fromarray(tile).resize((48, 48), resample)) for tile in tiles])
+    got = normalise(torch.from_numpy(tiles), spec)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    assert ((got * std + mean) * 255 - torch.from_numpy(expected).permute(0, 3, 1, 2)).abs().max() <= 1.01
+
+
+def test_tiles_of_the_right_size_are_only_normalised():
+    tiles = noise(2, 48)
+    got = normalise(torch.from_numpy(tiles), recipe("bicubic", 48)).permute(0, 2, 3, 1).numpy()
+    expected = (tiles / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.6, 0.7])
+    assert np.abs(got - expected).max() < 1e-5
+
+
+def test_features_are_those_of_the_network_on_what_was_preprocessed(tiny):
+    tiles = noise(3, 160)
+    model = import_timm().create_model("test_vit", num_classes=0).eval()
+    model.load_state_dict(tiny.model.state_dict())
+    with torch.no_grad():
+        expected = model((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+    assert torch.allclose(tiny.encode(tiles), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_is_near_and_comes_back_as_float32(precision, tiny):
+    tiles = noise(4, 160)
+    exact, rough = tiny.encode(tiles), load_encoder(TINY, "random:0", precision=precision).encode(tiles)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert torch.nn.functional.cosine_similarity(rough, exact).min() > 0.999
+
+
+# ------------------------------------------------------------------------------------------------------- weights
+
+
+def test_random_weights_follow_their_seed_and_say_so(caplog):
+    tiles = noise()
+    torch.manual_seed(1)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    one, same, other = (load_encoder(TINY, f"random:{seed}") for seed in (7, 7, 8))
+    assert torch.equal(torch.rand(3), drawn)  # building encoders draws nothing from others
+    assert one.weights == "random:7"
+    assert one.weights_sha256 == same.weights_sha256 != other.weights_sha256
+    assert torch.equal(one.encode(tiles), same.encode(tiles))
+    assert not torch.allclose(one.encode(tiles), other.encode(tiles))
+    assert "random weights (random:7): its features mean nothing" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["model.safetensors", "model.pth", "old.pth"])
+def test_a_weight_file_gives_the_features_of_the_model_that_wrote_it(form, tiny, tmp_path):
+    path, state = tmp_path / form, tiny.model.state_dict()
+    if form.endswith("safetensors"):
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form != "old.pth")
+    loaded = load_encoder(TINY, str(path))
+    tiles = noise()
+    assert torch.equal(loaded.encode(tiles), tiny.encode(tiles))
+    assert loaded.weights == str(path)
+    assert loaded.weights_sha256 == file_sha256(path)
+
+
+def test_a_published_classifier_is_left_out_but_nothing_else_is(tmp_path):
+    whole = import_timm().create_model("test_resnet")
+    state = whole.state_dict()
+    assert "fc.weight" in state
+    save_file(state, tmp_path / "a.safetensors")
+    assert load_encoder("timm:test_resnet", str(tmp_path / "a.safetensors")).dim == find_encoder("timm:test_resnet").dim
+    save_file({**state, "neck.weight": torch.zeros(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(WeightsError, match=r"b.safetensors does not fit the model: 1 unexpected \(neck.weight\)"):
+        load_encoder("timm:test_resnet", str(tmp_path / "b.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("norm.bias"), r"1 missing \(norm.bias\)"),
+        (lambda state: state.update({"extra": torch.zeros(2)}), r"1 unexpected \(extra\)"),
+        (lambda state: state.update({"norm.bias": torch.zeros(7)}), r"1 of another shape \(norm.bias \(7,\)"),
+        # timm would resample a patch embedding of another size without a word, and the features would be wrong
+        (lambda state: state.update({"patch_embed.proj.weight": torch.zeros(64, 3, 8, 8)}), "1 of another shape"),
+        (lambda state: [state.pop(name) for name in list(state) if "blocks" in name], "missing .*, ..."),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(change, message, tiny, tmp_path):
+    state = dict(tiny.model.state_dict())
+    change(state)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=f"w.safetensors does not fit the model: .*{message}"):
+        load_encoder(TINY, str(tmp_path / "w.safetensors"))
+
+
+def test_position_embeddings_of_another_grid_are_resampled_as_timm_does(tmp_path, caplog):
+    caplog.set_level("INFO", logger="wsi_mil")
+    timm = import_timm()
+    published = timm.create_model("test_vit", img_size=96, num_classes=0)
+    save_file(published.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_encoder(TINY, str(tmp_path / "w.safetensors"))
+    grid = loaded.model.patch_embed.grid_size
+    expected = timm.layers.resample_abs_pos_embed(published.pos_embed, new_size=grid)
+    assert torch.equal(loaded.model.pos_embed, expected)
+    assert "position embeddings resampled from 37 to 101 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("morphology", {"weights": "random:1"}, "morphology is built in"),
+        (TINY, {"weights": "random:x"}, "give random:SEED"),
+        (TINY, {"weights": "random:0", "precision": "int8"}, "--precision int8: give fp32, bf16, fp16"),
+        ("morphology", {"device": "gpu"}, "--device gpu: give cpu"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(name, options, message):
+    with pytest.raises(OptionError, match=message):
+        load_encoder(name, **options)
+
+
+# --------------------------------------------------------------------------------------------------------- the hub
+
+
+class Response:
+    def __init__(self, status: int) -> None:
+        self.status_code = status
+
+
+def refusing(status: int | None = None):
+    """Stands for a hub that refuses, or for no network at all."""
+
+    def ask(*args, **kwargs):
+        error = OSError("Client Error") if status else huggingface_hub.errors.HTTPError("[Errno -2]")
+        if status:
+            error.response = Response(status)
+        raise error
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "wants a login: accept the terms on https://huggingface.co/MahmoodLab/UNI and type `hf auth login`"),
+        (403, "wants a login"),
+        (404, "answered 404"),
+        (None, "cannot be reached"),
+    ],
+)
+def test_without_the_hub_the_file_and_the_command_are_named(status, message, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refusing(status))
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_encoder("uni")
+    text = str(caught.value)
+    assert "fetch pytorch_model.bin from https://huggingface.co/MahmoodLab/UNI" in text
+    assert "`wsimil extract --model uni --weights pytorch_model.bin`" in text
+    assert "\n" not in text
+
+
+def test_offline_it_says_so_at_once():
+    started = time.monotonic()
+    with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE is set.*--model resnet50 --weights model.safetensors"):
+        load_encoder("resnet50")
+    assert time.monotonic() - started < 5
+
+
+def test_a_model_that_was_never_published_needs_a_file():
+    with pytest.raises(WeightsError, match=r"timm:own has no published weights: .* --model timm:own --weights FILE"):
+        hub_file(EncoderSpec("timm:own", 1, 1, None, "", arch="own"))
+
+
+def test_what_the_hub_gives_is_loaded_strictly(monkeypatch, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file(import_timm().create_model("test_resnet").state_dict(), file)
+    asked = []
+
+    def download(repo, name, local_files_only=False):
+        asked.append((repo, name, local_files_only))
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
+    encoder = load_encoder("timm:test_resnet")
+    repo = find_encoder("timm:test_resnet").hub_id
+    assert asked == [(repo, "model.safetensors", True), (repo, "model.safetensors", False)]
+    assert encoder.weights == f"hub:{repo}/model.safetensors"
+    assert encoder.weights_sha256 == file_sha256(file)
+
+
+@pytest.mark.network
+def test_the_real_hub_gives_resnet50(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert load_encoder("resnet50").encode(noise(1, 224)).shape == (1, 2048)
+
+
+# ----------------------------------------------------------------------------------------------------- morphology
+
+
+def paint(kind: str, rng: np.random.Generator, px: int = 224) -> np.ndarray:
+    """A tile of 256 um: glass, plain stroma, crowded small dark nuclei, or large pale ones."""
+    scale = px / 256
+    tile = np.full((px, px, 3), GLASS if kind == "glass" else PINK, float)
+    nuclei = {"lymphocytes": (260, 3.5, DARK_NUCLEUS), "tumour": (90, 7.0, PALE_NUCLEUS)}
+    if kind in nuclei:
+        count, radius, colour = nuclei[kind]
+        for _ in range(count):
+            rows, columns = disk(rng.uniform(0, px, 2), radius * scale * rng.uniform(0.85, 1.15), shape=tile.shape[:2])
+            tile[rows, columns] = np.array(colour) + rng.normal(0, 6, 3)
+    return np.clip(tile + rng.normal(0, 4, tile.shape), 0, 255).astype(np.uint8)
+
+
+KINDS = ("glass", "stroma", "lymphocytes", "tumour")
+
+
+@pytest.fixture(scope="module")
+def painted() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return {kind: np.stack([paint(kind, rng) for _ in range(12)]) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def described(painted) -> dict[str, dict[str, np.ndarray]]:
+    """Mean of every feature, by kind of tile and by name."""
+    encoder = load_encoder("morphology")
+    return {
+        kind: dict(zip(morph.FEATURES, encoder.encode(tiles).numpy().T, strict=True)) for kind, tiles in painted.items()
+    }
+
+
+def test_morphology_tells_kinds_of_tissue_apart(painted):
+    encoder = load_encoder("morphology")
+    train = {kind: encoder.encode(tiles[:6]) for kind, tiles in painted.items()}
+    test = {kind: encoder.encode(tiles[6:]) for kind, tiles in painted.items()}
+    everything = torch.cat(list(train.values()))
+    scale = everything.std(0) + 1e-6
+    centroids = torch.stack([features.mean(0) for features in train.values()]) / scale
+    for index, features in enumerate(test.values()):
+        assert (torch.cdist(features / scale, centroids).argmin(1) == index).all()
+
+
+def test_morphology_names_what_it_measures(described):
+    mean = {kind: {name: values.mean() for name, values in features.items()} for kind, features in described.items()}
+    small, large, stroma, glass = (mean[kind] for kind in ("lymphocytes", "tumour", "stroma", "glass"))
+    assert glass["glass_fraction"] > 0.99 > 0.01 > stroma["glass_fraction"]
+    assert stroma["nuclei_density"] < 0.1 < large["nuclei_density"] < small["nuclei_density"]
+    assert small["nuclei_small_dark_density"] > 5 * large["nuclei_small_dark_density"]
+    assert large["nuclei_large_pale_density"] > 5 * small["nuclei_large_pale_density"]
+    assert small["nuclei_hematoxylin"] > large["nuclei_hematoxylin"]
+    assert small["nuclei_spacing"] < large["nuclei_spacing"] < stroma["nuclei_spacing"]
+    assert stroma["eosin_mean"] > glass["eosin_mean"]
+
+
+def test_nuclei_are_counted_and_measured_in_physical_units():
+    tile = np.full((224, 224, 3), PINK, np.uint8)
+    for row in range(20, 224, 40):
+        for column in range(20, 224, 40):
+            tile[disk((row, column), 5 / morph._UM, shape=tile.shape[:2])] = DARK_NUCLEUS
+    found = dict(zip(morph.FEATURES, morph.describe(tile), strict=True))
+    count = len(range(20, 224, 40)) ** 2
+    assert found["nuclei_density"] * 1000 == pytest.approx(count / 0.256**2, rel=1e-3)
+    assert found["nuclei_peaks"] * 1000 == pytest.approx(count / 0.256**2, rel=1e-3)
+    assert found["nuclei_area_mean"] * 100 == pytest.approx(np.pi * 5**2, rel=0.25)
+    assert found["nuclei_spacing"] * 20 == pytest.approx(40 * morph._UM, rel=0.02)
+    assert found["nuclei_eccentricity"] < 0.35
+    assert found["nuclei_area_std"] < 0.05
+
+
+def test_fibres_have_a_direction_and_noise_has_none():
+    stripes = np.full((224, 224, 3), PINK, np.uint8)
+    stripes[::8] = stripes[1::8] = DARK_NUCLEUS
+    fibres = morph.FEATURES.index("fibres")
+    assert morph.describe(stripes)[fibres] > 0.95
+    assert morph.describe(stripes.transpose(1, 0, 2).copy())[fibres] > 0.95
+    assert morph.describe(noise(1, 224)[0])[fibres] < 0.2
+
+
+def test_stains_are_those_of_scikit_image():
+    tile = np.clip(noise(1, 224)[0], 1, None)
+    found = dict(zip(morph.FEATURES, morph.describe(tile), strict=True))
+    expected = rgb2hed(tile)[::2, ::2] * 6  # scikit-image divides by the density of 1e-6
+    for index, stain in enumerate(("hematoxylin", "eosin", "dab")):
+        assert found[f"{stain}_mean"] == pytest.approx(expected[..., index].mean(), rel=1e-3)
+        assert found[f"{stain}_q90"] == pytest.approx(np.quantile(expected[..., index], 0.9), rel=1e-2)
+
+
+@given(colour=hnp.arrays(np.uint8, 3), noise_=st.integers(0, 255), px=st.sampled_from([16, 100, 224, 256]))
+def test_morphology_is_finite_and_of_order_one_on_anything(colour, noise_, px):
+    spots = np.random.default_rng(noise_).integers(0, noise_ + 1, (px, px, 3))
+    features = morph.describe(((colour + spots) % 256).astype(np.uint8))
+    assert np.isfinite(features).all()
+    assert np.abs(features).max() < 100
+
+
+@pytest.mark.parametrize("value", [0, 255, 128])
+def test_constant_tiles_have_no_texture_and_no_nuclei(value):
+    found = dict(zip(morph.FEATURES, morph.describe(np.full((224, 224, 3), value, np.uint8)), strict=True))
+    for name, number in found.items():
+        if name.endswith("_std") or "_band_" in name or name in ("nuclei_density", "edges_mean", "fibres"):
+            assert number == pytest.approx(0, abs=2e-2), name
+
+
+def test_tiles_of_another_pixel_size_are_measured_alike(described):
+    rng = np.random.default_rng(6)
+    coarse = load_encoder("morphology").encode(np.stack([paint("tumour", rng, 448) for _ in range(6)])).mean(0)
+    for name in ("nuclei_density", "nuclei_area_mean", "nuclei_hematoxylin", "eosin_mean"):
+        here = described["tumour"][name].mean()
+        assert coarse[morph.FEATURES.index(name)] == pytest.approx(here, rel=0.2), name
+
+
+def test_the_names_are_unique_and_as_many_as_the_table_says():
+    assert len(set(morph.FEATURES)) == len(morph.FEATURES) == find_encoder("morphology").dim

@@ -1,0 +1,217 @@
+"""Extraction: every tile once, in order, as the encoder sees it by hand, and one bad slide costs only itself."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from wsi_mil import store
+from wsi_mil.encoders import load_encoder
+from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
+from wsi_mil.extract import CARRIED, ExtractParams, ExtractStage
+from wsi_mil.progress import Progress
+from wsi_mil.slides import open_slide, write_pyramid
+from wsi_mil.stage import Item, Report, artifact_items, run
+
+L0_TILE, TILE_PX, MPP = 128, 64, 0.5
+
+
+class Means:
+    """An encoder that can be checked by eye: mean red, green and blue of a tile."""
+
+    name, dim, tile_px, precision = "means", 3, TILE_PX, "fp32"
+    mpp: float | None = None
+    weights, weights_sha256 = "none", "0" * 64
+
+    def __init__(self, spoil: float = 1.0) -> None:
+        self.spoil, self.batches = spoil, []
+
+    def encode(self, tiles: np.ndarray | Tensor) -> Float32[Tensor, "tiles dim"]:
+        self.batches.append(len(tiles))
+        return torch.as_tensor(tiles).float().mean((1, 2)) * self.spoil
+
+
+class Steps(Progress):
+    def __init__(self) -> None:
+        self.tiles: list[int] = []
+
+    def step(self, tiles: int) -> None:
+        self.tiles.append(tiles)
+
+
+def make_slide(path: Path, seed: int, side: int = 640) -> Path:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (side // 32, side // 32, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_pyramid(path, coarse.repeat(32, axis=0).repeat(32, axis=1), MPP)
+    return path
+
+
+def make_tiles(folder: Path, slide: Path, slide_id: str, side: int = 640, *, empty: bool = False) -> Path:
+    """What `wsimil tile` writes, as docs/format.md has it: every other column of a grid."""
+    grid = [(x, y) for y in range(0, side - L0_TILE + 1, L0_TILE) for x in range(0, side - L0_TILE + 1, 2 * L0_TILE)]
+    coords = np.array([] if empty else grid, dtype=np.int64).reshape(-1, 2)
+    attrs = {
+        "mpp_x": MPP, "mpp_y": MPP, "mpp_source": "openslide", "tile_um": L0_TILE * MPP, "tile_px": TILE_PX,
+        "l0_tile_width": L0_TILE, "l0_tile_height": L0_TILE, "level0_width": side, "level0_height": side,
+        "resample": "pillow-bilinear-antialiased", "slide_path": str(slide), "reader": "openslide", "tissue_mm2": 0.5,
+        "status": "empty" if empty else "done", "stage": "tile", "fingerprint": f"print of {slide_id}",
+    }  # fmt: skip
+    if empty:
+        attrs["reason"] = "no tissue was found"
+    path = folder / f"{slide_id}.h5"
+    coords_attrs = {"patch_size": TILE_PX, "patch_size_level0": L0_TILE, "name": slide_id}
+    arrays = {"coords": coords, "coverage": np.ones(len(coords), np.float32)}
+    store.write(path, store.Artifact(arrays, attrs, {"coords": coords_attrs}))
+    return path
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    """Two slides with tiles, one of them in a folder, and one without."""
+    for seed, slide_id in enumerate(("a", "deep/b", "c")):
+        slide = make_slide(tmp_path / "slides" / f"{slide_id}.tif", seed)
+        make_tiles(tmp_path / "tiles", slide, slide_id, empty=slide_id == "c")
+    return tmp_path
+
+
+def extract(cohort: Path, encoder, out: str = "feats", **options) -> Report:
+    stage = ExtractStage(ExtractParams.of(encoder), encoder, **options)
+    return run(stage, artifact_items(cohort / "tiles"), cohort / out)
+
+
+def by_hand(cohort: Path, slide_id: str, encoder) -> torch.Tensor:
+    coords = store.read(cohort / "tiles" / f"{slide_id}.h5").arrays["coords"]
+    with open_slide(cohort / "slides" / f"{slide_id}.tif") as slide:
+        tiles = [slide.read(int(x), int(y), (L0_TILE, L0_TILE), (TILE_PX, TILE_PX)) for x, y in coords]
+    return encoder.encode(np.stack(tiles))
+
+
+@pytest.mark.parametrize(("name", "weights"), [("morphology", None), ("timm:test_vit", "random:0")])
+def test_features_are_those_of_the_tiles_read_by_hand(name, weights, cohort):
+    encoder = load_encoder(name, weights)
+    report = extract(cohort, encoder, threads=2, batch=4)
+    assert (report.done, report.empty, report.failed) == (["a", "deep/b"], ["c"], {})
+    for slide_id in report.done:
+        features = store.read(cohort / "feats" / f"{slide_id}.h5").arrays["features"]
+        assert features.dtype == np.float16
+        assert np.allclose(features, by_hand(cohort, slide_id, encoder).half(), rtol=2e-3, atol=1e-3)
+
+
+def test_the_artifact_says_everything_about_its_features(cohort):
+    encoder = load_encoder("morphology")
+    extract(cohort, encoder)
+    tiles, feats = (store.read(cohort / folder / "deep/b.h5") for folder in ("tiles", "feats"))
+    assert np.array_equal(feats.arrays["coords"], tiles.arrays["coords"])
+    assert feats.array_attrs["coords"] == tiles.array_attrs["coords"]
+    assert feats.array_attrs["features"] == {"encoder": "morphology", "name": "deep/b"}
+    assert {key: feats.attrs[key] for key in CARRIED if key != "reason"} == {
+        key: tiles.attrs[key] for key in CARRIED if key != "reason"
+    }
+    assert feats.attrs["encoder"] == "morphology"
+    assert feats.attrs["encoder_weights"] == "built-in"
+    assert feats.attrs["encoder_weights_sha256"] == encoder.weights_sha256
+    assert feats.attrs["encoder_mpp"] == pytest.approx(256 / 224)
+    assert feats.attrs["tiles"] == len(feats.arrays["features"]) == 15
+    assert feats.params == {"encoder": "morphology", "weights_sha256": encoder.weights_sha256, "precision": "fp32"}
+
+
+def test_a_slide_without_tiles_gives_no_features_and_keeps_its_reason(cohort):
+    extract(cohort, Means())
+    feats = store.read(cohort / "feats/c.h5")
+    assert feats.arrays["features"].shape == (0, 3)
+    assert feats.arrays["coords"].shape == (0, 2)
+    assert (feats.attrs["status"], feats.attrs["reason"]) == ("empty", "no tissue was found")
+
+
+@pytest.mark.parametrize(("name", "weights"), [("morphology", None), ("timm:test_vit", "random:0")])
+def test_the_same_bytes_twice_whatever_the_threads(name, weights, cohort):
+    encoder = load_encoder(name, weights)
+    extract(cohort, encoder, "one", threads=1, batch=4)
+    extract(cohort, encoder, "two", threads=3, batch=4)
+    for item in artifact_items(cohort / "one"):
+        assert item.source.read_bytes() == (cohort / "two" / f"{item.slide_id}.h5").read_bytes()
+
+
+def test_batches_are_full_and_counted(cohort):
+    encoder, steps = Means(), Steps()
+    stage = ExtractStage(ExtractParams.of(encoder), encoder, threads=2, batch=4)
+    outcomes = dict(stage.stream(iter(artifact_items(cohort / "tiles")), steps))
+    assert encoder.batches == steps.tiles == [4, 4, 4, 3] * 2
+    assert all(outcome.seconds > 0 for outcome in outcomes.values())
+
+
+def test_rerunning_skips_and_other_weights_are_noticed(cohort):
+    extract(cohort, Means())
+    assert extract(cohort, Means()).skipped == ["a", "c", "deep/b"]
+    other = Means()
+    other.weights_sha256 = "1" * 64
+    with pytest.raises(ArtifactError, match="weights_sha256 was"):
+        extract(cohort, other)
+    moved = Means()
+    moved.weights = "/another/place/of/the/same/file"
+    assert extract(cohort, moved).skipped == ["a", "c", "deep/b"]
+
+
+def test_a_slide_that_cannot_be_read_fails_alone(cohort):
+    path = cohort / "slides/a.tif"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    report = extract(cohort, Means(), threads=2, batch=2)
+    assert (report.done, report.empty) == (["deep/b"], ["c"])
+    assert list(report.failed) == ["a"]
+    assert isinstance(report.failed["a"], SlideError)
+    assert "a.tif" in str(report.failed["a"])
+    path.write_bytes(whole)
+    assert extract(cohort, Means()).done == ["a"]
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, 1e9])
+def test_features_that_float16_cannot_hold_fail_the_slide_by_tile(spoil, cohort):
+    report = extract(cohort, Means(spoil))
+    assert (report.done, report.empty) == ([], ["c"])
+    for slide_id in ("a", "deep/b"):
+        assert isinstance(report.failed[slide_id], EncoderError)
+        assert str(report.failed[slide_id]).startswith(f"{slide_id}: the tile at (0, 0) got a feature of")
+    assert not (cohort / "feats/a.h5").exists()
+
+
+def test_a_slide_that_moved_is_found_by_its_id(cohort):
+    extract(cohort, Means(), "before")
+    shutil.move(cohort / "slides", cohort / "archive")
+    report = extract(cohort, Means(), "without")
+    assert set(report.failed) == {"a", "deep/b"}
+    assert str(report.failed["a"]) == (
+        f"{cohort / 'slides/a.tif'} is not there any more: say where it lies now by --slides DIR"
+    )
+    assert extract(cohort, Means(), "after", slides_folder=cohort / "archive").failed == {}
+    for item in artifact_items(cohort / "before"):
+        assert item.source.read_bytes() == (cohort / "after" / f"{item.slide_id}.h5").read_bytes()
+    (cohort / "archive/a.tif").unlink()
+    report = extract(cohort, Means(), "lost", slides_folder=cohort / "archive")
+    assert list(report.failed) == ["a"]
+    assert f"and not in {cohort / 'archive'}" in str(report.failed["a"])
+
+
+def test_another_slide_of_the_same_name_is_refused(cohort):
+    make_slide(cohort / "slides/a.tif", 9, side=768)
+    report = extract(cohort, Means())
+    assert list(report.failed) == ["a"]
+    assert "is (768, 768) px, but its tiles were made at (640, 640): run `wsimil tile`" in str(report.failed["a"])
+
+
+def test_what_holds_no_tiles_is_refused(cohort):
+    extract(cohort, Means())
+    stage = ExtractStage(ExtractParams.of(Means()), Means())
+    with pytest.raises(ArtifactError, match=r"a.h5 was made by extract, not by tile: .* `wsimil tile SLIDES`"):
+        stage.upstream(Item("a", cohort / "feats/a.h5"))
+    assert stage.upstream(Item("a", cohort / "tiles/a.h5")) == "print of a"
+
+
+def test_an_impossible_batch_is_refused():
+    with pytest.raises(OptionError, match="--batch 0"):
+        ExtractStage(ExtractParams.of(Means()), Means(), batch=0)
