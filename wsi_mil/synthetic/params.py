@@ -40,11 +40,6 @@ class SyntheticParams:
     seed: int = 0
     """Slide number i depends only on this, i and the options above that describe a slide."""
 
-    @classmethod
-    def quick(cls, seed: int = 0) -> "SyntheticParams":
-        """A cohort too small to learn from, made in seconds, to try the way through the stages."""
-        return cls(slides=8, mpp=256 / 224, seed=seed)
-
     def __post_init__(self) -> None:
         self._check_cohort()
         self._check_slide()
