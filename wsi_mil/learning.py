@@ -107,7 +107,7 @@ def learn(model: Aggregator, train: Examples, val: Examples, params: LearnParams
     with progress("train", params.epochs) as track:
         for epoch in range(params.epochs):
             shuffler.shuffle(order)
-            lr = schedule.get_last_lr()[0]
+            lr = float(schedule.get_last_lr()[0])
             chunks = [order[start : start + size] for start in range(0, len(order), size)]
             loss = _one_epoch(model, train, chunks, weights, _Descent(optimiser, schedule))
             val_loss, val_auroc, val_accuracy = _validate(model, val, weights)

@@ -71,7 +71,8 @@ def tile(
     """
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
     chosen = read_slides_table(table, found) if table else dict.fromkeys(found)
-    resolutions = {slide_id: own or mpp for slide_id, own in chosen.items() if own or mpp}
+    told = {slide_id: mpp if own is None else own for slide_id, own in chosen.items()}
+    resolutions = {slide_id: value for slide_id, value in told.items() if value is not None}
     stage = TileStage(params, options.threads, resolutions)
     return run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
 
