@@ -433,3 +433,15 @@ def test_a_large_grey_image_is_read_without_a_warning(shared):
     with open_slide(shared / "data/wsi_bad/grey10kx5k.tif", 0.5) as slide:
         assert (slide.reader, slide.l0_size) == ("image", (10_000, 5_000))
         assert slide.thumbnail(8.0).image.shape == (312, 625, 3)
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_a_level_of_just_one_tile_is_written(tmp_path: Path, side: int) -> None:
+    image = np.zeros((side, side, 3), np.uint8)
+    image[:, side // 2 :] = 200
+    write_pyramid(tmp_path / "a.tif", image, 0.5)
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.levels[-1][:2] == (256, 256)
+        small = slide.read(0, 0, (side, side), (256, 256))
+    assert np.abs(small[:, :120].astype(int)).max() < 5
+    assert np.abs(small[:, 136:].astype(int) - 200).max() < 5
