@@ -19,12 +19,12 @@ def attention_png(slide: Slide, bag: Bag, attention: Float[np.ndarray, " tiles"]
     Args:
         slide: the slide.
         bag: its tiles.
-        attention: one weight per tile; the largest gets the top of the colour scale.
+        attention: one weight per tile; the largest gets the top of the colour scale, and covers most.
         side_px: about the longer side of the picture.
     """
     longest_um = max(slide.l0_size[0] * slide.mpp_x, slide.l0_size[1] * slide.mpp_y)
     thumbnail = slide.thumbnail(longest_um / side_px)
-    picture = 0.5 * thumbnail.image + 0.5 * 255.0
+    picture = thumbnail.image.astype(float)
     um_per_px = np.array([thumbnail.mpp_x, thumbnail.mpp_y])
     half = bag.attrs["tile_um"] / 2
     strength = attention / max(float(attention.max()), 1e-12)
