@@ -133,7 +133,9 @@ def _colour(density: Float32[np.ndarray, "3 height width"]) -> Float32[np.ndarra
     return np.ptp(density, axis=0) - 0.12 * density.mean(0)
 
 
-def _ink(density: Float32[np.ndarray, "3 height width"], mpp_x: float, mpp_y: float) -> Bool[np.ndarray, "height width"]:
+def _ink(
+    density: Float32[np.ndarray, "3 height width"], mpp_x: float, mpp_y: float
+) -> Bool[np.ndarray, "height width"]:
     """Strokes of a pen, by colours that neither haematoxylin, eosin nor DAB can show.
 
     Stains absorb green most (H&E), or blue (DAB), or red a little before green (haematoxylin alone). Green ink absorbs

@@ -1,4 +1,4 @@
-"""DAS-MIL: self-attention that knows how far apart tiles are (Wölflein et al. 2023, arXiv 2305.10552), in micrometres."""
+"""DAS-MIL: self-attention that knows how far apart tiles are, in um (Wölflein et al. 2023, arXiv 2305.10552)."""
 
 import math
 from dataclasses import dataclass
