@@ -24,7 +24,8 @@ _MIN_TISSUE_MM2 = 0.02  # islands below are specks: a third of a 256 um tile
 _MAX_HOLE_MM2 = 0.05  # holes below are lumina and fat cells, and belong to the tissue
 
 _DARK = 40  # brightest channel of a fluorescence background
-_GLASS_MIN, _GLASS_CHROMA = 190, 36  # glass is bright in every channel, and nearly grey
+_GLASS_MIN, _GLASS_CHROMA = 190, 36  # glass is bright in every channel, and nearly grey,
+_GLASS_PINK = 18  # least of all short of green, which pale H&E is
 _GLASS_FLAT_OD = 0.006  # and even: tissue, however pale, varies more over 40 um
 _GLASS_SHARE = 0.005  # fewer pixels of it are no glass but flat spots of a slide that is all tissue
 _WHITE = 245.0  # glass of a slide that shows none
@@ -114,8 +115,9 @@ def _glass(
     grey = np.log10(smooth.mean(0) + 1)
     mean = ndimage.uniform_filter(grey, 5)
     spread = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, 5) - mean**2, 0))
-    bright = (smooth.min(0) > _GLASS_MIN) & (np.ptp(smooth, axis=0) < _GLASS_CHROMA)
-    glass = bright & (spread < _GLASS_FLAT_OD)
+    red, green, blue = smooth
+    pale = (np.ptp(smooth, axis=0) < _GLASS_CHROMA) & ((red + blue) / 2 - green < _GLASS_PINK)
+    glass = pale & (smooth.min(0) > _GLASS_MIN) & (spread < _GLASS_FLAT_OD)
     if glass.mean() < _GLASS_SHARE:
         return np.full(3, _WHITE, np.float32)
     unscanned = glass & (pixels.min(0) == 255)  # pure white: padding, unless there is no other glass
@@ -166,7 +168,8 @@ def _tidied(
     smallest = min(_MIN_TISSUE_MM2, mask.size * mpp_x * mpp_y * 1e-6 / 4)  # an image may be no larger than a speck
     closed = ~_grown(~_grown(mask, _CLOSE_UM, mpp_x, mpp_y), _CLOSE_UM, mpp_x, mpp_y) & ~ink
     kept = _without_small(closed, smallest, mpp_x, mpp_y)
-    return ~_without_small(~kept, _MAX_HOLE_MM2, mpp_x, mpp_y) & ~ink
+    holes = ndimage.binary_fill_holes(kept) & ~kept
+    return (kept | (holes & ~_without_small(holes, _MAX_HOLE_MM2, mpp_x, mpp_y))) & ~ink
 
 
 def _grown(
