@@ -40,7 +40,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(None if tensor is None else tensor.to(device) for tensor in self))
+        slide = None if self.slide is None else self.slide.to(device)
+        return Batch(self.features.to(device), self.coords_um.to(device), self.mask.to(device), slide)
 
 
 def read_bag(path: Path) -> Bag:

@@ -1,6 +1,7 @@
 """DAS-MIL: self-attention that knows how far apart tiles are, in um (Wölflein et al. 2023, arXiv 2305.10552)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ FINEST_UM, COARSEST_UM = 256.0, 16_384.0
 class DasMilParams(SelfAttentionParams):
     """Options of `DasMil`."""
 
-    length_scales_um: tuple[float, ...] = ()
+    length_scales_um: Sequence[float] = ()
     """Distance at which each head starts to tell near from far, one per head; training takes them from the distances
     of its patients. Empty = from 256 um (a tile) to 16 mm (a section) in equal ratios."""
     key_bias: bool = True

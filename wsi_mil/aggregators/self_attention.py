@@ -1,7 +1,6 @@
 """Self-attention MIL without positions: what DAS-MIL is when it cannot see distances (baseline of arXiv 2305.10552)."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,8 +22,8 @@ class SelfAttentionParams:
     """Attention heads."""
     head_dim: int = 32
     """Width of a head's queries, keys and values."""
-    pooling: Literal["max", "attention", "log-sum-exp"] = "max"
-    """How tiles become one embedding; max as published."""
+    pooling: str = "max"
+    """How tiles become one embedding: max (as published), attention or log-sum-exp."""
     dropout: float = 0.1
     """Share of the projected features dropped in training."""
 

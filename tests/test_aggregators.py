@@ -1,0 +1,264 @@
+"""One contract, held over the whole registry; positions matter as each model declares."""
+
+import math
+from dataclasses import FrozenInstanceError, fields
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_mil import store
+from wsi_mil.aggregators import AGGREGATORS, Aggregator, build
+from wsi_mil.aggregators.pooling import log_sum_exp_pool, max_pool
+from wsi_mil.bags import Bag, Batch, collate, read_bag
+from wsi_mil.errors import OptionError
+
+DIM, CLASSES = 12, 3
+POOLINGS = ("max", "attention", "log-sum-exp")
+VARIANTS = {
+    **{name: (name, {}) for name in AGGREGATORS},
+    **{f"das-mil, {pooling}": ("das-mil", {"pooling": pooling}) for pooling in POOLINGS[1:]},
+    "das-mil, one head, values only": ("das-mil", {"heads": 1, "key_bias": False, "query_bias": False}),
+    "das-mil, as published": ("das-mil", {"heads": 1, "self_bias": False}),
+    "self-attention, attention": ("self-attention", {"pooling": "attention"}),
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def model(request) -> Aggregator:
+    """An untrained model in eval mode whose features have been fitted."""
+    torch.manual_seed(0)
+    name, options = request.param
+    made = build(name, DIM, CLASSES, **options)
+    made.fit_features(torch.randn(DIM), torch.rand(DIM) + 0.5)
+    return made.eval()
+
+
+def bag(tiles, seed=0, dim=DIM):
+    """Tiles of 256 um at random cells of a 20 x 20 grid."""
+    g = torch.Generator().manual_seed(seed)
+    cells = torch.randperm(400, generator=g)[:tiles]
+    coords = 256.0 * torch.stack((cells % 20, cells // 20), dim=1) + 128
+    return Bag(f"bag-{seed}", 2 * torch.randn(tiles, dim, generator=g), coords, {})
+
+
+def assert_same(got, wanted, tolerance=1e-5):
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+def padded(batch: Batch, extra: int, content: float) -> Batch:
+    """The batch with ``extra`` columns of padding, all padding filled with ``content``."""
+    pad = torch.nn.functional.pad
+    mask = pad(batch.mask, (0, extra), value=False)
+    features, coords = (pad(tensor, (0, 0, 0, extra)) for tensor in (batch.features, batch.coords_um))
+    return Batch(*(t.masked_fill(~mask.unsqueeze(-1), content) for t in (features, coords)), mask)
+
+
+# ---- bags and batches
+
+
+@pytest.mark.parametrize("content", [0.0, 1e6, math.inf, math.nan])
+def test_padding_is_invisible_whatever_it_holds(model, content):
+    batch = collate([bag(9, 1), bag(14, 2)])
+    wanted, got = model(batch), model(padded(batch, 5, content))
+    assert_same(got.logits, wanted.logits)
+    assert_same(got.attention[:, :14], wanted.attention)
+    assert not got.attention[:, 14:].any()
+
+
+def test_padding_does_not_reach_the_gradients(model):
+    batch = padded(collate([bag(9, 1), bag(14, 2)]), 3, math.nan)
+    model(batch).logits.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_a_batch_gives_what_its_bags_give_alone(model):
+    bags = [bag(tiles, seed) for seed, tiles in enumerate((1, 2, 30, 7))]
+    together = model(collate(bags))
+    for row, one in enumerate(bags):
+        alone = model(collate([one]))
+        assert_same(together.logits[row], alone.logits[0])
+        assert_same(together.attention[row, : len(one.features)], alone.attention[0])
+
+
+def test_the_order_of_tiles_is_irrelevant(model):
+    one = bag(23)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(5))
+    wanted, got = (
+        model(collate([b])) for b in (one, one._replace(features=one.features[order], coords_um=one.coords_um[order]))
+    )
+    assert_same(got.logits, wanted.logits)
+    assert_same(got.attention[0], wanted.attention[0, order])
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_tiny_bags(model, tiles):
+    output = model(collate([bag(tiles)]))
+    assert output.logits.shape == (1, CLASSES)
+    assert output.logits.isfinite().all()
+    assert_same(output.attention.sum(1), torch.ones(1))
+
+
+def test_attention_is_a_share_of_the_real_tiles(model):
+    batch = collate([bag(9, 1), bag(14, 2), bag(1, 3)])
+    attention = model(batch).attention
+    assert attention.shape == batch.mask.shape
+    assert (attention >= 0).all()
+    assert not attention[~batch.mask].any()
+    assert_same(attention.sum(dim=1), torch.ones(3))
+
+
+# ---- positions
+
+MOVES = {
+    "shifted": lambda xy: xy + torch.tensor([50_000.0, -7_000.0]),
+    "turned": lambda xy: xy @ torch.tensor([[math.cos(1.0), math.sin(1.0)], [-math.sin(1.0), math.cos(1.0)]]),
+    "mirrored": lambda xy: xy * torch.tensor([-1.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES.keys())
+def test_where_the_tissue_lies_on_the_glass_is_irrelevant(model, move):
+    if model.uses_position == "absolute":
+        pytest.skip("declares that it uses absolute positions")
+    one = bag(23)
+    wanted, got = (model(collate([b])) for b in (one, one._replace(coords_um=move(one.coords_um))))
+    assert_same(got.logits, wanted.logits, 2e-4)
+
+
+def test_swapping_positions_matters_if_the_model_says_so(model):
+    one = bag(23)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(5))
+    wanted, got = (model(collate([b])).logits for b in (one, one._replace(coords_um=one.coords_um[order])))
+    if model.uses_position == "none":
+        assert torch.equal(got, wanted)
+    else:
+        assert (got - wanted).abs().max() > 1e-4
+
+
+def test_pixels_do_not_matter_only_micrometres_do(model, tmp_path):
+    g = np.random.default_rng(0)
+    features, cells = g.normal(size=(12, DIM)).astype(np.float16), g.permutation(64)[:12]
+    grid = np.stack([cells % 8, cells // 8], axis=1)
+    bags = []
+    for mpp, side in ((0.25, 1024), (0.5, 512)):
+        attrs = {"stage": "extract", "slide_id": "s", "mpp_x": mpp, "mpp_y": mpp}
+        attrs |= {"l0_tile_width": side, "l0_tile_height": side}
+        store.write(tmp_path / f"{side}.h5", store.Artifact({"features": features, "coords": side * grid}, attrs))
+        bags.append(read_bag(tmp_path / f"{side}.h5"))
+    assert torch.equal(*(model(collate([one])).logits for one in bags))
+
+
+def test_tiles_of_other_slides_have_no_distance(model):
+    batch = collate([bag(12, 1)])
+    apart = batch._replace(slide=torch.arange(12).unsqueeze(0) // 6)
+    moved = apart._replace(coords_um=apart.coords_um + 9000.0 * (apart.slide == 1).unsqueeze(-1))
+    assert_same(model(moved).logits, model(apart).logits)
+
+
+# ---- a network like any other
+
+
+def test_evaluation_is_repeatable(model):
+    batch = collate([bag(14, 2)])
+    for first, second in zip(model(batch), model(batch), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_gradients_reach_every_parameter(model):
+    batch = collate([bag(30, seed) for seed in range(4)])
+    (model(batch).logits * torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(0))).sum().backward()
+    starved = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not starved
+
+
+def test_saved_and_loaded_it_is_the_same(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    options = {field.name: getattr(model.params, field.name) for field in fields(model.params)}
+    name = next(name for name, kind in AGGREGATORS.items() if type(model) is kind)
+    torch.manual_seed(1)
+    again = build(name, DIM, CLASSES, **options).eval()
+    batch = collate([bag(14, 2)])
+    assert not torch.equal(again(batch).logits, model(batch).logits)
+    again.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert torch.equal(again(batch).logits, model(batch).logits)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_column_of_logits_per_class(name, classes):
+    assert build(name, DIM, classes)(collate([bag(4), bag(5)])).logits.shape == (2, classes)
+
+
+def test_units_of_features_are_irrelevant_once_fitted(model):
+    one = bag(23)
+    scale, shift = torch.rand(DIM) * 100 + 0.1, torch.randn(DIM)
+    wanted = model(collate([one])).logits
+    model.fit_features(model.feature_mean * scale + shift, model.feature_std * scale)
+    assert_same(model(collate([one._replace(features=one.features * scale + shift)])).logits, wanted, 1e-3)
+
+
+def test_a_feature_that_never_varied_in_training_cannot_blow_up(model):
+    mean = torch.full((DIM,), 1000.0)
+    model.fit_features(mean, torch.zeros(DIM))
+    assert_same(model.feature_std, torch.ones(DIM))
+
+
+# ---- the registry
+
+
+def test_unknown_names_and_options_are_refused_with_the_known_ones():
+    with pytest.raises(OptionError, match=r"das_mil.*das-mil, abmil"):
+        build("das_mil", DIM, 2)
+    with pytest.raises(OptionError, match=r"abmil has no option heads; it has hidden, attention, dropout"):
+        build("abmil", DIM, 2, heads=3)
+    with pytest.raises(OptionError, match="at least 2"):
+        build("abmil", DIM, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"heads": 0}, "heads 0"),
+        ({"dropout": 1.0}, "dropout 1"),
+        ({"pooling": "mean"}, "pooling mean.*max, attention, log-sum-exp"),
+        ({"length_scales_um": (100.0, 200.0)}, "length_scales_um.*4 positive"),
+        ({"length_scales_um": (100.0, 200.0, 0.0, 1.0)}, "length_scales_um.*4 positive"),
+        ({"key_bias": False, "query_bias": False, "value_bias": False}, "self-attention"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(options, named):
+    with pytest.raises(OptionError, match=named):
+        build("das-mil", DIM, 2, **options)
+
+
+def test_params_are_frozen_and_say_the_length_scales_of_every_head():
+    params = build("das-mil", DIM, 2, heads=3).params
+    assert params.length_scales_um == pytest.approx((256, 2048, 16_384))
+    with pytest.raises(FrozenInstanceError):
+        params.heads = 5
+    assert build("das-mil", DIM, 2, heads=1, length_scales_um=[500]).params.length_scales_um == (500.0,)
+
+
+def test_each_head_starts_to_tell_near_from_far_at_its_length_scale():
+    bias = build("das-mil", DIM, 2, heads=2, length_scales_um=(500.0, 4000.0)).distance_bias()
+    assert bias.theta.tolist() == pytest.approx([500, 4000], rel=1e-5)
+    assert (bias.beta * bias.theta).tolist() == pytest.approx([4, 4], rel=1e-5)
+
+
+# ---- poolings
+
+
+def test_max_pooling_gives_a_tile_the_share_of_features_that_it_won():
+    tiles = torch.tensor([[[3.0, 0.0, 5.0, 1.0], [1.0, 2.0, 5.0, 0.0], [9.0, 9.0, 9.0, 9.0]]])
+    pooled = max_pool(tiles, torch.tensor([[True, True, False]]))
+    assert pooled.embedding.tolist() == [[3, 2, 5, 1]]
+    assert pooled.attention.tolist() == [[0.625, 0.375, 0]]
+
+
+def test_log_sum_exp_lies_between_mean_and_maximum_and_does_not_grow_with_the_bag():
+    tiles, mask = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 9, dtype=torch.bool)
+    once = log_sum_exp_pool(tiles, mask).embedding
+    assert (once <= tiles.amax(1)).all()
+    assert (once >= tiles.mean(1)).all()
+    assert_same(log_sum_exp_pool(tiles.repeat(1, 5, 1), mask.repeat(1, 5)).embedding, once)
