@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from wsi_mil.tiling import TileParams
 
 from wsi_mil import __version__, cli
 from wsi_mil.learning import LearnParams
+from wsi_mil.tiling import TileParams
 
 COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "demo", "synthetic", "encoders"]
 
