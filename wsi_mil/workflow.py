@@ -143,15 +143,13 @@ def run_all(
 def labelled(labels: Path, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
     features = {item.slide_id: store.read_attrs(item.source) for item in _items(folders.feats, "wsimil extract")}
+    usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"}
     unusable = failures(folders.tiles) | failures(folders.feats)
-    unusable |= {
-        slide_id: f"it is empty: {attrs.get('reason', 'no tissue')}"
-        for slide_id, attrs in features.items()
-        if attrs["status"] == "empty"
-    }
-    tiled = [item.slide_id for item in artifact_items(folders.tiles)] if folders.tiles.exists() else []
-    waiting = [slide_id for slide_id in tiled if slide_id not in features and slide_id not in unusable]
-    usable = set(features) - set(unusable)
+    unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}
+    for slide_id in features.keys() - usable:
+        unusable[slide_id] = f"it is empty: {features[slide_id].get('reason', 'no tissue')}"
+    tiled = {item.slide_id for item in artifact_items(folders.tiles)} if folders.tiles.exists() else set()
+    waiting = tiled - usable - unusable.keys()
     return read_cohort(labels, Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`")))
 
 
