@@ -177,7 +177,10 @@ def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> lis
 
 def checkpoint_at(path: Path) -> Path:
     """The checkpoint that a path, a file or a model folder, names."""
-    return path / CHECKPOINT if path.is_dir() else path
+    file = path / CHECKPOINT if path.is_dir() else path
+    if not file.is_file():
+        raise ArtifactMissing(f"{file} does not exist: train a model with `wsimil train`, or name one with --model")
+    return file
 
 
 def _items(folder: Path, command: str) -> list[Item]:
