@@ -148,7 +148,7 @@ def train(
     patience: Annotated[int, typer.Option("--patience", help="Stop after so many without a better validation.")] = 20,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Weight decay.")] = 1e-2,
-    bags_per_step: Annotated[int, typer.Option("--bags-per-step", help="Bags averaged for one step.")] = 4,
+    bags_per_step: Annotated[int, typer.Option("--bags-per-step", help="Bags averaged for one step.")] = 2,
     val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of patients to validate on.")] = 0.2,
     seed: Seed = 0,
     tiles: Tiles = Path("tiles"),

@@ -37,7 +37,7 @@ class LearnParams:
     """Peak learning rate of AdamW: a tenth of the steps to warm up, then half a cosine down to zero."""
     weight_decay: float = 1e-2
     """Weight decay of AdamW."""
-    bags_per_step: int = 4
+    bags_per_step: int = 2
     """Bags whose gradients are averaged for one step."""
     seed: int = 0
     """Decides the order of the bags and dropout; the caller seeds the initial weights."""
