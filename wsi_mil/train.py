@@ -11,10 +11,11 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 _MEMORY_FOR_BAGS = 4 << 30
+_TILES_WORTH_THREADS = 1000
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,12 @@ def fit(cohort: Cohort, folder: Path, params: TrainParams, distances_folder: Pat
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(params.learn.seed)
         model = build(params.aggregator, dim, len(cohort.classes), **options)
-        model.fit_features(*_feature_statistics(example.bag for example in _each(train)))
+        statistics = _feature_statistics(example.bag for example in _each(train))
+        model.fit_features(statistics.mean, statistics.std)
         model.to(device)
-        history = learning.learn(model, train, val, params.learn)
-    predictions = tuple(_predict(model, bags[member.slide_id], member) for member in cohort.members)
+        with _threads_for(statistics.tiles / len(train)):
+            history = learning.learn(model, train, val, params.learn)
+            predictions = tuple(_predict(model, bags[member.slide_id], member) for member in cohort.members)
     training = {
         "params": dataclasses.asdict(params),
         "fingerprint": print_,
@@ -218,8 +222,14 @@ def _length_scales(cohort: Cohort, folder: Path, distances_folder: Path, params:
     return tuple(float(scale) for scale in np.geomspace(nearest, farthest, heads))
 
 
-def _feature_statistics(bags: Iterable[Bag]) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
-    """Mean and standard deviation of each feature over all tiles of the training slides."""
+class _Statistics(NamedTuple):
+    mean: Float[Tensor, " dim"]
+    std: Float[Tensor, " dim"]
+    tiles: int
+
+
+def _feature_statistics(bags: Iterable[Bag]) -> _Statistics:
+    """Mean and standard deviation of each feature over all tiles of the training slides, and how many those are."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for bag in bags:
         features = bag.features.double()
@@ -227,7 +237,18 @@ def _feature_statistics(bags: Iterable[Bag]) -> tuple[Float[Tensor, " dim"], Flo
         total = total + features.sum(dim=0)
         squares = squares + features.square().sum(dim=0)
     mean = total / count
-    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+    return _Statistics(mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float(), count)
+
+
+@contextmanager
+def _threads_for(tiles_per_bag: float) -> Generator[None]:
+    """Let torch use one thread for small bags: more cost them more than they give, and tenfold on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if tiles_per_bag >= _TILES_WORTH_THREADS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _each(examples: MemberExamples) -> Iterable[Example]:
