@@ -183,14 +183,18 @@ def recipe(interpolation: str, tile_px: int) -> EncoderSpec:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("px", [64, 97, 31])
-def test_preprocessing_agrees_with_pillow_to_one_step_of_255(interpolation, px):
-    tiles = np.concatenate([noise(2, px), np.full((1, px, px, 3), 255, np.uint8)])
+def test_preprocessing_agrees_with_pillow_to_one_step_of_255_and_rarely_two(interpolation, px):
+    rng = np.random.default_rng(px)
+    tiles = rng.integers(0, 256, (8, px, px, 3), dtype=np.uint8)  # noise is the worst case
+    tiles[0] = 255
     spec = recipe(interpolation, 48)
     resample = getattr(Image.Resampling, interpolation.upper())
     expected = np.stack([np.asarray(Image.fromarray(tile).resize((48, 48), resample)) for tile in tiles])
     got = normalise(torch.from_numpy(tiles), spec)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    assert ((got * std + mean) * 255 - torch.from_numpy(expected).permute(0, 3, 1, 2)).abs().max() <= 1.01
+    difference = ((got * std + mean) * 255 - torch.from_numpy(expected).permute(0, 3, 1, 2)).abs()
+    assert difference.max() <= 2.01
+    assert (difference > 1.01).float().mean() < 1e-3
 
 
 def test_tiles_of_the_right_size_are_only_normalised():

@@ -59,7 +59,7 @@ def make_tiles(folder: Path, slide: Path, slide_id: str, side: int = 640, *, emp
         "mpp_x": MPP, "mpp_y": MPP, "mpp_source": "openslide", "tile_um": L0_TILE * MPP, "tile_px": TILE_PX,
         "l0_tile_width": L0_TILE, "l0_tile_height": L0_TILE, "level0_width": side, "level0_height": side,
         "resample": "pillow-bilinear-antialiased", "slide_path": str(slide), "reader": "openslide", "tissue_mm2": 0.5,
-        "status": "empty" if empty else "done", "stage": "tile", "fingerprint": f"print of {slide_id}",
+        "status": "empty" if empty else "done", "stage": "tile", "params": "{}", "fingerprint": f"print of {slide_id}",
     }  # fmt: skip
     if empty:
         attrs["reason"] = "no tissue was found"

@@ -233,6 +233,15 @@ def test_nonsense_is_refused_by_name(options, named):
         SyntheticParams(**options)
 
 
+def test_quick_slides_keep_the_rule():
+    params = SyntheticParams.quick(seed=2)
+    drawn = [layout(params.seed, index, params) for index in range(params.slides)]
+    near = [one.closest_um for one in drawn if one.label == "near"]
+    assert len(near) == params.slides / 2
+    assert max(near) < params.near_um[1] < params.far_um <= min(one.closest_um for one in drawn if one.label == "far")
+    assert params.side_px < PARAMS.side_px * 2 / 3
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(OptionError, match="--side-um 2000"):
         layout(0, 0, SyntheticParams(side_um=2000.0))

@@ -62,13 +62,20 @@ Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the w
 Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
 
 
-@app.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> bool:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _wsimil(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -141,7 +148,7 @@ def train(
     patience: Annotated[int, typer.Option("--patience", help="Stop after so many without a better validation.")] = 20,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Weight decay.")] = 1e-2,
-    bags_per_step: Annotated[int, typer.Option("--bags-per-step", help="Bags averaged for one step.")] = 4,
+    bags_per_step: Annotated[int, typer.Option("--bags-per-step", help="Bags averaged for one step.")] = 2,
     val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of patients to validate on.")] = 0.2,
     seed: Seed = 0,
     tiles: Tiles = Path("tiles"),
@@ -253,8 +260,18 @@ def encoders() -> None:
     from wsi_mil.encoders import list_encoders
     from wsi_mil.progress import print_table
 
-    rows = [[spec.name, str(spec.dim), f"{spec.tile_px}", f"{spec.mpp:g}", spec.licence] for spec in list_encoders()]
-    print_table("encoders", ["name", "dim", "tile px", "um/px", "licence"], rows)
+    rows = [
+        [
+            spec.name,
+            str(spec.dim),
+            str(spec.tile_px),
+            f"{spec.mpp:.3g}" if spec.mpp else "any",
+            spec.licence,
+            spec.source,
+        ]
+        for spec in list_encoders()
+    ]
+    print_table("Encoders, and timm:<any name> beside them", ["name", "dim", "px", "um/px", "licence", "weights"], rows)
 
 
 def _tile_params(tile_px: int, tile_um: float | None, mpp: float | None, min_coverage: float) -> "TileParams":

@@ -13,10 +13,12 @@ from typing import NamedTuple
 from wsi_mil import workflow
 from wsi_mil.aggregators import infer
 from wsi_mil.bags import read_bag
+from wsi_mil.cohort import Member
 from wsi_mil.distances import DistanceParams
 from wsi_mil.explain import attention_png, slide_png
 from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, predict_slides
+from wsi_mil.predictions import Prediction
 from wsi_mil.progress import print_table
 from wsi_mil.report import Picture, Section, number, page
 from wsi_mil.slides import SlideFile, open_slide
@@ -38,12 +40,17 @@ class Score(NamedTuple):
     aurocs: tuple[float, ...]
 
     @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.aurocs)
+
+    @property
     def cells(self) -> tuple[str, ...]:
-        """Name, mean, lowest and highest, as text."""
-        return (self.model, *(number(f(self.aurocs)) for f in (statistics.fmean, min, max)))
+        """Name, mean, and the AUROC of each seed, as text."""
+        return self.model, number(self.mean), ", ".join(map(number, self.aurocs))
 
 
-HEADER = ("model", "mean AUROC", "lowest", "highest")
+HEADER = ("model", "mean AUROC", "of each seed")
 
 
 def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> list[Score]:
@@ -56,7 +63,9 @@ def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> li
         workers: threads; 0 = the cores this process may use.
     """
     folders = workflow.Folders.under(out)
-    _prepare(out, folders, SyntheticParams.quick() if quick else SyntheticParams(), RunOptions(workers=workers))
+    _prepare(
+        out, folders, SyntheticParams.quick() if quick else SyntheticParams(), RunOptions(refresh=True, workers=workers)
+    )
     learn = LearnParams(epochs=2) if quick else LearnParams()
     _say(f"wsimil train --bags {folders.feats} --labels {out / 'labels.csv'} --out {folders.model} --overwrite")
     trained = workflow.train_model(out / "labels.csv", folders, TrainParams(learn=learn), "auto", overwrite=True)
@@ -97,38 +106,37 @@ def _score(
 
 
 def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Trained) -> bytes:
-    made = trained.checkpoint
+    classes, test = trained.checkpoint.classes, trained.cohort.part("test")
     table = Section(
         "Held-out AUROC",
-        f"Over {len(scores[0].aurocs)} seeds, on {len(trained.cohort.part('test'))} test slides that no model has seen."
-        " Every slide holds the same numbers of tumour nests and lymphocyte clusters; only their distance differs.",
+        f"Over {len(scores[0].aurocs)} seeds, on {len(test)} test slides that no model has seen. Every slide holds the"
+        " same numbers of tumour nests and lymphocyte clusters; only their distance differs.",
         HEADER,
         [score.cells for score in scores],
     )
-    slides = [_slide_section(out, folders, trained, name) for name in made.classes]
-    return page(
-        "Does the model know where things are?", f"Synthetic slides: {' or '.join(made.classes)}.", [table, *slides]
-    )
+    shown = [next(member for member in test if member.label == name) for name in classes]
+    slides = [SlideFile(member.slide_id, out / "slides" / f"{member.slide_id}.tif") for member in shown]
+    options = PredictOptions(out / "predictions", overwrite=True)
+    _say(f"wsimil predict {' '.join(str(slide.path) for slide in slides)} --model {folders.model} --out {options.out}")
+    rows = predict_slides(folders.model / CHECKPOINT, slides, options)
+    parts = [_slide_section(folders, trained, *found) for found in zip(shown, slides, rows, strict=True)]
+    lead = f"Synthetic slides: is some tumour nest {' or '.join(classes)} to a cluster of lymphocytes?"
+    return page("Does the model know where things are?", lead, [table, *parts])
 
 
-def _slide_section(out: Path, folders: workflow.Folders, trained: Trained, name: str) -> Section:
-    """One test slide of a class: predicted from the raw file, then shown with its tiles and the attention."""
-    member = next(member for member in trained.cohort.part("test") if member.label == name)
-    path = out / "slides" / f"{member.slide_id}.tif"
-    predictions = PredictOptions(out / "predictions", overwrite=False)
-    _say(f"wsimil predict {path} --model {folders.model} --out {predictions.out}")
-    row = predict_slides(folders.model / CHECKPOINT, [SlideFile(member.slide_id, path)], predictions)[0]
+def _slide_section(
+    folders: workflow.Folders, trained: Trained, member: Member, slide_file: SlideFile, row: Prediction
+) -> Section:
+    """One test slide: what was predicted from the raw file, and the slide with its tiles and the attention."""
     bag = read_bag(artifact_path(folders.feats, member.slide_id))
-    with open_slide(path) as slide:
+    with open_slide(slide_file.path) as slide:
         whole = slide_png(slide)
         attention = attention_png(slide, bag, infer(trained.checkpoint.model(), bag).attention)
-    preview = artifact_path(folders.tiles, member.slide_id).with_suffix(".jpg").read_bytes()
-    shown = ", ".join(
-        f"{p:.3f} {label}" for p, label in zip(row.probabilities, trained.checkpoint.classes, strict=True)
-    )
+    preview = (folders.tiles / f"{member.slide_id}.jpg").read_bytes()
+    chances = zip(trained.checkpoint.classes, row.probabilities, strict=True)
     return Section(
-        f"{member.slide_id}: {name}",
-        f"Predicted from the raw slide: {shown}.",
+        f"{member.slide_id}: {member.label}",
+        f"Predicted from the raw slide: {', '.join(f'{label} {p:.3f}' for label, p in chances)}.",
         pictures=[
             Picture("The slide", whole),
             Picture("Its tissue and tiles", preview),

@@ -19,21 +19,21 @@ def attention_png(slide: Slide, bag: Bag, attention: Float[np.ndarray, " tiles"]
     Args:
         slide: the slide.
         bag: its tiles.
-        attention: one weight per tile; the largest gets the top of the colour scale.
+        attention: one weight per tile; the largest gets the top of the colour scale, and covers most.
         side_px: about the longer side of the picture.
     """
     longest_um = max(slide.l0_size[0] * slide.mpp_x, slide.l0_size[1] * slide.mpp_y)
     thumbnail = slide.thumbnail(longest_um / side_px)
-    picture = 0.5 * thumbnail.image + 0.5 * 255.0
+    picture = thumbnail.image.astype(float)
     um_per_px = np.array([thumbnail.mpp_x, thumbnail.mpp_y])
     half = bag.attrs["tile_um"] / 2
     strength = attention / max(float(attention.max()), 1e-12)
-    corners = np.stack([bag.coords_um.numpy() - half, bag.coords_um.numpy() + half], axis=1) / um_per_px[None, None]
-    for (x, y), (right, bottom), colour in zip(
-        *corners.round().astype(int).swapaxes(0, 1), colours(strength), strict=True
-    ):
-        window = picture[max(y, 0) : bottom, max(x, 0) : right]
-        window[:] = 0.35 * window + 0.65 * colour
+    centres = bag.coords_um.numpy()
+    corners = (np.hstack([centres - half, centres + half]) / np.tile(um_per_px, 2)).round().astype(int)
+    opacity = 0.15 + 0.6 * strength  # what the model passed over stays visible as tissue
+    for (left, top, right, bottom), share, colour in zip(corners, opacity, colours(strength), strict=True):
+        window = picture[max(top, 0) : bottom, max(left, 0) : right]
+        window[:] = (1 - share) * window + share * colour
     return png(picture.round().astype(np.uint8))
 
 

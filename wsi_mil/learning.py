@@ -37,7 +37,7 @@ class LearnParams:
     """Peak learning rate of AdamW: a tenth of the steps to warm up, then half a cosine down to zero."""
     weight_decay: float = 1e-2
     """Weight decay of AdamW."""
-    bags_per_step: int = 4
+    bags_per_step: int = 2
     """Bags whose gradients are averaged for one step."""
     seed: int = 0
     """Decides the order of the bags and dropout; the caller seeds the initial weights."""
@@ -107,7 +107,7 @@ def learn(model: Aggregator, train: Examples, val: Examples, params: LearnParams
     with progress("train", params.epochs) as track:
         for epoch in range(params.epochs):
             shuffler.shuffle(order)
-            lr = schedule.get_last_lr()[0]
+            lr = float(schedule.get_last_lr()[0])
             chunks = [order[start : start + size] for start in range(0, len(order), size)]
             loss = _one_epoch(model, train, chunks, weights, _Descent(optimiser, schedule))
             val_loss, val_auroc, val_accuracy = _validate(model, val, weights)

@@ -98,9 +98,11 @@ def show_messages(debug: bool = False) -> None:
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Print a short result table to stdout."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for column in header:
         table.add_column(column)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    stdout = Console()
+    stdout.print(title, soft_wrap=True, markup=False, highlight=False)
+    stdout.print(table)

@@ -27,6 +27,7 @@ class Row(NamedTuple):
     tissue_mm2: float | None = None
     seconds: float | None = None
     error: str = ""
+    """Why it failed, or why it is empty."""
 
 
 def write_tables(folder: Path, rows: list[Row]) -> None:
@@ -52,7 +53,8 @@ def _summary(folder: Path) -> list[Row]:
         seconds = latest[slide_id].seconds if slide_id in latest else None
         try:
             attrs = store.read_attrs(path)
-            rows.append(Row(slide_id, attrs["status"], attrs["tiles"], attrs.get("tissue_mm2"), seconds))
+            area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
+            rows.append(Row(slide_id, attrs["status"], attrs["tiles"], area, seconds, reason))
         except (ArtifactCorrupt, KeyError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)

@@ -272,4 +272,5 @@ def _record(report: Report, slide_id: str, outcome: Result | Exception) -> Row:
     (report.empty if attrs["status"] == "empty" else report.done).append(slide_id)
     if attrs["status"] == "empty":
         log.warning("%s: empty: %s", slide_id, attrs.get("reason", "no tissue was found"))
-    return Row(slide_id, attrs["status"], outcome.tiles, attrs.get("tissue_mm2"), outcome.seconds)
+    area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
+    return Row(slide_id, attrs["status"], outcome.tiles, area, outcome.seconds, reason)

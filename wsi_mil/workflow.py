@@ -71,7 +71,8 @@ def tile(
     """
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
     chosen = read_slides_table(table, found) if table else dict.fromkeys(found)
-    resolutions = {slide_id: own or mpp for slide_id, own in chosen.items() if own or mpp}
+    told = {slide_id: mpp if own is None else own for slide_id, own in chosen.items()}
+    resolutions = {slide_id: value for slide_id, value in told.items() if value is not None}
     stage = TileStage(params, options.threads, resolutions)
     return run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
 
@@ -142,15 +143,13 @@ def run_all(
 def labelled(labels: Path, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
     features = {item.slide_id: store.read_attrs(item.source) for item in _items(folders.feats, "wsimil extract")}
+    usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"}
     unusable = failures(folders.tiles) | failures(folders.feats)
-    unusable |= {
-        slide_id: f"it is empty: {attrs.get('reason', 'no tissue')}"
-        for slide_id, attrs in features.items()
-        if attrs["status"] == "empty"
-    }
-    tiled = [item.slide_id for item in artifact_items(folders.tiles)] if folders.tiles.exists() else []
-    waiting = [slide_id for slide_id in tiled if slide_id not in features and slide_id not in unusable]
-    usable = set(features) - set(unusable)
+    unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}
+    for slide_id in features.keys() - usable:
+        unusable[slide_id] = f"it is empty: {features[slide_id].get('reason', 'no tissue')}"
+    tiled = {item.slide_id for item in artifact_items(folders.tiles)} if folders.tiles.exists() else set()
+    waiting = tiled - usable - unusable.keys()
     return read_cohort(labels, Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`")))
 
 
@@ -178,7 +177,10 @@ def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> lis
 
 def checkpoint_at(path: Path) -> Path:
     """The checkpoint that a path, a file or a model folder, names."""
-    return path / CHECKPOINT if path.is_dir() else path
+    file = path / CHECKPOINT if path.is_dir() else path
+    if not file.is_file():
+        raise ArtifactMissing(f"{file} does not exist: train a model with `wsimil train`, or name one with --model")
+    return file
 
 
 def _items(folder: Path, command: str) -> list[Item]:

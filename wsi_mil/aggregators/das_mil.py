@@ -23,7 +23,7 @@ class DasMilParams(SelfAttentionParams):
     of its patients. Empty = from 256 um (a tile) to 16 mm (a section) in equal ratios."""
     key_bias: bool = True
     """Whether distance changes what a tile looks for."""
-    query_bias: bool = True
+    query_bias: bool = False
     """Whether distance changes what a tile is found by."""
     value_bias: bool = True
     """Whether a tile is told how far away what it attends to is."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,8 +25,8 @@ class SelfAttentionParams:
     """Width of a head's queries, keys and values."""
     pooling: str = "max"
     """How tiles become one embedding: max (as published), attention or log-sum-exp."""
-    dropout: float = 0.1
-    """Share of the projected features dropped in training."""
+    dropout: float = 0.25
+    """Share of the projected and of the mixed features dropped in training."""
 
     def __post_init__(self) -> None:
         require_counts(hidden=self.hidden, heads=self.heads, head_dim=self.head_dim)
@@ -34,7 +35,10 @@ class SelfAttentionParams:
 
 
 class SelfAttention(Aggregator):
-    """Projection, one layer of self-attention, pooling over tiles, classifier. Positions are ignored.
+    """Projection, one layer of self-attention, mixing, pooling over tiles, classifier. Positions are ignored.
+
+    Mixing puts what a tile is beside what it attends to, so that one hidden unit can ask for both at once ("a nest, and
+    lymphocytes near it"). As published there is neither, and a tile shows what it is only by what it attends to.
 
     ``Output.attention``: for max pooling the share of the pooled features that a tile won (ties shared), for attention
     pooling its weights, for log-sum-exp a tile's mean share of the exponentials.
@@ -48,15 +52,16 @@ class SelfAttention(Aggregator):
     def __init__(self, dim: int, classes: int, params: SelfAttentionParams):
         super().__init__(dim, classes, params)
         width = params.heads * params.head_dim
-        self.project = nn.Sequential(nn.Linear(dim, params.hidden), nn.ReLU(), nn.Dropout(params.dropout))
+        self.project = _layer(dim, params.hidden, params.dropout)
         self.query, self.key, self.value = (nn.Linear(params.hidden, width, bias=False) for _ in range(3))
-        self.pool = AttentionPool(width, params.hidden, gated=True) if params.pooling == "attention" else None
-        self.classify = nn.Linear(width, classes)
+        self.mix = _layer(params.hidden + width, params.hidden, params.dropout)
+        self.pool = AttentionPool(params.hidden, params.hidden, gated=True) if params.pooling == "attention" else None
+        self.classify = nn.Linear(params.hidden, classes)
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""
-        attended = self.attend(self.project(self.standardise(batch)), batch)
-        pooled = self._pooled(attended, batch)
+        tiles = self.project(self.standardise(batch))
+        pooled = self._pooled(self.mix(torch.cat([tiles, self.attend(tiles, batch)], dim=-1)), batch)
         return Output(self.classify(pooled.embedding), pooled.attention)
 
     def attend(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles width"]:
@@ -78,3 +83,7 @@ class SelfAttention(Aggregator):
             return self.pool(tiles, batch.mask)
         pool = max_pool if self.params.pooling == "max" else log_sum_exp_pool
         return pool(tiles, batch.mask)
+
+
+def _layer(dim: int, width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(dropout))

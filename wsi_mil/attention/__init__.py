@@ -19,7 +19,7 @@ from wsi_mil.attention.reference import Attended, dense_distance_attention
 __all__ = ["Attended", "DistanceBias", "dense_distance_attention", "distance_attention"]
 
 
-def distance_attention(  # noqa: PLR0913 - the arrays of attention, as in torch's own
+def distance_attention(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
     v: Float[Tensor, "bags heads tiles dim_v"],

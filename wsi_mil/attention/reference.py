@@ -24,7 +24,7 @@ class Attended(NamedTuple):
     """Attention that a tile (row) pays to each tile (column): rows of real tiles sum to 1."""
 
 
-def dense_distance_attention(  # noqa: PLR0913 - the arrays of attention, as in torch's own
+def dense_distance_attention(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
     v: Float[Tensor, "bags heads tiles dim_v"],

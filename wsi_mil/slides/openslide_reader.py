@@ -41,8 +41,8 @@ class OpenSlideSlide(Slide):
     def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> Image.Image:
         # OpenSlide takes level-0 coordinates and divides them by its own downsample, one for both axes, so that very
         # number must be multiplied by here to arrive at the pixel that is meant.
-        downsample = self._downsamples[index]
-        location = (round(x * downsample), round(y * downsample))
+        downsample, level = self._downsamples[index], self.levels[index]
+        location = (_locate(x, width, level.width, downsample), _locate(y, height, level.height, downsample))
         try:
             image = self._file.read_region(location, index, (width, height))
         except _FAILURES as error:
@@ -62,12 +62,16 @@ def series_of(path: Path) -> str | None:
         return None
 
 
+def _locate(start: int, length: int, size: int, downsample: float) -> int:
+    """Where a span of a level starts in OpenSlide's level-0 pixels: the nearest whole one that does not lead it over
+    the level's border, where OpenSlide would blend in emptiness."""
+    nearest = round(start * downsample)
+    return min(nearest, int((size - length) * downsample)) if start + length <= size else nearest
+
+
 def _hints(properties: Mapping[str, str]) -> Hints:
-    plain = properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"  # vendors put anything into these tags
     return Hints(
         mpp=(properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)),
-        pixels_per_unit=(properties.get("tiff.XResolution"), properties.get("tiff.YResolution")),
-        unit=properties.get("tiff.ResolutionUnit", "inch") if plain else "",
         power=properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
     )
 

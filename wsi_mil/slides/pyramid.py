@@ -35,7 +35,7 @@ def write_pyramid(
         path: the file, `.tif`.
         image: RGB pixels of level 0.
         mpp: micrometres per pixel of level 0.
-        tile: side of the JPEG tiles, pixels, a multiple of 16.
+        tile: side of the JPEG tiles, pixels, a multiple of 32.
         levels: how many levels; unless told, down to the first that fits into one tile.
         quality: of the JPEGs, 1 to 95.
 
@@ -54,6 +54,8 @@ def write_pyramid(
 
 def _write_level(tiff: tifffile.TiffWriter, level: Image.Image, *, tile: int, quality: int, **tags: Any) -> None:
     """Append one level as JPEG tiles, encoded in threads."""
+    if level.size == (tile, tile):  # tifffile takes a level of just one tile for raw pixels
+        tile //= 2
     tiff.write(
         map_ordered(lambda part: _encode(part, quality), _tiles(level, tile), available_cores()),
         shape=(level.height, level.width, 3),

@@ -1,8 +1,8 @@
 """How many micrometres a pixel of a slide spans, and who says so.
 
-The first source that says anything is believed: the user, OpenSlide, a plain TIFF's resolution tags, the objective's
-power. A value outside 0.05 to 10 um/px is nonsense (72 dpi is 353 um/px) whoever says it, and is refused, not passed
-over for the next source.
+The first source that says anything is believed: the user, OpenSlide (which knows each vendor's tags, and those of a
+plain tiled TIFF), the resolution tags of a TIFF that only Pillow reads, the objective's power. A value outside 0.05 to
+10 um/px is nonsense (72 dpi is 353 um/px) whoever says it, and is refused, not passed over for the next source.
 """
 
 import logging

@@ -85,7 +85,7 @@ def _labels(params: SyntheticParams) -> Iterable[tuple[str, ...]]:
         split, label = _split_of(index, params), label_of(params.seed, index)
         group = groups.setdefault((split, label), [])
         group.append(index)
-        owner = group[-2] if len(group) % 5 == 2 else index
+        owner = group[-2] if len(group) % 5 == 4 else index
         yield slide_id(index), label, f"patient-{owner:03d}", split
 
 

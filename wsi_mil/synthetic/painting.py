@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8, UInt32
 from PIL import Image
-from scipy import ndimage
 
 from wsi_mil.synthetic.layouts import Blob, Layout
 from wsi_mil.synthetic.palettes import Palette, Sprite, palette, stamp
@@ -74,7 +73,7 @@ def _cut_tissue(stains: Stains, layout: Layout, mpp: float, colours: Palette, rn
     depth = layout.tissue.depth_um(x_um, y_um)
     for hole in layout.holes:
         depth = np.minimum(depth, -hole.depth_um(x_um, y_um))
-    gain = 1 + 0.09 * _smooth(rng, coarse, 30.0) + 0.05 * _smooth(rng, coarse, 8.0)
+    gain = 1 + 0.09 * _smooth(rng, coarse, 10) + 0.06 * _smooth(rng, coarse, 40)
     gain = gain * (1 + 0.18 * np.exp(-np.square(depth / 25)))  # edges take more stain
     fields = [Image.fromarray(field.astype(np.float32)) for field in (depth, gain)]
     size, offset = len(colours.grain), int(rng.integers(len(colours.grain)))
@@ -100,9 +99,10 @@ def _crop(
     return [field[rows[:, None], columns] for field in fields]
 
 
-def _smooth(rng: np.random.Generator, size: int, sigma: float) -> Float[np.ndarray, "height width"]:
-    field = ndimage.gaussian_filter(rng.standard_normal((size, size)), sigma)
-    return field / field.std()
+def _smooth(rng: np.random.Generator, size: int, points: int) -> Float[np.ndarray, "height width"]:
+    """Noise of standard deviation near 1 that is drawn at so many points per side and smooth between them."""
+    drawn = Image.fromarray(rng.standard_normal((points, points), dtype=np.float32))
+    return np.array(drawn.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _window(stains: Stains, blob: Blob, mpp: float) -> tuple[Stains, Float[np.ndarray, "height width"]]:

@@ -14,7 +14,7 @@ from scipy import ndimage
 Sprite = Float32[np.ndarray, "_ _"]
 """Amounts of haematoxylin on a small square with a pixel in its middle; sprites differ in size."""
 
-FIELD_UM = 2304.0
+FIELD_UM = 1792.0
 _SPRITES = 64
 _FIBROBLASTS_PER_MM2 = 420
 _LONE_LYMPHOCYTES_PER_MM2 = 25

@@ -1,0 +1,43 @@
+"""Fixtures that several test files use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
+
+from wsi_mil.slides import write_pyramid
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real test data, which is not part of the project."""
+    folder = Path(os.environ.get("WSIMIL_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: set WSIMIL_SHARED to the folder of test data")
+    return folder
+
+
+@pytest.fixture
+def make_slide(tmp_path: Path) -> Callable[..., Path]:
+    """Write a slide of glass with one disc of H&E tissue, in the middle unless told."""
+
+    def make(
+        name: str = "slide.tif",
+        size: tuple[int, int] = (2048, 1536),
+        mpp: float = 1.0,
+        radius_um: float = 500,
+        seed: int = 0,
+    ) -> Path:
+        width, height = size
+        image = flat(height, width)
+        disc(image, width / 2, height / 2, radius_um / mpp, EOSIN)
+        middle, nucleus = np.array([width, height]) / 2, max(1, round(4 / mpp))
+        for x, y in (middle + np.random.default_rng(seed).uniform(-0.6, 0.6, (400, 2)) * radius_um / mpp).astype(int):
+            image[max(0, y) : y + nucleus, max(0, x) : x + nucleus] = HAEMATOXYLIN
+        write_pyramid(tmp_path / name, noisy(image, 2, seed), mpp)
+        return tmp_path / name
+
+    return make

@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+from painting import DAB, EOSIN, GLASS, HAEMATOXYLIN, disc, flat, noisy
+from PIL import Image
+from scipy import ndimage
+
+from wsi_mil.slides import open_slide
+from wsi_mil.tissue import WORKING_MPP, find_tissue
+
+MPP = WORKING_MPP
+
+
+def share(image: np.ndarray, mpp: float = MPP) -> float:
+    return float(find_tissue(image, mpp, mpp).mask.mean())
+
+
+def mottled(height: int, width: int, colours: list[tuple[int, int, int]], seed: int = 0) -> np.ndarray:
+    """A section that fills the frame: patches of these colours, a few pixels wide."""
+    rng = np.random.default_rng(seed)
+    patches = ndimage.gaussian_filter(rng.normal(size=(height, width, len(colours))), (2, 2, 0)).argmax(-1)
+    return noisy(np.array(colours, np.uint8)[patches], 4, seed)
+
+
+def stroke(image: np.ndarray, colour: tuple[int, int, int], blur: float = 1.5) -> np.ndarray:
+    """The image under a pen stroke with soft edges, and where the stroke is."""
+    where = np.zeros(image.shape[:2], np.float32)
+    where[20:40, 20:-20] = 1
+    cover = ndimage.gaussian_filter(where, blur)[..., None]
+    return (image * (1 - cover) + np.array(colour) * cover).astype(np.uint8)
+
+
+# --- the acceptance cases ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tint", [(235, 222, 230), (255, 255, 255), (243, 241, 243), (226, 229, 235), (235, 230, 205)])
+@pytest.mark.parametrize("sigma", [0.0, 3.0, 8.0])
+def test_empty_glass_of_any_tint_has_no_tissue(tint, sigma):
+    tissue = find_tissue(noisy(flat(300, 400, tint), sigma), MPP, MPP)
+    assert (tissue.mask.sum(), tissue.area_mm2) == (0, 0)
+    assert "nothing coloured" in tissue.reason
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [
+        [DAB, (205, 210, 225), (190, 195, 215), (170, 130, 90)],  # IHC: DAB on a pale counterstain
+        [(215, 205, 205), (160, 110, 70)],
+        [EOSIN, HAEMATOXYLIN, (235, 190, 215)],  # H&E
+        [(228, 195, 215), (205, 165, 200)],  # pale H&E
+    ],
+)
+def test_a_frame_that_is_all_tissue_is_kept_whole(colours):
+    assert share(mottled(300, 400, colours)) >= 0.95
+
+
+@pytest.mark.parametrize("colour", [EOSIN, HAEMATOXYLIN, DAB, (225, 195, 215), (200, 205, 225), (215, 195, 170)])
+@pytest.mark.parametrize("glass", [GLASS, (235, 222, 230)])
+def test_a_biopsy_of_0_3_mm2_is_kept_at_its_size(colour, glass):
+    image = flat(1000, 1500, glass)
+    radius = np.sqrt(0.3 / np.pi) * 1000 / MPP
+    inside = disc(image, 700, 400, radius, colour)
+    tissue = find_tissue(noisy(image, 2), MPP, MPP)
+    assert tissue.reason == ""
+    assert tissue.area_mm2 == pytest.approx(0.3, rel=0.2)
+    assert tissue.mask[inside].mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    "ink", [(40, 160, 110), (52, 163, 142), (30, 60, 190), (20, 40, 120), (30, 30, 34), (200, 25, 40), (170, 42, 67)]
+)
+def test_a_pen_stroke_is_no_tissue_and_costs_none(ink):
+    image = flat(300, 400)
+    inside = disc(image, 200, 180, 80, EOSIN)
+    tissue = find_tissue(noisy(stroke(image, ink), 2), MPP, MPP)
+    assert not tissue.mask[:60].any()
+    assert tissue.mask[inside].mean() > 0.97
+
+
+def test_a_slide_of_nothing_but_ink_says_so():
+    tissue = find_tissue(stroke(flat(300, 400), (40, 160, 110)), MPP, MPP)
+    assert not tissue.mask.any()
+    assert "pen" in tissue.reason
+
+
+@pytest.mark.parametrize("colour", [DAB, (90, 55, 30), (60, 40, 25), (190, 150, 110)])
+def test_dab_alone_is_kept(colour):
+    image = flat(300, 400)
+    inside = disc(image, 200, 150, 60, colour)
+    assert find_tissue(noisy(image), MPP, MPP).mask[inside].mean() > 0.97
+
+
+def test_fluorescence_is_empty_and_says_why():
+    image = flat(300, 400, (0, 0, 3))
+    disc(image, 200, 150, 60, (5, 5, 200))
+    tissue = find_tissue(image, MPP, MPP)
+    assert not tissue.mask.any()
+    assert "fluorescence" in tissue.reason
+
+
+# --- more of what slides do --------------------------------------------------------------------------------------
+
+
+def test_what_was_never_scanned_is_neither_glass_nor_tissue():
+    for unscanned in ((255, 255, 255), (0, 0, 0)):
+        image = flat(300, 400, unscanned)
+        image[:, 250:] = (235, 222, 230)
+        inside = disc(image, 320, 150, 40, EOSIN)
+        mask = find_tissue(noisy(image, 1) if unscanned[0] == 0 else image, MPP, MPP).mask
+        assert mask[inside].mean() > 0.97
+        assert mask.sum() < 1.2 * inside.sum()
+
+
+def test_grey_things_are_no_tissue():
+    image = flat(300, 400).astype(float)
+    image *= np.linspace(0.85, 1, 400)[:, None]  # vignetting
+    image[:, 30:34] = 90  # the edge of a coverslip
+    image[200:204, 100:104] = 40  # dust
+    assert share(noisy(image.astype(np.uint8))) == 0
+
+
+def test_coloured_specks_are_dropped_and_counted_as_such():
+    image = flat(300, 400)
+    for x in range(40, 400, 60):
+        disc(image, x, 100, 3, EOSIN)
+    tissue = find_tissue(image, MPP, MPP)
+    assert not tissue.mask.any()
+    assert "specks" in tissue.reason
+
+
+def test_small_holes_are_filled_and_large_ones_kept():
+    image = flat(400, 400)
+    disc(image, 200, 200, 150, EOSIN)
+    small = disc(image, 140, 200, 12, GLASS)  # 0.029 mm2
+    large = disc(image, 250, 200, 40, GLASS)  # 0.32 mm2
+    mask = find_tissue(image, MPP, MPP).mask
+    assert mask[small].all()
+    assert mask[large].mean() < 0.1
+
+
+def test_the_mask_is_the_same_whatever_the_scale_of_the_image():
+    image = flat(1200, 1600)
+    disc(image, 700, 500, 300, EOSIN)
+    noisy_image = noisy(image)
+    fine = find_tissue(noisy_image, 2.0, 2.0)
+    coarse = find_tissue(np.array(Image.fromarray(noisy_image).reduce(4)), 8.0, 8.0)
+    assert fine.mask.shape == coarse.mask.shape == (300, 400)
+    assert (fine.mpp_x, fine.mpp_y) == (8.0, 8.0)
+    assert (fine.mask ^ coarse.mask).mean() < 0.001
+
+
+def test_areas_are_physical_on_slides_of_unequal_axes():
+    image = flat(500, 800)
+    rows, columns = np.ogrid[:500, :800]
+    image[((columns - 400) * 4.0) ** 2 + ((rows - 250) * 8.0) ** 2 < 800**2] = EOSIN
+    tissue = find_tissue(image, 4.0, 8.0)
+    assert tissue.mask.shape == (500, 400)
+    assert tissue.area_mm2 == pytest.approx(np.pi * 0.64, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16)])
+def test_tiny_images_are_answered(size):
+    assert find_tissue(flat(*size), 0.5, 0.5).area_mm2 == 0
+    assert find_tissue(flat(*size, EOSIN), 0.5, 0.5).mask.all()
+
+
+# --- real pictures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("he-target", 0.99, 1),
+        ("tissue-level0-4302-10273-4814-10785", 0.95, 1),
+        ("tissue-level0-7352-11762-7864-12274", 0.75, 1),
+        ("no-tissue", 0, 0),
+        ("no-tissue2", 0, 0),
+        ("almost-white-1", 0, 0),
+        ("no-tissue-line", 0, 0),
+        ("no-tissue-green-pen", 0, 0),
+        ("no-tissue-red-pen", 0, 0),
+    ],
+)
+def test_real_tiles(shared, name, low, high):
+    image = np.array(Image.open(shared / f"data/tiles/{name}.png").convert("RGB"))
+    assert low <= share(image, 0.5) <= high
+
+
+def test_a_real_coverslip_edge_is_no_tissue(shared):
+    folder = shared / "data/masks"
+    image = np.array(Image.open(folder / "coverslip_edge_he-coverslip_edge.png").convert("RGB"))
+    edge = np.array(Image.open(folder / "coverslip_edge_he-coverslip_edge_mask.png")) > 0
+    mask = find_tissue(image, MPP, MPP).mask
+    assert mask[edge].mean() < 0.15
+    assert 0.35 < mask.mean() < 0.5
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("camelyon-jpeg", 0.2, 0.3), ("camelyon-jpeg2000", 0.25, 0.4)])
+def test_whole_real_slides_of_tinted_glass(shared, name, low, high):
+    with open_slide(shared / f"data/wsi/{name}.dcm", mpp=8.0) as slide:
+        thumbnail = slide.thumbnail(8.0)
+    assert low < find_tissue(*thumbnail).mask.mean() < high

@@ -1,0 +1,175 @@
+"""The stages together, on real slides, as a user types them."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_cli import call
+
+from wsi_mil import store
+from wsi_mil.predictions import read_predictions
+from wsi_mil.stage import artifact_items
+from wsi_mil.synthetic import SyntheticParams, make_cohort
+
+MORPHOLOGY = ("--model", "morphology")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with slides/ and labels.csv; nobody changes it."""
+    folder = tmp_path_factory.mktemp("cohort")
+    make_cohort(folder, SyntheticParams.quick(), 2)
+    return folder
+
+
+@pytest.fixture
+def folder(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of one's own, with that cohort in it."""
+    (tmp_path / "slides").symlink_to(cohort / "slides")
+    shutil.copy(cohort / "labels.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def summary(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "summary.csv").open() as file:
+        return {row["slide_id"]: row for row in csv.DictReader(file)}
+
+
+def test_the_four_lines_without_distances_train_and_predict(folder: Path) -> None:
+    assert call("tile", "slides/") == 0
+    assert call("extract", *MORPHOLOGY) == 0
+    assert call("train", "--bags", "feats/", "--epochs", "1") == 0
+    slide = min((folder / "slides").iterdir())
+    shutil.copy(slide, folder / "slide.tif")
+    assert call("predict", "slide.tif") == 0
+    (row,), classes, _ = read_predictions(folder / "predictions" / "predictions.csv")
+    assert classes == ("far", "near")
+    recorded = {p.slide_id: p for p in read_predictions(folder / "model" / "predictions.csv")[0]}
+    assert row.probabilities == pytest.approx(recorded[slide.stem].probabilities, abs=1e-5)
+    assert row.tiles == recorded[slide.stem].tiles
+    # a second call finds tiles and features in the cache
+    before = {item: item.source.stat().st_mtime_ns for item in artifact_items(folder / "predictions" / "cache")}
+    assert call("predict", "slide.tif") == 0
+    assert {item: item.source.stat().st_mtime_ns for item in before} == before
+    # raw slides and their features say the same
+    assert call("predict", "--bags", f"feats/{slide.stem}.h5", "--out", "other") == 0
+    assert read_predictions(folder / "other" / "predictions.csv")[0][0].probabilities == row.probabilities
+    assert (folder / "model" / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
+
+
+def test_a_cohort_with_bad_slides_goes_on_with_the_others_and_leaves_with_1(
+    folder: Path, cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "slides").unlink()
+    shutil.copytree(cohort / "slides", folder / "slides")
+    slides = sorted((folder / "slides").iterdir())
+    slides[0].write_bytes(slides[0].read_bytes()[:20_000])
+    (folder / "slides" / "page.svs").write_text("<!DOCTYPE html><html>Please log in</html>")
+    assert call("run", "slides", *MORPHOLOGY) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "failed: page: " in error
+    assert f"failed: {slides[0].stem}: " in error
+    assert summary(folder / "tiles")["page"]["status"] == "failed"
+    assert (folder / "model" / "checkpoint.safetensors").exists()
+    assert f"{slides[0].stem} was left out" in (folder / "model" / "report.html").read_text()
+    assert not list(folder.rglob(".*.tmp"))
+    assert call("run", "slides", *MORPHOLOGY) == 1  # and again: nothing but the failures is done anew
+
+
+def test_slides_that_moved_are_found_again(folder: Path, cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "slides").unlink()
+    shutil.copytree(cohort / "slides", folder / "slides")
+    for extra in sorted((folder / "slides").iterdir())[2:]:
+        extra.unlink()
+    assert call("tile", "slides") == 0
+    (folder / "slides").rename(folder / "elsewhere")
+    assert call("extract", *MORPHOLOGY) == 1
+    assert "--slides DIR" in capsys.readouterr().err
+    assert call("extract", *MORPHOLOGY, "--slides", "elsewhere") == 0
+    assert [row["status"] for row in summary(folder / "feats").values()] == ["done", "done"]
+
+
+def test_a_plain_image_needs_a_resolution_by_option_or_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path]
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slides").mkdir()
+    Image.open(make_slide("slide.tif")).convert("RGB").save(tmp_path / "slides" / "a.png")
+    assert call("tile", "slides") == 1
+    assert "--slide-mpp" in summary(tmp_path / "tiles")["a"]["error"]
+    assert call("tile", "slides", "--slide-mpp", "1.0") == 0
+    assert int(summary(tmp_path / "tiles")["a"]["tiles"]) > 0
+    (tmp_path / "slides.csv").write_text("slide,mpp\na.png,1.0\n")
+    assert call("tile", "slides", "--slides-csv", "slides.csv", "--out", "told") == 0
+    told = store.read_attrs(tmp_path / "told" / "a.h5")
+    assert (told["mpp_x"], told["mpp_source"]) == (1.0, "option")
+    assert told["fingerprint"] == store.read_attrs(tmp_path / "tiles" / "a.h5")["fingerprint"]
+
+
+def test_real_slides_good_and_bad_each_end_in_one_line(shared: Path, tmp_path: Path) -> None:
+    """Each slide is done, empty, or fails alone; nothing is half-written, and no bad slide poisons the next."""
+    slides = tmp_path / "slides"
+    for kind in ("wsi", "wsi_bad"):
+        shutil.copytree(shared / "data" / kind, slides / kind)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "wsi_mil", "tile", "slides", "--workers", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    rows = summary(tmp_path / "tiles")
+    status = {slide_id.split("/")[1]: row["status"] for slide_id, row in rows.items()}
+    assert {name for name, what in status.items() if what == "done"} == {
+        "cmu-1-small-region",
+        "CMU-1-Small-Region_pyramid",
+    }
+    assert {name for name, what in status.items() if what == "empty"} == {"fluorescence-dapi", "small"}
+    assert len(status) == 14
+    for row in rows.values():
+        assert (row["status"] == "done") == (row["error"] == "")
+        assert len(row["error"].splitlines()) <= 1
+    assert not list((tmp_path / "tiles").rglob(".*"))
+    assert call("extract", *MORPHOLOGY, "--tiles", tmp_path / "tiles", "--out", tmp_path / "feats") == 0
+
+
+def _arrays(folder: Path) -> dict[str, tuple]:
+    found = {}
+    for item in artifact_items(folder):
+        artifact = store.read(item.source)
+        found[item.slide_id] = (artifact.attrs["checksum"], {k: v.tobytes() for k, v in artifact.arrays.items()})
+    return found
+
+
+@pytest.mark.slow
+def test_killing_tile_and_extract_at_random_moments_changes_no_result(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    moments, killed = random.Random(1), 0
+    for command, out in (("tile slides", "tiles"), ("extract --model morphology", "feats")):
+        words = [sys.executable, "-m", "wsi_mil", *command.split(), "--out", out]
+        for _ in range(4):
+            process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            while process.poll() is None and not (folder / out).exists():
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 2))
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+            _arrays(folder / out)  # whatever exists is whole: its checksum is verified
+        assert call(*command.split(), "--out", out) == 0
+    assert killed >= 4
+    assert call("tile", "slides", "--out", "tiles-calm") == 0
+    assert call("extract", *MORPHOLOGY, "--tiles", "tiles-calm", "--out", "feats-calm") == 0
+    assert {k: v[1] for k, v in _arrays(folder / "feats").items()} == {
+        k: v[1] for k, v in _arrays(folder / "feats-calm").items()
+    }
+    assert not list(folder.rglob(".*.tmp"))
