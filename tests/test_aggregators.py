@@ -237,7 +237,7 @@ def test_params_are_frozen_and_say_the_length_scales_of_every_head():
     assert params.length_scales_um == pytest.approx((256, 2048, 16_384))
     with pytest.raises(FrozenInstanceError):
         params.heads = 5
-    assert build("das-mil", DIM, 2, heads=1, length_scales_um=[500]).params.length_scales_um == (500.0,)
+    assert build("das-mil", DIM, 2, heads=1, length_scales_um=[500.0]).params.length_scales_um == (500.0,)
 
 
 def test_each_head_starts_to_tell_near_from_far_at_its_length_scale():
