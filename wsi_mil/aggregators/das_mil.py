@@ -49,7 +49,8 @@ class DasMil(SelfAttention):
 
     Each head knows near from far by ``phi = sigmoid(beta * (distance - theta))``, theta starting at the head's length
     scale and beta so that the transition is about a quarter of it wide. Both are learned as logarithms: they stay
-    positive, and a step means the same at every scale.
+    positive, and a step means the same at every scale. What distance does to scores starts at nothing, what it tells
+    through values at random: attention that distance steers at random from the start overfits a small cohort.
 
     ``Output.attention`` is that of `SelfAttention`.
     """
@@ -61,10 +62,10 @@ class DasMil(SelfAttention):
         super().__init__(dim, classes, params)
         self.log_theta_um = nn.Parameter(torch.tensor(params.length_scales_um).log())
         self.log_slope = nn.Parameter(torch.full((params.heads,), math.log(4.0)))
-        self.key_table, self.query_table, self.value_table = (
-            nn.Parameter(torch.randn(params.heads, 2, params.head_dim)) if wanted else None
-            for wanted in (params.key_bias, params.query_bias, params.value_bias)
-        )
+        shape = (params.heads, 2, params.head_dim)
+        self.key_table = nn.Parameter(torch.zeros(shape)) if params.key_bias else None
+        self.query_table = nn.Parameter(torch.zeros(shape)) if params.query_bias else None
+        self.value_table = nn.Parameter(torch.randn(shape)) if params.value_bias else None
 
     def distance_bias(self) -> DistanceBias:
         """Near and far of each head, in micrometres."""

@@ -14,9 +14,9 @@ class SyntheticParams:
 
     slides: int = 120
     """Slides in all, an even number: half near, half far."""
-    val_fraction: float = 0.2
+    val_fraction: float = 1 / 6
     """Share of the slides for validation."""
-    test_fraction: float = 0.45
+    test_fraction: float = 1 / 3
     """Share of the slides for the test."""
     nests: int = 3
     """Tumour nests on every slide."""
