@@ -13,7 +13,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --durations=10
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n 2 --durations=10 -m "not gpu and not network"
+	$(BIN)/python -m pytest -n 2 --durations=10 -m ""
 
 check: $(READY)
 	$(BIN)/ruff check .

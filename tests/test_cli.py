@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, cli
+from wsi_mil import __version__, arguments, cli
 from wsi_mil.learning import LearnParams
 from wsi_mil.tiling import TileParams
 
@@ -39,7 +39,10 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
-    assert "--help" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--help" in printed
+    defaults = {"tile": "224", "extract": "tiles", "distances": "8", "train": "das-mil", "predict": "predictions"}
+    assert command not in defaults or f"[default: {defaults[command]}]" in printed
 
 
 def test_no_command_is_forgotten() -> None:
@@ -63,8 +66,8 @@ def test_defaults_are_those_of_the_parameters() -> None:
         assert _default(cli.train, name) == learn[name], name
     assert _default(cli.tile, "tile_px") == TileParams().tile_px
     assert _default(cli.tile, "min_coverage") == TileParams().min_coverage
-    assert cli._tile_params(224, None, None, TileParams().min_coverage) == TileParams()
-    assert cli._tile_params(256, None, 0.5, 0.5).tile_um == 128.0
+    assert arguments.tile_params(224, None, None, TileParams().min_coverage) == TileParams()
+    assert arguments.tile_params(256, None, 0.5, 0.5).tile_um == 128.0
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,9 @@ def test_defaults_are_those_of_the_parameters() -> None:
         (["predict"], 2, "name slides, or features by --bags"),
         (["tile", ".", "--tile-um", "256", "--mpp", "0.5"], 2, "give one of them"),
         (["tile", ".", "--shard", "3/2"], 2, "--shard 3/2"),
+        (["tile", ".", "--tile-um", "0"], 2, "--tile-um 0"),
+        (["tile", ".", "--mpp", "0"], 2, "--mpp 0"),
+        (["tile", ".", "--mpp", "-1"], 2, "--mpp -1"),
         (["train", "--option", "heads"], 2, "--option heads: give KEY=VALUE"),
         (["train", "--aggregator", "magic"], 2, "--aggregator magic"),
         (["predict", "a.tif", "--device", "tpu"], 2, "--device tpu"),
@@ -122,4 +128,4 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_aggregator_options_are_read_as_values() -> None:
     words = ["heads=8", "dropout=0.1", "pooling=max", "self_bias=true", "length_scales_um=[1, 2.5]"]
     expected = {"heads": 8, "dropout": 0.1, "pooling": "max", "self_bias": True, "length_scales_um": [1, 2.5]}
-    assert cli._key_values(words) == expected
+    assert arguments.key_values(words) == expected

@@ -60,6 +60,7 @@ def test_slides_that_failed_are_left_out_and_named(tmp_path: Path, caplog: pytes
         ("slide_id,label\na,x\ntiled,y\n", "row 3: tiled has no features yet: run `wsimil extract`"),
         ("slide,label\na,x\n", "no column slide_id"),
         ("slide_id\na\n", "no column label"),
+        ("slide_id,label,label\na,x,x\nb,y,y\n", "two columns label"),
         ("slide_id,label\n", "has no rows"),
         ("", "no CSV table"),
         ("slide_id,label\na,x,too,many\n", "no CSV table.* saw 4"),
@@ -73,6 +74,26 @@ def test_a_wrong_table_is_refused_by_name_and_row(tmp_path: Path, text: str, mes
 def test_a_missing_table_is_refused_with_its_columns(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"does not exist: write it with the columns slide_id,label,\[patient_id\]"):
         read_cohort(tmp_path / "labels.csv", SEEN)
+
+
+def test_what_is_ignored_or_taken_for_granted_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_cohort(table(tmp_path, "slide_id,label,patient\na,x,p\nb,y,p\n"), SEEN)
+    text = " ".join(caplog.messages)
+    assert "ignored columns: patient" in text
+    assert "no column patient_id: every slide counts as a patient of its own" in text
+
+
+def test_blank_lines_are_passed_over_and_rows_keep_their_numbers(tmp_path: Path) -> None:
+    text = "slide_id,label\n\na,x\n\nb,y\n{}\n"
+    assert len(read_cohort(table(tmp_path, text.format("")), SEEN).members) == 2
+    with pytest.raises(TableError, match="row 6: no stage has seen a slide nobody"):
+        read_cohort(table(tmp_path, text.format("nobody,x")), SEEN)
+
+
+def test_a_named_split_that_nothing_is_left_of_is_refused(tmp_path: Path) -> None:
+    text = "slide_id,label,split\na,x,train\nb,y,train\ndead,x,val\n"
+    with pytest.raises(TableError, match="split val is empty"):
+        read_cohort(table(tmp_path, text), SEEN)
 
 
 def cohort_of(patients: dict[str, list[str]]) -> Cohort:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_mil import demo
+from wsi_mil.errors import OptionError, TableError
 from wsi_mil.predictions import read_predictions
 
 
@@ -24,8 +25,20 @@ def test_the_quick_demo_runs_every_stage_and_writes_its_page(
     rows = read_predictions(tmp_path / "demo" / "predictions" / "predictions.csv")[0]
     assert {row.status for row in rows} == {"done"}
     assert len(rows) == 2
+    for row in rows:  # each slide's section says what was predicted of it
+        section = page[page.index(f"<h2>{row.slide_id}: ") :]
+        assert f"far {row.probabilities[0]:.3f}, near {row.probabilities[1]:.3f}" in section[:400]
     for command in ("tile", "extract", "distances", "train", "predict"):
         assert any(message.startswith(f"$ wsimil {command} ") for message in caplog.messages)
+
+
+def test_a_folder_with_labels_of_its_own_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("slide_id,label\nmine,x\n")
+    with pytest.raises(TableError, match="tells of other slides"):
+        demo.show(tmp_path, seeds=1, quick=True)
+    assert (tmp_path / "labels.csv").read_text() == "slide_id,label\nmine,x\n"
+    with pytest.raises(OptionError, match="--seeds 0"):
+        demo.show(tmp_path / "demo", seeds=0)
 
 
 @pytest.mark.slow

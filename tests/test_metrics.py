@@ -55,13 +55,3 @@ def test_balanced_accuracy_does_not_reward_guessing_the_majority():
 def test_balanced_accuracy_is_over_the_classes_that_occur():
     assert metrics.balanced_accuracy(np.array([1, 1]), np.array([1, 0])) == pytest.approx(0.5)
     assert math.isnan(metrics.balanced_accuracy(np.array([], dtype=int), np.array([], dtype=int)))
-
-
-def test_log_loss_is_the_mean_surprise():
-    loss = metrics.log_loss(np.array([0, 1]), np.array([[0.5, 0.5], [0.75, 0.25]], dtype=np.float32))
-    assert loss == pytest.approx((math.log(2) + math.log(4)) / 2)
-
-
-def test_log_loss_is_finite_for_a_certain_and_wrong_model_and_defined_for_one_class():
-    assert 10 < metrics.log_loss(np.array([1]), np.array([[1.0, 0.0]])) < math.inf
-    assert math.isnan(metrics.log_loss(np.array([], dtype=int), np.zeros((0, 2))))

@@ -1,4 +1,5 @@
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,16 @@ def test_the_table_grows_and_another_model_is_refused(root: Path, tmp_path: Path
     assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00", "s01"]
     with pytest.raises(ArtifactStale, match="made by another model"):
         predict_bags(root / "other" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), options)
+    predict_bags(root / "model" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), anew)
+    assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00", "s01"]
     predict_bags(root / "other" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), anew)
     assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00"]
+
+
+def test_a_bag_is_called_by_its_slide_whatever_its_file_is_called(root: Path, tmp_path: Path) -> None:
+    shutil.copy(root / "feats" / "s03.h5", tmp_path / "renamed.h5")
+    (row,) = predict_bags(root / "model" / CHECKPOINT, find_bags(tmp_path / "renamed.h5"), PredictOptions(tmp_path))
+    assert row.slide_id == "s03"
 
 
 def test_an_empty_folder_of_bags_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 import toy_stage
 from toy_stage import ToyParams, ToyStage, items
@@ -126,6 +127,46 @@ def test_a_damaged_artifact_fails_by_name_until_overwritten(source: Path, tmp_pa
     assert summary(out)["one"]["status"] == "done"
 
 
+def test_a_slide_that_fails_when_made_again_leaves_nothing_of_other_options(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(ToyStage(), items(source), out)
+    (source / "one").write_bytes(b"bad")
+    report = run(ToyStage(ToyParams(2)), items(source), out, RunOptions(overwrite=True))
+    assert list(report.failed) == ["one"]
+    assert not list(out.glob("one*"))
+    assert (out / "sub" / "two.b.txt").exists()
+    assert summary(out)["one"]["status"] == "failed"
+    assert "one" in runs.failures(out)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_another_stage_or_program_made_is_never_replaced(source: Path, tmp_path: Path, overwrite: bool) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with h5py.File(out / "one.h5", "w") as file:
+        file["features"] = [1.0]
+    store.write(out / "void.h5", store.Artifact({}, {"stage": "other", "tiles": 0, "status": "done"}))
+    before = [(out / name).read_bytes() for name in ("one.h5", "void.h5")]
+    report = run(ToyStage(), items(source), out, RunOptions(overwrite=overwrite))
+    assert "made by another program, not by `toy`: give another --out" in str(report.failed["one"])
+    assert "made by `other`, not by `toy`" in str(report.failed["void"])
+    assert [(out / name).read_bytes() for name in ("one.h5", "void.h5")] == before
+    assert report.done == ["sub/two.b"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="--out .*file"):
+        run(ToyStage(), items(source), tmp_path / "file" / "out")
+
+
+def test_a_table_of_somebody_else_among_the_runs_is_passed_over(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    (tmp_path / "out" / "runs" / "notes.csv").write_text("a,b\n1,2\n")
+    run(ToyStage(), items(source), tmp_path / "out")
+    assert len(summary(tmp_path / "out")) == 3
+
+
 def test_a_vanished_input_fails_alone(source: Path, tmp_path: Path) -> None:
     report = run(ToyStage(), [*items(source), Item("gone", source / "gone")], tmp_path / "out")
     assert len(report.done) == 2
@@ -143,7 +184,7 @@ def test_shards_share_nothing_and_miss_nothing(source: Path, tmp_path: Path, cou
     assert len(summary(tmp_path / "out")) == 3
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2"])
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", "²/3"])
 def test_a_wrong_shard_is_refused(shard: str) -> None:
     with pytest.raises(OptionError, match="--shard"):
         RunOptions(shard=shard)

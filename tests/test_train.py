@@ -2,7 +2,7 @@ import csv
 import itertools
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ import torch
 from planted import DIM, plant, plant_cohort
 
 from wsi_mil import checkpoint, learning, store, train, workflow
+from wsi_mil.aggregators import AGGREGATORS, build
+from wsi_mil.bags import collate, read_bag
 from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError, WeightsError
 from wsi_mil.learning import Epoch, LearnParams
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
+from wsi_mil.weights import save_tensors
 from wsi_mil.workflow import Folders
 
 QUICK = LearnParams(epochs=12, patience=12, lr=3e-3)
@@ -146,6 +149,60 @@ def test_bags_of_different_make_are_refused_with_both_named(tmp_path: Path) -> N
         fit(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["tile_params", "params"])
+def test_bags_made_with_other_options_are_refused(tmp_path: Path, key: str) -> None:
+    plant_cohort(tmp_path)
+    plant(tmp_path / "feats", "s03", positive=True, seed=3, **{key: '{"min_coverage": 0.05}'})
+    with pytest.raises(IncompatibleError, match=r"s03\.h5 was made with .*0\.05.*make one of them again"):
+        fit(tmp_path)
+
+
+def test_features_of_other_tiles_than_those_that_lie_there_are_refused(tmp_path: Path) -> None:
+    labels = plant_cohort(tmp_path)
+    store.write(tmp_path / "tiles" / "s03.h5", store.Artifact({}, {"stage": "tile", "fingerprint": "new"}))
+    with pytest.raises(ArtifactStale, match=r"s03\.h5 was made from other tiles"):
+        workflow.labelled(labels, Folders.under(tmp_path))
+
+
+def test_publishing_over_another_training_leaves_no_mixture_that_counts_as_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path)
+    train.publish(fit(tmp_path, epochs=1), tmp_path / "model", {})
+    other = fit(tmp_path, epochs=3)
+    monkeypatch.setattr(checkpoint, "save", lambda path, made: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train.publish(other, tmp_path / "model", {})
+    assert not (tmp_path / "model" / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_every_aggregator_comes_back_from_its_checkpoint(tmp_path: Path, name: str) -> None:
+    model = build(name, DIM, 3).eval()
+    recipe = checkpoint.Recipe("toy", "0", 256.0, 224)
+    made = checkpoint.Checkpoint(
+        name, asdict(model.params), DIM, ("a", "b", "c"), recipe, "built-in", {}, {}, {}, model.state_dict()
+    )
+    checkpoint.save(tmp_path / "c.safetensors", made)
+    plant(tmp_path, "s", positive=True, seed=0)
+    batch = collate([read_bag(tmp_path / "s.h5")])
+    before, after = model(batch), checkpoint.load(tmp_path / "c.safetensors").model()(batch)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.attention, after.attention)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    model = build("abmil", DIM, 2)
+    recipe = checkpoint.Recipe("toy", "0", 256.0, 224)
+    made = checkpoint.Checkpoint("das-mil", {}, DIM, ("a", "b"), recipe, "built-in", {}, {}, {}, model.state_dict())
+    checkpoint.save(tmp_path / "c.safetensors", made)
+    with pytest.raises(WeightsError, match="another version of wsimil"):
+        checkpoint.load(tmp_path / "c.safetensors").model()
+    save_tensors(tmp_path / "d.safetensors", made.state, {"wsi_mil": '{"recipe": {}, "classes": []}'})
+    with pytest.raises(WeightsError, match="another version of wsimil"):
+        checkpoint.load(tmp_path / "d.safetensors")
+
+
 def test_empty_slides_are_left_out_and_unseen_ones_refused(tmp_path: Path) -> None:
     labels = plant_cohort(tmp_path)
     plant(tmp_path / "feats", "s04", positive=False, seed=4, tiles=0)
@@ -166,8 +223,6 @@ def test_a_slide_that_is_tiled_but_not_extracted_is_refused_with_the_command(tmp
 def test_a_checkpoint_of_somebody_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="wsimil train"):
         checkpoint.load(tmp_path / "none.safetensors")
-    from wsi_mil.weights import save_tensors
-
     save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {"wsi": json.dumps({})})
     with pytest.raises(WeightsError, match="no checkpoint of wsimil"):
         checkpoint.load(tmp_path / "other.safetensors")
@@ -182,6 +237,12 @@ def test_a_checkpoint_of_somebody_else_is_refused(tmp_path: Path) -> None:
         (lambda: LearnParams(bags_per_step=0), "--bags-per-step 0"),
         (lambda: LearnParams(lr=-1.0), "--lr"),
         (lambda: LearnParams(weight_decay=-1.0), "--weight-decay"),
+        (lambda: LearnParams(seed=-1), "--seed -1"),
+        (lambda: TrainParams(options={"foo": 1}), "--option foo: das-mil has no such option; it has hidden"),
+        (lambda: TrainParams(options={"heads": "abc"}), "--option heads=abc: give a whole number"),
+        (lambda: TrainParams(options={"heads": True}), "--option heads=True: give a whole number"),
+        (lambda: TrainParams(options={"dropout": "x"}), "--option dropout=x: give a number"),
+        (lambda: TrainParams(options={"length_scales_um": 5}), "--option length_scales_um=5: give a list of numbers"),
     ],
 )
 def test_options_are_checked(make: object, flag: str) -> None:

@@ -86,6 +86,47 @@ def test_a_cohort_with_bad_slides_goes_on_with_the_others_and_leaves_with_1(
     assert call("run", "slides", *MORPHOLOGY) == 1  # and again: nothing but the failures is done anew
 
 
+def test_two_slides_of_one_name_are_not_mistaken_for_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("tile", "slides/") == 0
+    assert call("extract", *MORPHOLOGY) == 0
+    assert call("train", "--epochs", "1") == 0
+    for index, place in enumerate(("one", "two", "copy")):
+        (folder / place).mkdir()
+        shutil.copy(sorted((folder / "slides").iterdir())[index % 2], folder / place / "slide.tif")
+    assert call("predict", "one/slide.tif") == 0
+    assert call("predict", "copy/slide.tif") == 0  # the very same slide
+    assert call("predict", "two/slide.tif") == 1
+    assert "was predicted as slide before: give another --out" in capsys.readouterr().err
+    assert call("predict", "two/slide.tif", "--out", "elsewhere") == 0
+    (folder / "one" / "slide.tif").unlink()  # a slide that moved is found where it is named
+    shutil.rmtree(folder / "predictions" / "cache" / "feats")
+    assert call("predict", "copy/slide.tif") == 0
+
+
+def test_features_never_come_from_another_slide_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slides").mkdir()
+    make_slide("slide.tif").rename(tmp_path / "slides" / "a.tif")
+    assert call("tile", "slides") == 0
+    make_slide("slide.tif", seed=1).rename(tmp_path / "slides" / "a.tif")
+    assert call("extract", *MORPHOLOGY) == 1
+    assert "a.tif is not the slide that its tiles were made from" in capsys.readouterr().err
+
+
+def test_tiling_a_folder_that_holds_its_own_output_finds_no_slides_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_slide("slide.tif")
+    assert call("tile", ".") == 0
+    assert call("tile", ".") == 0
+    assert list(summary(tmp_path / "tiles")) == ["slide"]
+
+
 def test_slides_that_moved_are_found_again(folder: Path, cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "slides").unlink()
     shutil.copytree(cohort / "slides", folder / "slides")
@@ -143,6 +184,26 @@ def test_real_slides_good_and_bad_each_end_in_one_line(shared: Path, tmp_path: P
     assert call("extract", *MORPHOLOGY, "--tiles", tmp_path / "tiles", "--out", tmp_path / "feats") == 0
 
 
+def test_a_run_over_real_slides_trains_on_the_good_and_names_the_bad(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("wsi", "wsi_bad"):
+        shutil.copytree(shared / "data" / kind, tmp_path / "slides" / kind)
+    for index in range(4):  # the real section under other names, since two patients of a class is the least
+        shutil.copy(shared / "data" / "wsi" / "cmu-1-small-region.svs", tmp_path / "slides" / f"s{index}.svs")
+    rows = [f"s{index}.svs,{'ab'[index % 2]}" for index in range(4)] + ["small.svs,a", "unreadable.svs,b"]
+    (tmp_path / "labels.csv").write_text("\n".join(["slide_id,label", *rows]) + "\n")
+    assert call("run", "slides", *MORPHOLOGY, "--mpp", "0.5", "--tile-px", "128") == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    for name in ("wsi/boxes", "wsi/camelyon-jpeg", "wsi_bad/broken", "wsi_bad/unreadable", "wsi_bad/lfs-pointer"):
+        assert f"failed: {name}: " in printed
+    page = (tmp_path / "model" / "report.html").read_text()
+    assert "wsi/small was left out" in page
+    assert "wsi_bad/unreadable was left out" in page
+
+
 def _arrays(folder: Path) -> dict[str, tuple]:
     found = {}
     for item in artifact_items(folder):
@@ -167,6 +228,16 @@ def test_killing_tile_and_extract_at_random_moments_changes_no_result(folder: Pa
             _arrays(folder / out)  # whatever exists is whole: its checksum is verified
         assert call(*command.split(), "--out", out) == 0
     assert killed >= 4
+    words = [sys.executable, "-m", "wsi_mil", "train", "--epochs", "3"]
+    for _ in range(3):
+        process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(moments.uniform(2, 8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert call("train", "--epochs", "3") == 0
+    assert call("train", "--epochs", "3", "--out", "model-calm") == 0
+    made = [(folder / name / "checkpoint.safetensors").read_bytes() for name in ("model", "model-calm")]
+    assert made[0] == made[1]
     assert call("tile", "slides", "--out", "tiles-calm") == 0
     assert call("extract", *MORPHOLOGY, "--tiles", "tiles-calm", "--out", "feats-calm") == 0
     assert {k: v[1] for k, v in _arrays(folder / "feats").items()} == {

@@ -31,7 +31,7 @@ class ToyStage:
         return item.source.read_bytes().hex()[:64]
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
-        return per_slide(self.work, items, 2)
+        return per_slide(self.work, items, 2, track)
 
     def work(self, item: Item) -> Result:
         time.sleep(self.pause)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from wsi_mil import __version__
 from wsi_mil.aggregators import Aggregator, build
-from wsi_mil.errors import IncompatibleError, WeightsError
-from wsi_mil.weights import file_sha256, load_tensors, save_tensors
+from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
+from wsi_mil.weights import file_sha256, load_strictly, load_tensors, save_tensors
 
 _KEY = "wsi_mil"
 
@@ -37,7 +37,13 @@ class Recipe:
 
     @classmethod
     def of(cls, attrs: dict[str, Any]) -> "Recipe":
-        """Read the recipe off the attributes of a features artifact."""
+        """Read the recipe off the attributes of a features artifact.
+
+        Raises:
+            ArtifactError: they are those of something else.
+        """
+        if attrs.get("stage") != "extract":
+            raise ArtifactError("these are no features: name a folder that `wsimil extract` made, by --bags")
         return cls(**{field.name: attrs[field.name] for field in dataclasses.fields(cls)})
 
     def require(self, other: "Recipe", where: object) -> None:
@@ -84,7 +90,7 @@ class Checkpoint:
     def model(self) -> Aggregator:
         """Rebuild the trained model, in evaluation mode."""
         model = build(self.aggregator, self.dim, len(self.classes), **self.options)
-        model.load_state_dict(self.state, strict=True)
+        load_strictly(model, self.state, "the checkpoint (of another version of wsimil?)")
         return model.eval()
 
 
@@ -106,10 +112,13 @@ def load(path: Path) -> Checkpoint:
     state, metadata = load_tensors(path)
     if _KEY not in metadata:
         raise WeightsError(f"{path} is a safetensors file, but no checkpoint of wsimil: name one with --model")
-    header = json.loads(metadata[_KEY])
-    header["recipe"] = Recipe(**header["recipe"])
-    header["classes"] = tuple(header["classes"])
-    return Checkpoint(**header, state=state)
+    try:
+        header = json.loads(metadata[_KEY])
+        header["recipe"] = Recipe(**header["recipe"])
+        header["classes"] = tuple(header["classes"])
+        return Checkpoint(**header, state=state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is a checkpoint of another version of wsimil ({error}): train it again") from error
 
 
 def digest(path: Path) -> str:

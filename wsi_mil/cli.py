@@ -3,22 +3,42 @@
 Everything heavy is imported inside the commands, so that ``--help`` answers at once.
 """
 
-import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from wsi_mil import __version__
-from wsi_mil.errors import OptionError, WsiMilError
-
-if TYPE_CHECKING:
-    from wsi_mil.predictions import Prediction
-    from wsi_mil.stage import Report, RunOptions
-    from wsi_mil.tiling import TileParams
-    from wsi_mil.train import Trained
+from wsi_mil.arguments import (
+    Aggregator,
+    Bags,
+    Batch,
+    Coverage,
+    Device,
+    Distances,
+    Encoder,
+    Labels,
+    Mpp,
+    Options,
+    Out,
+    Overwrite,
+    Quick,
+    Seed,
+    Shard,
+    Store,
+    TileMpp,
+    TilePx,
+    Tiles,
+    TileUm,
+    Weights,
+    Workers,
+    key_values,
+    run_options,
+    tile_params,
+)
+from wsi_mil.errors import OptionError, WsiMilError, one_line
+from wsi_mil.screen import leave, name_failures, show_predictions, show_training
 
 app = typer.Typer(
     name="wsimil",
@@ -30,36 +50,6 @@ app = typer.Typer(
 )
 
 _DEBUG = "--debug"
-
-
-class Store(StrEnum):
-    """What `wsimil distances` stores beside the histogram."""
-
-    SPARSE = "sparse"
-    DENSE = "dense"
-
-
-Out = Annotated[Path, typer.Option("--out", help="Where the artifacts go.")]
-Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.")]
-Bags = Annotated[Path, typer.Option("--bags", help="Folder of `wsimil extract`.")]
-Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].")]
-Distances = Annotated[Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
-Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores this process may use.")]
-Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
-Batch = Annotated[int, typer.Option("--batch", help="Tiles per forward pass of the encoder.")]
-Weights = Annotated[str | None, typer.Option("--weights", help="The encoder's weights: a file, or random:SEED.")]
-Mpp = Annotated[float | None, typer.Option("--slide-mpp", help="Level-0 um/px of slides whose files do not tell it.")]
-Encoder = Annotated[str, typer.Option("--model", help="The encoder: `wsimil encoders` lists them.")]
-Aggregator = Annotated[str, typer.Option("--aggregator", help="The model to train.")]
-Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An aggregator's option.")]
-TilePx = Annotated[int, typer.Option("--tile-px", help="Side of a tile as the encoder sees it, px.")]
-TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um  [default: 256]")]
-TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
-Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]
-Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
 
 
 def _print_version(wanted: bool) -> bool:
@@ -74,6 +64,7 @@ def _wsimil(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
     ] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error (anywhere on the line).")] = False,
 ) -> None:
     pass
 
@@ -95,8 +86,8 @@ def tile(
     """Find the tissue of each slide and divide it into tiles."""
     from wsi_mil import workflow
 
-    params = _tile_params(tile_px, tile_um, mpp, min_coverage)
-    _leave(workflow.tile(slides, out, params, _options(overwrite, workers, shard), table, slide_mpp), out)
+    params = tile_params(tile_px, tile_um, mpp, min_coverage)
+    leave(workflow.tile(slides, out, params, run_options(overwrite, workers, shard), table, slide_mpp), out)
 
 
 @app.command()
@@ -116,7 +107,7 @@ def extract(
     from wsi_mil import workflow
 
     encoding = workflow.Encoding(model, weights, device, batch)
-    _leave(workflow.extract_features(tiles, out, encoding, _options(overwrite, workers, shard), slides), out)
+    leave(workflow.extract_features(tiles, out, encoding, run_options(overwrite, workers, shard), slides), out)
 
 
 @app.command()
@@ -134,7 +125,7 @@ def distances(
     from wsi_mil.distances import DistanceParams
 
     params = DistanceParams(k, dense=store == Store.DENSE)
-    _leave(workflow.measure_distances(bags, out, params, _options(overwrite, workers, shard)), out)
+    leave(workflow.measure_distances(bags, out, params, run_options(overwrite, workers, shard)), out)
 
 
 @app.command()
@@ -162,9 +153,9 @@ def train(
     from wsi_mil.train import TrainParams
 
     learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed)
-    params = TrainParams(aggregator, _key_values(option), val_fraction, learn)
+    params = TrainParams(aggregator, key_values(option), val_fraction, learn)
     folders = workflow.Folders(tiles, bags, distances_, out)
-    _show_training(workflow.train_model(labels, folders, params, device, overwrite), out)
+    show_training(workflow.train_model(labels, folders, params, device, overwrite), out)
 
 
 @app.command()
@@ -184,7 +175,8 @@ def predict(
 ) -> None:
     """Predict the class of new slides with a trained model."""
     from wsi_mil import predict as predictor
-    from wsi_mil.workflow import checkpoint_at, pick_device
+    from wsi_mil.devices import pick_device
+    from wsi_mil.workflow import checkpoint_at
 
     if bool(slides) == bool(bags):
         raise OptionError("predict: name slides, or features by --bags, and not both: `wsimil predict slide.tif`")
@@ -194,7 +186,7 @@ def predict(
         rows = predictor.predict_bags(path, predictor.find_bags(bags), options)
     else:
         rows = predictor.predict_slides(path, predictor.slides_at(slides or []), options, slide_mpp)
-    _show_predictions(rows, path, out)
+    show_predictions(rows, path, out)
 
 
 @app.command()
@@ -219,13 +211,17 @@ def run(
     from wsi_mil.learning import LearnParams
     from wsi_mil.train import TrainParams
 
-    params = _tile_params(tile_px, tile_um, mpp, 0.5)
+    params = tile_params(tile_px, tile_um, mpp, 0.5)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))
-    recipe = workflow.Recipe(params, workflow.Encoding(model, weights, device), training, slide_mpp)
-    folders = workflow.Folders.under(out)
-    report, trained = workflow.run_all(slides, labels, folders, recipe, _options(overwrite, workers, "1/1"))
-    _show_training(trained, folders.model)
-    _leave(report, folders.tiles)
+    plan = workflow.Plan(params, workflow.Encoding(model, weights, device), training, slide_mpp)
+    folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
+    failed: dict[str, Exception] = {}
+    try:
+        show_training(workflow.run_all(slides, labels, folders, plan, options, failed), folders.model)
+    finally:
+        name_failures(failed)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -251,7 +247,9 @@ def synthetic(
     """Paint a small cohort of slides whose label is a distance."""
     from wsi_mil.synthetic import SyntheticParams, make_cohort
 
-    make_cohort(folder, SyntheticParams.quick(seed) if quick else SyntheticParams(seed=seed), workers)
+    params = SyntheticParams.quick(seed) if quick else SyntheticParams(seed=seed)
+    make_cohort(folder, params, workers)
+    typer.echo(f"{params.slides} slides in {folder / 'slides'}, labels in {folder / 'labels.csv'}")
 
 
 @app.command()
@@ -274,73 +272,6 @@ def encoders() -> None:
     print_table("Encoders, and timm:<any name> beside them", ["name", "dim", "px", "um/px", "licence", "weights"], rows)
 
 
-def _tile_params(tile_px: int, tile_um: float | None, mpp: float | None, min_coverage: float) -> "TileParams":
-    from wsi_mil.tiling import TileParams
-
-    if tile_um and mpp:
-        raise OptionError(f"--tile-um {tile_um:g} --mpp {mpp:g}: give one of them, --tile-px decides the other")
-    return TileParams(tile_px, mpp * tile_px if mpp else tile_um or 256.0, min_coverage)
-
-
-def _options(overwrite: bool, workers: int, shard: str) -> "RunOptions":
-    from wsi_mil.stage import RunOptions
-
-    return RunOptions(overwrite, workers=workers, shard=shard)
-
-
-def _key_values(words: list[str] | None) -> dict[str, Any]:
-    """Aggregator options: values are JSON where they can be (8, 0.1, true, [1, 2]), else text."""
-    options = {}
-    for word in words or []:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise OptionError(f"--option {word}: give KEY=VALUE, such as --option heads=8")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
-
-
-def _leave(report: "Report", out: Path) -> None:
-    """Say what became of the slides, those that failed by name, and leave with 1 if any did."""
-    from wsi_mil.errors import one_line
-
-    typer.echo(f"{report}: see {out / 'summary.csv'}")
-    for slide_id, error in report.failed.items():
-        typer.echo(f"failed: {slide_id}: {one_line(error)}", err=True)
-    if report.failed:
-        raise typer.Exit(1)
-
-
-def _show_training(trained: "Trained | None", out: Path) -> None:
-    from wsi_mil.progress import print_table
-    from wsi_mil.report import number
-
-    if trained is None:
-        typer.echo(f"{out} holds this very training already")
-        return
-    rows = [
-        [part, str(len(trained.cohort.part(part))), number(trained.auroc(part))] for part in ("train", "val", "test")
-    ]
-    print_table(
-        f"{out / 'checkpoint.safetensors'}", ["split", "slides", "AUROC"], [row for row in rows if row[1] != "0"]
-    )
-
-
-def _show_predictions(rows: "list[Prediction]", path: Path, out: Path) -> None:
-    from wsi_mil import checkpoint
-    from wsi_mil.progress import print_table
-
-    classes = checkpoint.load(path).classes
-    shown = [
-        [row.slide_id, row.predicted(classes) or row.status, *(f"{p:.3f}" for p in row.probabilities)] for row in rows
-    ]
-    print_table(f"{out / 'predictions.csv'}", ["slide", "predicted", *classes], shown)
-    if any(row.status == "failed" for row in rows):
-        raise typer.Exit(1)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run ``wsimil``: errors of ours become one red line and their exit code; ``--debug`` shows the traceback."""
     from wsi_mil.progress import console, show_messages
@@ -350,11 +281,11 @@ def main(arguments: list[str] | None = None) -> None:
     show_messages(debug)
     try:
         app([word for word in words if word != _DEBUG])
-    except WsiMilError as error:
+    except (WsiMilError, OSError) as error:  # a full disk or a forbidden folder is no bug either
         if debug:
             raise
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        console.print(f"error: {one_line(error)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,10 @@ def read_cohort(path: Path, seen: Seen) -> Cohort:
         members.append(Member(slide_id, label, patient_id, split))
     _refuse_divided_patients(path, members)
     _refuse_half_split(path, members)
+    if "patient_id" not in table:
+        log.warning("%s has no column patient_id: every slide counts as a patient of its own", path)
     usable = tuple(member for member in members if member.slide_id not in seen.unusable)
+    _refuse_empty_splits(path, members, usable)
     left_out = {slide_id: seen.unusable[slide_id] for slide_id in rows.values() if slide_id in seen.unusable}
     for slide_id, reason in left_out.items():
         log.warning("%s: labelled, but left out: %s", slide_id, reason)
@@ -157,13 +160,21 @@ def _draw_patients(members: Iterable[Member], fraction: float, seed: int) -> set
 def _read_table(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> pd.DataFrame:
     try:
         # the header is read as a row, because pandas takes surplus fields for an index where it knows the header
-        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+        cells = pd.read_csv(
+            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
+        ).fillna("")
     except FileNotFoundError as error:
         raise TableError(f"{path} does not exist: write it with the columns {_columns(required, optional)}") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is no CSV table: {error}") from error
     cells = cells.apply(lambda column: column.str.strip())
     table = cells[1:].set_axis(cells.loc[0], axis="columns")
+    for column in table.columns[table.columns.duplicated()]:
+        raise TableError(f"{path} has two columns {column}: take one out")
+    ignored = [column for column in table.columns if column not in required + optional]
+    if ignored:
+        log.warning("%s: ignored columns: %s (known: %s)", path, ", ".join(ignored), _columns(required, optional))
+    table = table[(table != "").any(axis=1)]  # blank lines say nothing, but count as rows
     missing = [column for column in required if column not in table]
     if missing:
         raise TableError(f"{path} has no column {', '.join(missing)}: it needs {_columns(required, optional)}")
@@ -225,13 +236,17 @@ def _refuse_divided_patients(path: Path, members: list[Member]) -> None:
         splits[member.patient_id].add(member.split)
     for patient_id, found in splits.items():
         if len(found) > 1:
-            raise TableError(f"{path}: patient {patient_id} is in several splits ({', '.join(sorted(found))})")
+            raise TableError(
+                f"{path}: patient {patient_id} is in several splits ({', '.join(sorted(found))}): choose one"
+            )
 
 
 def _refuse_half_split(path: Path, members: list[Member]) -> None:
     without = [member.slide_id for member in members if not member.split]
     if without and len(without) < len(members):
-        raise TableError(f"{path}: split is empty for {without[0]} (and {len(without) - 1} more) but not for all")
+        raise TableError(
+            f"{path}: split is empty for {without[0]} (and {len(without) - 1} more): fill it in, or take the column out"
+        )
 
 
 def _refuse_empty_classes(path: Path, members: list[Member], usable: tuple[Member, ...]) -> None:
@@ -240,4 +255,12 @@ def _refuse_empty_classes(path: Path, members: list[Member], usable: tuple[Membe
         raise TableError(f"{path}: every label is {declared.pop()}: a model needs two classes to tell apart")
     gone = declared - {member.label for member in usable}
     if gone:
-        raise TableError(f"{path}: class {', '.join(sorted(gone))} is empty: all its slides failed or were empty")
+        names = ", ".join(sorted(gone))
+        raise TableError(f"{path}: class {names} is empty, all its slides failed or were empty: see summary.csv")
+
+
+def _refuse_empty_splits(path: Path, members: list[Member], usable: tuple[Member, ...]) -> None:
+    gone = {member.split for member in members} - {member.split for member in usable}
+    if gone and usable:
+        names = ", ".join(sorted(gone))
+        raise TableError(f"{path}: split {names} is empty, all its slides failed or were empty: name others")

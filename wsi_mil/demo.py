@@ -15,6 +15,7 @@ from wsi_mil.aggregators import infer
 from wsi_mil.bags import read_bag
 from wsi_mil.cohort import Member
 from wsi_mil.distances import DistanceParams
+from wsi_mil.errors import OptionError
 from wsi_mil.explain import attention_png, slide_png
 from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, predict_slides
@@ -62,6 +63,8 @@ def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> li
         quick: a cohort too small to learn from, to show the way in seconds.
         workers: threads; 0 = the cores this process may use.
     """
+    if seeds < 1:
+        raise OptionError(f"--seeds {seeds}: give a positive number of trainings per model")
     folders = workflow.Folders.under(out)
     _prepare(
         out, folders, SyntheticParams.quick() if quick else SyntheticParams(), RunOptions(refresh=True, workers=workers)
@@ -118,8 +121,11 @@ def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Tr
     slides = [SlideFile(member.slide_id, out / "slides" / f"{member.slide_id}.tif") for member in shown]
     options = PredictOptions(out / "predictions", overwrite=True)
     _say(f"wsimil predict {' '.join(str(slide.path) for slide in slides)} --model {folders.model} --out {options.out}")
-    rows = predict_slides(folders.model / CHECKPOINT, slides, options)
-    parts = [_slide_section(folders, trained, *found) for found in zip(shown, slides, rows, strict=True)]
+    rows = {row.slide_id: row for row in predict_slides(folders.model / CHECKPOINT, slides, options)}
+    parts = [
+        _slide_section(folders, trained, member, slide, rows[member.slide_id])
+        for member, slide in zip(shown, slides, strict=True)
+    ]
     lead = f"Synthetic slides: is some tumour nest {' or '.join(classes)} to a cluster of lymphocytes?"
     return page("Does the model know where things are?", lead, [table, *parts])
 
@@ -133,10 +139,10 @@ def _slide_section(
         whole = slide_png(slide)
         attention = attention_png(slide, bag, infer(trained.checkpoint.model(), bag).attention)
     preview = (folders.tiles / f"{member.slide_id}.jpg").read_bytes()
-    chances = zip(trained.checkpoint.classes, row.probabilities, strict=True)
+    chances = zip(trained.checkpoint.classes, row.probabilities, strict=False)  # none where it failed
     return Section(
         f"{member.slide_id}: {member.label}",
-        f"Predicted from the raw slide: {', '.join(f'{label} {p:.3f}' for label, p in chances)}.",
+        f"Predicted from the raw slide: {row.error or ', '.join(f'{label} {p:.3f}' for label, p in chances)}.",
         pictures=[
             Picture("The slide", whole),
             Picture("Its tissue and tiles", preview),

@@ -18,14 +18,15 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.spatial import KDTree
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
+from wsi_mil.errors import ArtifactError, OptionError
 from wsi_mil.progress import Progress
-from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, per_slide, run
+from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, attempt, per_slide, run
 
 BIN_UM = 16.0
 """Width of a bin of the histogram. One width for all, so that histograms of different slides can be added."""
 _GRID_CELLS_PER_TILE = 40
 _BLOCK = 2048
+_MADE_BY = ("distances", 1)
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class DistanceStage:
     out: Path
     """Where the artifacts will lie: its disk must have room for dense matrices."""
     workers: int = 1
-    name: str = "distances"
-    version: int = 1
+    name: str = _MADE_BY[0]
+    version: int = _MADE_BY[1]
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of the features."""
@@ -61,8 +62,10 @@ class DistanceStage:
         return attrs["fingerprint"]
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
-        """Measure each slide in a thread."""
-        return per_slide(self.measure, items, self.workers)
+        """Measure each slide in a thread; dense matrices one at a time, since each may take the free memory."""
+        if self.params.dense:
+            return ((item, attempt(self.measure, item)) for item in items)
+        return per_slide(self.measure, items, self.workers, track)
 
     def measure(self, item: Item) -> Result:
         """Measure one slide."""
@@ -136,12 +139,13 @@ def dense(coords_um: Float[np.ndarray, "tiles 2"], out: Path) -> Float[np.ndarra
     room = min(_free_memory() // 2, shutil.disk_usage(_existing_parent(out)).free)
     if size > room:
         raise OptionError(
-            f"--store dense: the matrix of {len(coords_um):,} tiles takes {size / 1e9:.1f} GB and {room / 1e9:.1f} GB"
+            f"--store dense: the matrix of {len(coords_um):,} tiles takes {size / 1e6:,.0f} MB and {room / 1e6:,.0f} MB"
             " are free: leave --store out, models compute what they need from the coordinates"
         )
     matrix = np.empty((len(coords_um), len(coords_um)), np.float32)
-    for start in range(0, len(coords_um), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    step = max(1, _BLOCK * _BLOCK // len(coords_um)) if len(coords_um) else 1
+    for start in range(0, len(coords_um), step):
+        rows = slice(start, start + step)
         matrix[rows] = np.linalg.norm(coords_um[rows, None] - coords_um[None], axis=2)
     return matrix
 
@@ -165,29 +169,42 @@ def quantile(counts: Int[np.ndarray, " _"], q: float) -> float:
 def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " _"]]:
     """The histograms of some slides, from the artifacts in ``folder``; what is absent or stale there is made first.
 
-    Artifacts of any ``k`` will do, since the histogram does not depend on it.
+    Artifacts of any ``k`` will do, since the histogram does not depend on it; a stale one is made again with its own.
     """
-    absent = [item for item in items if not _is_current(item, artifact_path(folder, item.slide_id))]
-    report = run(DistanceStage(DistanceParams(), folder), absent, folder, RunOptions(refresh=True))
-    for error in report.failed.values():
-        raise error
+    wanting: dict[DistanceParams, list[Item]] = {}
+    for item in items:
+        path = artifact_path(folder, item.slide_id)
+        if not _is_current(item, path):
+            wanting.setdefault(_params_before(path), []).append(item)
+    options = RunOptions(refresh=True)
+    for params, absent in wanting.items():
+        for error in run(DistanceStage(params, folder, options.threads), absent, folder, options).failed.values():
+            raise error
     return [store.read(artifact_path(folder, item.slide_id)).arrays["histogram"] for item in items]
 
 
+def _params_before(path: Path) -> DistanceParams:
+    """What somebody chose for the artifact that lies there; the defaults where none does."""
+    attrs = attempt(store.read_attrs, path) if path.exists() else None
+    if isinstance(attrs, dict) and (attrs.get("stage"), attrs.get("stage_version")) == _MADE_BY:
+        return DistanceParams(**json.loads(attrs["params"]))
+    return DistanceParams()
+
+
 def _is_current(item: Item, path: Path) -> bool:
-    if not path.exists():
-        return False
-    try:
-        attrs = store.read_attrs(path)
-    except ArtifactCorrupt:
-        return False
-    current = (DistanceStage.name, DistanceStage.version, store.read_attrs(item.source)["fingerprint"])
-    return (attrs.get("stage"), attrs.get("stage_version"), attrs.get("upstream")) == current
+    attrs = attempt(store.read_attrs, path) if path.exists() else None
+    current = (*_MADE_BY, store.read_attrs(item.source)["fingerprint"])
+    return isinstance(attrs, dict) and tuple(map(attrs.get, ("stage", "stage_version", "upstream"))) == current
 
 
 def write_summary(folder: Path) -> None:
-    """Write ``summary.json``: quantiles of each slide's distances and of all, for people to read."""
-    counts = {item.slide_id: store.read(item.source).arrays["histogram"] for item in artifact_items(folder)}
+    """Write ``summary.json``: quantiles of each slide's distances and of all, for people to read.
+
+    Damaged artifacts are left out; ``summary.csv`` names them.
+    """
+    artifacts = {item.slide_id: attempt(store.read, item.source) for item in artifact_items(folder)}
+    whole = {slide_id: one for slide_id, one in artifacts.items() if isinstance(one, store.Artifact)}
+    counts = {slide_id: one.arrays["histogram"] for slide_id, one in whole.items()}
     slides = {slide_id: _quantiles(one) for slide_id, one in counts.items()}
     summary = {"unit": "um", "bin_um": BIN_UM, "all": _quantiles(merge(list(counts.values()))), "slides": slides}
     with store.replacing_text(folder / "summary.json") as file:

@@ -5,10 +5,10 @@ and those few batches, however large the slide.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
 from wsi_mil.executors import map_ordered
 from wsi_mil.progress import Progress
-from wsi_mil.slides import Slide, find_slides, open_slide
+from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 from wsi_mil.stage import Item, Result, attempt
 
 CARRIED = (
@@ -60,7 +60,7 @@ class ExtractStage:
         encoder: Encoder,
         threads: int = 1,
         batch: int = 16,
-        slides_folder: Path | None = None,
+        moved: Mapping[str, Path] | None = None,
     ) -> None:
         """Take an encoder that is loaded already, and how to go about it, which changes no result.
 
@@ -69,7 +69,7 @@ class ExtractStage:
             encoder: of the params.
             threads: how many read tiles.
             batch: tiles that the encoder takes at once.
-            slides_folder: where slides are looked for that do not lie at their recorded path any more.
+            moved: by slide_id, where slides are that do not lie at their recorded path any more.
 
         Raises:
             OptionError: an impossible batch size.
@@ -77,7 +77,7 @@ class ExtractStage:
         if batch < 1:
             raise OptionError(f"--batch {batch}: give a positive number of tiles")
         self.params, self.encoder = params, encoder
-        self.threads, self.batch, self.slides_folder = threads, batch, slides_folder
+        self.threads, self.batch, self.moved = threads, batch, dict(moved or {})
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of the tiles.
@@ -133,23 +133,16 @@ class ExtractStage:
         return features
 
     def _open(self, item: Item, attrs: dict[str, Any]) -> Slide:
-        """Open the slide of some tiles, where it lay or where it lies now."""
+        """Open the slide of some tiles, where it lay or where it lies now, if it still is that slide."""
         path = Path(attrs["slide_path"])
         if not path.exists():
-            if item.slide_id not in self._moved:
-                where = f", and not in {self.slides_folder}" if self.slides_folder else ""
-                raise SlideError(f"{path} is not there any more{where}: say where it lies now by --slides DIR")
-            path = self._moved[item.slide_id]
-        slide = open_slide(path, mpp=attrs["mpp_x"])  # as recorded; reading at level-0 coordinates does not use it
-        recorded = (attrs["level0_width"], attrs["level0_height"])
-        if slide.l0_size != recorded:
-            slide.close()
-            raise SlideError(f"{path} is {slide.l0_size} px, but its tiles were made at {recorded}: run `wsimil tile`")
-        return slide
-
-    @cached_property
-    def _moved(self) -> dict[str, Path]:
-        return {slide.slide_id: slide.path for slide in find_slides(self.slides_folder)} if self.slides_folder else {}
+            if item.slide_id not in self.moved:
+                raise SlideError(f"{path} is not there any more: name the folder that slides lie in by --slides DIR")
+            path = self.moved[item.slide_id]
+        if slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
+            raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
+        # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
+        return open_slide(path, attrs["mpp_x"] if attrs["mpp_source"] == "option" else None)
 
 
 def _read(

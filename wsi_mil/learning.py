@@ -50,6 +50,8 @@ class LearnParams:
             raise OptionError(f"--lr {self.lr}: give a positive number")
         if not self.weight_decay >= 0:
             raise OptionError(f"--weight-decay {self.weight_decay}: give 0 or a positive number")
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed}: give 0 or a positive number")
 
 
 class Example(NamedTuple):
@@ -162,6 +164,8 @@ def _one_epoch(
 
 def _validate(model: Aggregator, examples: Examples, weights: Tensor) -> tuple[float, float, float]:
     scores = np.stack([infer(model, examples[index].bag).probabilities for index in range(len(examples))])
+    if not np.isfinite(scores).all():
+        raise TrainingError("the model's answers are not finite: try a lower --lr, or check the features")
     targets = np.array(examples.targets)
     share = weights.cpu().numpy()[targets]
     surprise = -np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-12))

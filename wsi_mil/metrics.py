@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.metrics import log_loss as _log_loss
 from sklearn.metrics import recall_score, roc_auc_score
 
 Labels = Int[np.ndarray, " bags"]
@@ -36,12 +35,3 @@ def balanced_accuracy(labels: Labels, predicted: Labels) -> float:
     if not len(labels):
         return math.nan
     return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
-
-
-def log_loss(labels: Labels, probabilities: Scores) -> float:
-    """Mean negative logarithm of the probability of the true class (probabilities kept off 0); nan without labels."""
-    if not len(labels):
-        return math.nan
-    exact = probabilities.astype(np.float64)
-    exact /= exact.sum(axis=1, keepdims=True)  # a float32 softmax sums to 1 only nearly, of which scikit-learn warns
-    return float(_log_loss(labels, exact, labels=np.arange(exact.shape[1])))

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_mil import checkpoint, extract, tiling
+from wsi_mil import checkpoint, extract, store, tiling
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
-from wsi_mil.slides import SlideFile, find_slides
+from wsi_mil.slides import SlideFile, find_slides, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,14 @@ def predict_slides(
     _table_so_far(options, model, path)
     encoder = _encoder(model, options)
     cache, loop = options.out / "cache", RunOptions(options.overwrite, refresh=True, workers=options.workers)
-    resolutions = {slide.slide_id: mpp for slide in slides} if mpp else {}
+    resolutions = {slide.slide_id: mpp for slide in slides} if mpp is not None else {}
     tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
+    for slide in slides:
+        _refuse_namesake(slide, artifact_path(cache / "tiles", slide.slide_id))
     report = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
     tiled = [slide.slide_id for slide in slides if slide.slide_id not in report.failed]
-    stage = extract.ExtractStage(extract.ExtractParams(**model.extract_params), encoder, loop.threads, options.batch)
+    params = extract.ExtractParams(**model.extract_params)
+    stage = extract.ExtractStage(params, encoder, loop.threads, options.batch, moved=dict(slides))
     items = [Item(slide_id, artifact_path(cache / "tiles", slide_id)) for slide_id in tiled]
     extracted = run(stage, items, cache / "feats", loop)
     failed = report.failed | extracted.failed
@@ -83,7 +86,9 @@ def predict_bags(path: Path, bags: Iterable[Item], options: PredictOptions) -> l
 
 def find_bags(source: Path) -> list[Item]:
     """One bag, or all bags of a folder."""
-    items = [Item(source.stem, source)] if source.is_file() else artifact_items(source)
+    if source.is_file():
+        return [Item(store.read_attrs(source).get("slide_id", source.stem), source)]
+    items = artifact_items(source)
     if not items:
         raise OptionError(f"--bags {source}: no .h5 file is there: make features with `wsimil extract`")
     return items
@@ -99,8 +104,21 @@ def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
     known: dict[str, Path] = {}
     for slide_id, path in slides:
         if known.setdefault(slide_id, path) != path:
-            raise OptionError(f"{known[slide_id]} and {path} are both called {slide_id}: predict them one by one")
+            raise OptionError(f"{known[slide_id]} and {path} are both called {slide_id}: give each its own --out")
     return slides
+
+
+def _refuse_namesake(slide: SlideFile, cached: Path) -> None:
+    """Refuse a slide that another one, still there, has entered its name before: its row would be lost."""
+    if not cached.exists():
+        return
+    before = Path(store.read_attrs(cached)["slide_path"])
+    if (
+        before != slide.path.absolute()
+        and before.exists()
+        and slide_fingerprint(before) != slide_fingerprint(slide.path)
+    ):
+        raise ArtifactStale(f"{before} was predicted as {slide.slide_id} before: give another --out for {slide.path}")
 
 
 def _encoder(model: Checkpoint, options: PredictOptions) -> Encoder:
@@ -137,12 +155,14 @@ def _answer(recipe: Recipe, network: Aggregator, item: Item) -> Prediction:
 def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> list[Prediction]:
     """Rows that this very model has entered before."""
     table = options.out / TABLE
-    if not table.exists() or options.overwrite:
+    if not table.exists():
         return []
     rows, classes, made_by = read_predictions(table)
-    if made_by != checkpoint.digest(path) or classes != model.classes:
-        raise ArtifactStale(f"{table} was made by another model: add --overwrite to replace it, or give another --out")
-    return rows
+    if made_by == checkpoint.digest(path) and classes == model.classes:
+        return rows
+    if options.overwrite:
+        return []
+    raise ArtifactStale(f"{table} was made by another model: add --overwrite to replace it, or give another --out")
 
 
 def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Prediction]) -> list[Prediction]:

@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 log = logging.getLogger("wsi_mil")
 console = Console(stderr=True)
@@ -22,8 +23,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Counts what is done. This base shows nothing: it is what a library call gets."""
 
-    def advance(self, what: str = "", tiles: int = 0) -> None:
-        """One more is done: ``what`` names it, ``tiles`` says how many tiles it had."""
+    def advance(self, what: str) -> None:
+        """One more is done: ``what`` names it."""
 
     def step(self, tiles: int) -> None:
         """Some tiles of the current one are done."""
@@ -34,9 +35,8 @@ class _Bar(Progress):
         self.bar, self.start, self.tiles = bar, time.monotonic(), 0
         self.task = bar.add_task(name, total=total, note="")
 
-    def advance(self, what: str = "", tiles: int = 0) -> None:
+    def advance(self, what: str) -> None:
         self.bar.advance(self.task)
-        self.step(tiles)
 
     def step(self, tiles: int) -> None:
         self.tiles += tiles
@@ -51,9 +51,8 @@ class _Lines(Progress):
         self.done = self.tiles = 0
         self.start = self.spoke = time.monotonic()
 
-    def advance(self, what: str = "", tiles: int = 0) -> None:
+    def advance(self, what: str) -> None:
         self.done += 1
-        self.tiles += tiles
         now = time.monotonic()
         if self.done == self.total or now - self.spoke > _SECONDS_BETWEEN_LINES:
             self.spoke = now
@@ -102,7 +101,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for column in header:
         table.add_column(column)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     stdout = Console()
     stdout.print(title, soft_wrap=True, markup=False, highlight=False)
     stdout.print(table)

@@ -71,7 +71,10 @@ def _latest(folder: Path) -> dict[str, Row]:
 
 def _read(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        if not set(Row._fields) <= set(reader.fieldnames or ()):
+            return  # somebody else's table
+        for row in reader:
             seconds = float(row["seconds"]) if row["seconds"] else None
             yield Row(row["slide_id"], row["status"], seconds=seconds, error=row["error"])
 

@@ -9,6 +9,7 @@ whether it is the one asked for. So there are no locks and no database, and kill
 """
 
 import dataclasses
+import glob
 import json
 import logging
 import time
@@ -93,7 +94,7 @@ class RunOptions:
         if self.workers < 0:
             raise OptionError(f"--workers {self.workers}: give a positive number, or 0 for all cores")
         index, _, count = self.shard.partition("/")
-        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
             raise OptionError(f"--shard {self.shard}: give I/N with 1 <= I <= N, such as 2/8")
 
     @property
@@ -131,6 +132,10 @@ def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | No
             not asked for. Nothing has been done then.
     """
     options = options or RunOptions()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--out {out}: no folder can be made there ({error.strerror}): name another") from error
     store.sweep(out)
     report = Report()
     pending, origins = _pending(stage, options.part(list(items)), out, options, report)
@@ -147,7 +152,7 @@ def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | No
 
 
 def per_slide(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int
+    function: Callable[[Item], Result], items: Iterator[Item], workers: int, track: Progress
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Lift a function of one item to a stream: run it in threads, an error costing only its own item."""
 
@@ -155,7 +160,9 @@ def per_slide(
         started = time.monotonic()
         return dataclasses.replace(function(item), seconds=time.monotonic() - started)
 
-    return map_unordered(lambda item: attempt(timed, item), items, workers)
+    for item, outcome in map_unordered(lambda item: attempt(timed, item), items, workers):
+        track.step(outcome.tiles if isinstance(outcome, Result) else 0)
+        yield item, outcome
 
 
 def attempt(function: Callable[..., Any], *args: Any) -> Any:
@@ -192,14 +199,14 @@ def _pending(
     pending, origins, stale = [], {}, []
     for item in items:
         origin = attempt(_origin, stage, item)
-        existing = attempt(_existing, artifact_path(out, item.slide_id), options)
+        existing = attempt(_existing, stage, artifact_path(out, item.slide_id), options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
             report.failed[item.slide_id] = error
             log.error("%s: %s", item.slide_id, one_line(error))
-        elif existing and existing.get("fingerprint") == origin.fingerprint:
+        elif existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:
             report.skipped.append(item.slide_id)
         else:
-            stale += [(item, existing)] if existing else []
+            stale += [(item, existing)] if existing is not None and not options.overwrite else []
             origins[item.slide_id] = origin
             pending.append(item)
     if stale and not options.refresh:
@@ -212,16 +219,24 @@ def _origin(stage: Stage, item: Item) -> _Origin:
     return _Origin(upstream, store.fingerprint(stage.name, stage.version, _params(stage), upstream))
 
 
-def _existing(path: Path, options: RunOptions) -> dict[str, Any] | None:
-    """The attributes of an artifact that may stay; a damaged one in a cache counts as absent."""
-    if options.overwrite or not path.exists():
+def _existing(stage: Stage, path: Path, options: RunOptions) -> dict[str, Any] | None:
+    """The attributes of the artifact that lies there; a damaged one that will be made again counts as absent.
+
+    Raises:
+        ArtifactStale: another stage's artifact, or somebody else's file, lies there: not even overwriting replaces it.
+    """
+    if not path.exists():
         return None
     try:
-        return store.read_attrs(path)
+        attrs = store.read_attrs(path)
     except ArtifactCorrupt:
-        if options.refresh:
+        if options.refresh or options.overwrite:
             return None
         raise
+    if attrs.get("stage") != stage.name:
+        made_by = f"`{attrs['stage']}`" if "stage" in attrs else "another program"
+        raise ArtifactStale(f"{path} was made by {made_by}, not by `{stage.name}`: give another --out")
+    return attrs
 
 
 def _params(stage: Stage) -> dict[str, Any]:
@@ -239,7 +254,9 @@ def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], out: 
 
 
 def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, origin: _Origin) -> Result | Exception:
+    path = artifact_path(out, item.slide_id)
     if isinstance(outcome, Exception):
+        _withdraw(path)
         return outcome
     attrs = {
         "status": "done",
@@ -253,8 +270,16 @@ def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, o
         "tiles": outcome.tiles,
     }
     complete = dataclasses.replace(outcome.artifact, attrs=attrs)
-    error = attempt(_write, artifact_path(out, item.slide_id), complete, outcome.files)
+    error = attempt(_write, path, complete, outcome.files)
     return error or dataclasses.replace(outcome, artifact=complete)
+
+
+def _withdraw(path: Path) -> None:
+    """Take away what an earlier run, with other input or options, left of a slide that fails now."""
+    if path.exists():
+        for beside in path.parent.glob(f"{glob.escape(path.name.removesuffix('.h5'))}.*"):
+            if beside.stem == path.name.removesuffix(".h5"):
+                beside.unlink()
 
 
 def _write(path: Path, artifact: store.Artifact, files: dict[str, bytes]) -> None:

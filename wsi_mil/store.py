@@ -169,7 +169,9 @@ def _opened(path: Path) -> Generator[h5py.File]:
             yield file
     except FileNotFoundError as error:
         raise ArtifactMissing(f"{path} does not exist") from error
-    except (OSError, KeyError, RuntimeError) as error:
+    except PermissionError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what damage turns into
         raise ArtifactCorrupt(f"{path} is damaged ({error}): make it again with --overwrite") from error
 
 
@@ -181,7 +183,11 @@ def _verify(path: Path, artifact: Artifact) -> None:
     recorded = artifact.attrs.get("checksum")
     if recorded is None:
         raise ArtifactCorrupt(f"{path} has no checksum, so wsimil did not write it")
-    if recorded != checksum(artifact):
+    try:
+        found = checksum(artifact)
+    except (TypeError, ValueError) as error:  # attributes that never were ours
+        raise ArtifactCorrupt(f"{path} is damaged ({error}): make it again with --overwrite") from error
+    if recorded != found:
         raise ArtifactCorrupt(f"{path} does not match its checksum: make it again with --overwrite")
     _verified.add(key)
 

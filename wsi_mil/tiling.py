@@ -91,7 +91,7 @@ class TileStage:
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
         """Tile slides, several at a time."""
-        return per_slide(self.tile, items, self.workers)
+        return per_slide(self.tile, items, self.workers, track)
 
     def tile(self, item: Item) -> Result:
         """Tile one slide.

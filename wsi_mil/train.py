@@ -23,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsi_mil import checkpoint, distances, learning, metrics, store
-from wsi_mil.aggregators import AGGREGATORS, Aggregator, build, infer
+from wsi_mil.aggregators import Aggregator, build, infer, params_of
 from wsi_mil.bags import Bag, read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
 from wsi_mil.cohort import Cohort, Member, split
-from wsi_mil.errors import ArtifactStale, OptionError
+from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, TrainingError
 from wsi_mil.learning import Epoch, Example, LearnParams
 from wsi_mil.predictions import Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
@@ -53,8 +53,7 @@ class TrainParams:
     """How weights are learnt; its seed also decides the split and the initial weights."""
 
     def __post_init__(self) -> None:
-        if self.aggregator not in AGGREGATORS:
-            raise OptionError(f"--aggregator {self.aggregator}: give one of {', '.join(AGGREGATORS)}")
+        params_of(self.aggregator, self.options)
         if not 0 < self.val_fraction < 1:
             raise OptionError(f"--val-fraction {self.val_fraction}: give a share between 0 and 1")
 
@@ -173,6 +172,7 @@ def fit(cohort: Cohort, folder: Path, params: TrainParams, distances_folder: Pat
 
 def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
     """Write a training into a folder: tables, given files, and last of all the checkpoint; return its path."""
+    (out / CHECKPOINT).unlink(missing_ok=True)  # from here on what lies here belongs to no whole training
     with store.replacing_text(out / "history.csv") as file:
         csv.writer(file).writerows([Epoch._fields, *trained.history])
     with store.replacing_text(out / "splits.csv") as file:
@@ -202,14 +202,19 @@ def _checkpoint(
 
 
 def _require_one_recipe(bags: Bags) -> None:
-    recipes = {path: Recipe.of(store.read_attrs(path)) for path in bags.paths.values()}
-    first = next(iter(recipes.values()))
-    for path, recipe in recipes.items():
-        first.require(recipe, path)
+    attrs = {path: store.read_attrs(path) for path in bags.paths.values()}
+    first_path, first = next(iter(attrs.items()))
+    for path, other in attrs.items():
+        Recipe.of(first).require(Recipe.of(other), path)
+        for key in ("tile_params", "params"):
+            if first[key] != other[key]:
+                raise IncompatibleError(
+                    f"{path} was made with {other[key]}, {first_path} with {first[key]}: make one of them again"
+                )
 
 
 def _wants_length_scales(params: TrainParams) -> bool:
-    fields = {field.name for field in dataclasses.fields(AGGREGATORS[params.aggregator].Params)}
+    fields = {field.name for field in dataclasses.fields(params_of(params.aggregator, params.options))}
     return "length_scales_um" in fields and "length_scales_um" not in params.options
 
 
@@ -217,8 +222,13 @@ def _length_scales(cohort: Cohort, folder: Path, distances_folder: Path, params:
     """From one tile step to nearly the whole section, in equal ratios, as the training patients' tiles lie."""
     items = [Item(member.slide_id, artifact_path(folder, member.slide_id)) for member in cohort.part("train")]
     counts = distances.merge(distances.histograms(items, distances_folder))
+    if not counts.sum():
+        raise TrainingError(
+            "no training slide has two tiles, so there is no distance to learn from: make smaller tiles by `wsimil tile"
+            " --tile-um`, or give --option length_scales_um"
+        )
     nearest, farthest = distances.quantile(counts, 0.0), distances.quantile(counts, 0.95)
-    heads = AGGREGATORS[params.aggregator].Params(**params.options).heads
+    heads = params_of(params.aggregator, params.options).heads
     return tuple(float(scale) for scale in np.geomspace(nearest, farthest, heads))
 
 

@@ -26,6 +26,11 @@ State = dict[str, Tensor]
 Convert = Callable[[State], State]
 log = logging.getLogger(__name__)
 _NAMES_SHOWN = 3
+# What torch's readers turn a flipped byte into.
+_DAMAGE = (
+    RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def file_sha256(path: Path) -> str:
@@ -89,7 +94,7 @@ def read_state(path: Path) -> State:
             f"{path} holds more than tensors and is not opened, because that could run its code: "
             "save the state dict alone, best as safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(str, list(state)[:_NAMES_SHOWN])) if isinstance(state, dict) else type(state).__name__
@@ -104,7 +109,7 @@ def sniff(path: Path) -> str:
         WeightsError: it is neither, with a guess at what happened.
     """
     if not path.is_file():
-        what = "is a folder: name the file in it" if path.is_dir() else "does not exist"
+        what = "is a folder: name the file in it" if path.is_dir() else "does not exist: name a weight file"
         raise WeightsError(f"{path} {what}")
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -1,21 +1,25 @@
 """Chains the stages: what one command needs of several rooms."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from wsi_mil import distances, extract, store, train
 from wsi_mil.aggregators import infer
-from wsi_mil.bags import read_bag
+from wsi_mil.bags import Bag, read_bag
 from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
 from wsi_mil.devices import pick_device
 from wsi_mil.encoders import load_encoder
-from wsi_mil.errors import ArtifactMissing, SlideError
+from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, SlideError, TableError, one_line
 from wsi_mil.explain import attention_png
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import failures
 from wsi_mil.slides import find_slides, open_slide
-from wsi_mil.stage import Item, Report, RunOptions, artifact_items, artifact_path, run
+from wsi_mil.stage import Item, Report, RunOptions, artifact_items, artifact_path, attempt, run
 from wsi_mil.tiling import TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 
@@ -83,7 +87,8 @@ def extract_features(tiles: Path, out: Path, encoding: Encoding, options: RunOpt
     device = str(pick_device(encoding.device))
     encoder = load_encoder(encoding.name, encoding.weights, device)
     params = extract.ExtractParams.of(encoder)
-    stage = extract.ExtractStage(params, encoder, options.threads, encoding.batch, slides)
+    moved = dict(find_slides(slides)) if slides else None
+    stage = extract.ExtractStage(params, encoder, options.threads, encoding.batch, moved)
     return run(stage, items, out, options)
 
 
@@ -115,7 +120,7 @@ def train_model(
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Plan:
     """What every stage of a whole run is told."""
 
     tile: TileParams
@@ -125,19 +130,29 @@ class Recipe:
 
 
 def run_all(
-    slides: Path, labels: Path, folders: Folders, recipe: Recipe, options: RunOptions
-) -> tuple[Report, Trained | None]:
+    slides: Path, labels: Path, folders: Folders, plan: Plan, options: RunOptions, failed: dict[str, Exception]
+) -> Trained | None:
     """Run stages 1 to 4; slides that fail are left out of what follows.
 
+    Args:
+        slides: a folder of slides.
+        labels: the table of labels; looked for first, before hours of work.
+        folders: where the artifacts go.
+        plan: what the stages are told.
+        options: how they run.
+        failed: is told the slides that failed, each with its error, also if a later stage raises.
+
     Returns:
-        What became of the slides over all stages, and the training (None if it was there already).
+        The training, or None if it was there already.
     """
-    tiled = tile(slides, folders.tiles, recipe.tile, options, mpp=recipe.slide_mpp)
-    extracted = extract_features(folders.tiles, folders.feats, recipe.encoding, options, slides)
-    measured = measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options)
-    trained = train_model(labels, folders, recipe.train, recipe.encoding.device, options.overwrite)
-    failed = tiled.failed | extracted.failed | measured.failed
-    return replace(extracted, failed=failed), trained
+    if not labels.is_file():
+        raise TableError(f"{labels} does not exist: write it with the columns slide_id,label[,patient_id][,split]")
+    failed |= tile(slides, folders.tiles, plan.tile, options, mpp=plan.slide_mpp).failed
+    if not artifact_items(folders.tiles):
+        raise SlideError(f"no slide of {slides} could be tiled: see {folders.tiles / 'summary.csv'}")
+    failed |= extract_features(folders.tiles, folders.feats, plan.encoding, options, slides).failed
+    failed |= measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options).failed
+    return train_model(labels, folders, plan.train, plan.encoding.device, options.overwrite)
 
 
 def labelled(labels: Path, folders: Folders) -> Cohort:
@@ -148,15 +163,30 @@ def labelled(labels: Path, folders: Folders) -> Cohort:
     unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}
     for slide_id in features.keys() - usable:
         unusable[slide_id] = f"it is empty: {features[slide_id].get('reason', 'no tissue')}"
+    _refuse_stale_features(folders, features)
     tiled = {item.slide_id for item in artifact_items(folders.tiles)} if folders.tiles.exists() else set()
     waiting = tiled - usable - unusable.keys()
     return read_cohort(labels, Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`")))
 
 
+def _refuse_stale_features(folders: Folders, features: dict[str, dict[str, Any]]) -> None:
+    """Refuse features that were made from other tiles than those that lie in the folder of tiles now."""
+    for slide_id, attrs in features.items():
+        if attrs.get("stage") != "extract":
+            raise ArtifactError(f"{folders.feats} holds no features of {slide_id}: make them with `wsimil extract`")
+        tiles = artifact_path(folders.tiles, slide_id)
+        if tiles.exists() and store.read_attrs(tiles)["fingerprint"] != attrs["upstream"]:
+            path = artifact_path(folders.feats, slide_id)
+            raise ArtifactStale(
+                f"{path} was made from other tiles than {tiles}: run `wsimil extract --overwrite`, or name the right"
+                " folder by --tiles"
+            )
+
+
 def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> list[Picture]:
     """Draw the attention over the slides that were judged best, ``per_class`` of each class, none of them trained on.
 
-    Slides whose file has moved are passed over, with a message.
+    Slides whose file has moved or cannot be read are passed over, with a message.
     """
     made = trained.checkpoint
     model = made.model()
@@ -167,12 +197,18 @@ def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> lis
         for row in best:
             bag = read_bag(artifact_path(feats, row.slide_id))
             caption = f"{row.slide_id} ({row.split}): {name}, predicted with probability {row.probabilities[index]:.3f}"
-            try:
-                with open_slide(Path(bag.attrs["slide_path"]), bag.attrs["mpp_x"]) as slide:
-                    pictures.append(Picture(caption, attention_png(slide, bag, infer(model, bag).attention)))
-            except SlideError as error:
-                log.warning("no picture of %s in the report: %s", row.slide_id, error)
+            drawn = attempt(_attention_png, bag, infer(model, bag).attention)
+            if isinstance(drawn, Exception):  # a picture is not worth the training
+                log.warning("no picture of %s in the report: %s", row.slide_id, one_line(drawn))
+            else:
+                pictures.append(Picture(caption, drawn))
     return pictures
+
+
+def _attention_png(bag: Bag, attention: Float[np.ndarray, " tiles"]) -> bytes:
+    mpp = bag.attrs["mpp_x"] if bag.attrs["mpp_source"] == "option" else None
+    with open_slide(Path(bag.attrs["slide_path"]), mpp) as slide:
+        return attention_png(slide, bag, attention)
 
 
 def checkpoint_at(path: Path) -> Path:

@@ -4,6 +4,7 @@
 >>> model = build("das-mil", dim=768, classes=2, heads=4)
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +15,7 @@ from wsi_mil.aggregators.inference import Answer, infer
 from wsi_mil.aggregators.self_attention import SelfAttention
 from wsi_mil.errors import OptionError
 
-__all__ = ["AGGREGATORS", "Aggregator", "Answer", "Output", "build", "infer"]
+__all__ = ["AGGREGATORS", "Aggregator", "Answer", "Output", "build", "infer", "params_of"]
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "das-mil": DasMil,
@@ -36,12 +37,34 @@ def build(name: str, dim: int, classes: int, **options: Any) -> Aggregator:
     Raises:
         OptionError: the name, an option or its value is unknown; the message names those that are known.
     """
-    if name not in AGGREGATORS:
-        raise OptionError(f"--aggregator {name}: unknown, choose one of {', '.join(AGGREGATORS)}")
+    params = params_of(name, options)
     if classes < 2:
         raise OptionError(f"classes {classes}: a model tells at least 2 classes apart")
-    model = AGGREGATORS[name]
-    known = [field.name for field in fields(model.Params)]
+    return AGGREGATORS[name](dim, classes, params)
+
+
+def params_of(name: str, options: Mapping[str, Any]) -> Any:
+    """Make the ``Params`` of an aggregator from options as JSON gives them (whole numbers for real ones, lists).
+
+    Raises:
+        OptionError: as `build`.
+    """
+    if name not in AGGREGATORS:
+        raise OptionError(f"--aggregator {name}: unknown, choose one of {', '.join(AGGREGATORS)}")
+    known = {field.name: field.default for field in fields(AGGREGATORS[name].Params)}
     if unknown := sorted(set(options) - set(known)):
-        raise OptionError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return model(dim, classes, model.Params(**options))
+        raise OptionError(f"--option {unknown[0]}: {name} has no such option; it has {', '.join(known)}")
+    return AGGREGATORS[name].Params(**{key: _like(known[key], key, value) for key, value in options.items()})
+
+
+def _like(default: Any, key: str, value: Any) -> Any:
+    """Bring a value to the type of the option's default, or refuse it by name."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_like(0.0, key, part) for part in value)
+    if isinstance(default, float) and number:
+        return float(value)
+    if type(value) is type(default):
+        return value
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list of numbers"}
+    raise OptionError(f"--option {key}={value}: give {kinds[type(default)]}, such as {default!r}")

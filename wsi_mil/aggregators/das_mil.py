@@ -47,10 +47,11 @@ class DasMilParams(SelfAttentionParams):
 class DasMil(SelfAttention):
     """`SelfAttention` whose scores and values depend on the distance of tiles.
 
-    Each head knows near from far by ``phi = sigmoid(beta * (distance - theta))``, theta starting at the head's length
-    scale and beta so that the transition is about a quarter of it wide. Both are learned as logarithms: they stay
-    positive, and a step means the same at every scale. What distance does to scores starts at nothing, what it tells
-    through values at random: attention that distance steers at random from the start overfits a small cohort.
+    Each head knows near from far by ``phi = sigmoid(beta * (distance - theta))``. theta starts at the head's length
+    scale and 1 / beta at a quarter of it, so that phi rises from 0.1 to 0.9 within about that scale. Both are learned
+    as logarithms: they stay positive, and a step means the same at every scale. What distance does to scores starts at
+    nothing, what it tells through values at random: attention that distance steers at random from the start overfits a
+    small cohort (``docs/decisions.md``).
 
     ``Output.attention`` is that of `SelfAttention`.
     """

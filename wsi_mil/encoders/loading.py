@@ -3,10 +3,10 @@
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from wsi_mil.devices import pick_device
 from wsi_mil.encoders.table import find_encoder
 from wsi_mil.errors import OptionError
 
@@ -50,7 +50,7 @@ def load_encoder(name: str, weights: str | None = None, device: str = "cpu", pre
         WeightsError: the weights cannot be had, are not what they claim to be, or do not fit.
     """
     spec = find_encoder(name)
-    target = _device(device)
+    target = pick_device(device)
     if not spec.arch:
         from wsi_mil.encoders.morphology import MorphologyEncoder  # here, since it brings SciPy along
 
@@ -60,13 +60,3 @@ def load_encoder(name: str, weights: str | None = None, device: str = "cpu", pre
     from wsi_mil.encoders.pretrained import TimmEncoder
 
     return TimmEncoder(spec, weights, target, precision)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"--device {name}: give cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"--device {name}: torch finds no CUDA device here, give cpu")
-    return device

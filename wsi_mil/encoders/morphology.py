@@ -2,8 +2,8 @@
 
 Colour, texture and nuclei, measured with classical image analysis: stains by the colour deconvolution of Ruifrok and
 Johnston (2001; matrix of scikit-image), texture as the variance of a stain over scales, nuclei as compact hematoxylin
-peaks above their surroundings. It is no match for a pretrained network, but it runs anywhere, gives the same numbers
-everywhere, and says what each of them is: `FEATURES` names them in order, scaled so that typical values are about 1.
+peaks above their surroundings. It is no match for a pretrained network, but it runs anywhere, is deterministic,
+and says what each of them is: `FEATURES` names them in order, scaled so that typical values are about 1.
 
 Kernels and areas are defined for tiles of 256 um read as 224 px (1.143 um/px), the default geometry. Tiles of another
 pixel size are resized to 224 px first; tiles of another physical size are measured as if they were 256 um wide.

@@ -30,8 +30,9 @@ class SlideFile(NamedTuple):
 def find_slides(folder: Path) -> list[SlideFile]:
     """Find every slide in a folder and the folders inside it, by slide_id; or the one slide that is named itself.
 
-    Hidden files and folders are passed over. The files that belong to an MRXS or VMS slide are no slides of their own,
-    and a DICOM series is one slide. Two files that would share a slide_id keep their extensions in it.
+    Hidden files and folders are passed over, and so are folders of artifacts, whose previews are no slides. The files
+    that belong to an MRXS or VMS slide are no slides of their own, and a DICOM series is one slide. Two files that
+    would share a slide_id keep their extensions in it.
 
     Raises:
         SlideError: there is no such folder, or no slide in it.
@@ -45,10 +46,13 @@ def find_slides(folder: Path) -> list[SlideFile]:
         raise SlideError(f"{folder} holds no slide: looked for files ending in {', '.join(sorted(EXTENSIONS))}")
     names = {path: path.relative_to(folder).as_posix() for path in paths}
     times = Counter(map(without_extension, names.values()))
-    return sorted(
-        SlideFile(name if times[without_extension(name)] > 1 else without_extension(name), path)
-        for path, name in names.items()
-    )
+    slides: dict[str, Path] = {}
+    for path, name in names.items():
+        slide_id = name if times[without_extension(name)] > 1 else without_extension(name)
+        if slide_id in slides:
+            raise SlideError(f"{slides[slide_id]} and {path} would both be called {slide_id}: rename one of them")
+        slides[slide_id] = path
+    return sorted(SlideFile(*slide) for slide in slides.items())
 
 
 def slide_fingerprint(path: Path) -> str:
@@ -79,7 +83,13 @@ def slide_fingerprint(path: Path) -> str:
 
 
 def _candidates(folder: Path) -> Iterable[Path]:
+    visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in visited or ("runs" in folders and "summary.csv" in files):  # a loop, or a folder of artifacts
+            folders.clear()
+            continue
+        visited.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
@@ -110,14 +120,20 @@ def _companions(path: Path) -> list[Path]:
 
 
 def _named_inside(path: Path) -> list[Path]:
-    """The files that a VMS or VMU file, `Key=value` lines, names."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    """The files that a VMS or VMU file, `Key=value` lines, names; none where it cannot be read, as opening will say."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
     names = {line.partition("=")[2].strip() for line in lines} - {""}
     return [path.with_name(name) for name in names if "/" not in name and path.with_name(name).is_file()]
 
 
 def _series(path: Path) -> str | None:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # a broken link: opening it will say so
+        return None
     return _series_of(path, status.st_size, status.st_mtime_ns)
 
 

@@ -72,6 +72,8 @@ def _locate(start: int, length: int, size: int, downsample: float) -> int:
 def _hints(properties: Mapping[str, str]) -> Hints:
     return Hints(
         mpp=(properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)),
+        pixels_per_unit=(properties.get("tiff.XResolution"), properties.get("tiff.YResolution")),
+        unit=properties.get("tiff.ResolutionUnit", ""),
         power=properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
     )
 

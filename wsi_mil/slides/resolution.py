@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 MPP_RANGE = (0.05, 10.0)
 _UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
-_REMEDY = "give the right one with --slide-mpp or in slides.csv"
+_REMEDY = "give the right one in slides.csv, or --slide-mpp for all slides"
+_CONTRADICTION = 1.05
 
 
 class Resolution(NamedTuple):
@@ -46,6 +47,7 @@ def resolve(path: Path, option: float | None, hints: Hints) -> Resolution:
         ResolutionError: no source does, or it gives nonsense.
     """
     if option is not None:
+        _warn_of_contradiction(path, option, hints)
         return _checked(path, Resolution(option, option, "option"))
     if pair := _pair(path, hints.mpp):
         return _checked(path, Resolution(*pair, "openslide"))
@@ -58,6 +60,16 @@ def resolve(path: Path, option: float | None, hints: Hints) -> Resolution:
         log.warning("%s: about %.3g um/px, guessed from its %s x objective; %s", path, mpp, hints.power, _REMEDY)
         return resolution
     raise ResolutionError(f"{path} does not say its micrometres per pixel: {_REMEDY}")
+
+
+def _warn_of_contradiction(path: Path, option: float, hints: Hints) -> None:
+    """Say so when the user overrules a file that states a sensible resolution: it may be meant for other slides."""
+    try:
+        own = resolve(path, None, hints._replace(power=None))
+    except ResolutionError:
+        return
+    if not 1 / _CONTRADICTION < option / own.mpp_x < _CONTRADICTION:
+        log.warning("%s says %.4g um/px, but is taken for %.4g as told", path, own.mpp_x, option)
 
 
 def _pair(path: Path, texts: tuple[str | None, str | None]) -> tuple[float, float] | None:

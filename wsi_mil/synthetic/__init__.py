@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_mil import store
+from wsi_mil.errors import TableError
 from wsi_mil.executors import available_cores, map_unordered
 from wsi_mil.progress import progress
 from wsi_mil.slides import write_pyramid
@@ -28,12 +29,13 @@ from wsi_mil.synthetic.params import SyntheticParams
 
 __all__ = ["LABELS", "Blob", "Layout", "SyntheticParams", "layout", "make_cohort", "paint_slide", "slide_id"]
 
+_LABEL_COLUMNS = ("slide_id", "label", "patient_id", "split")
 _MOST_WORKERS = 8  # a slide in the making takes about 0.4 GB
 _QUALITY = 85
 
 
 def make_cohort(folder: Path, params: SyntheticParams, workers: int = 0) -> None:
-    """Paint a whole cohort, replacing what is there.
+    """Paint a whole cohort; the same one painted before is painted anew.
 
     Writes ``slides/<slide_id>.tif`` (tiled, pyramidal), ``labels.csv`` (slide_id, label, patient_id, split) and
     ``truth.csv`` (slide_id, kind, x_um, y_um, radius_um: where each nest and cluster lies, by its centre and mean
@@ -46,7 +48,10 @@ def make_cohort(folder: Path, params: SyntheticParams, workers: int = 0) -> None
 
     Raises:
         OptionError: the nests, clusters and distances wanted do not fit the slides.
+        TableError: the folder holds the labels of another cohort, perhaps a real one; nothing is touched then.
     """
+    rows = list(_labels(params))
+    _refuse_other_cohort(folder / "labels.csv", rows)
     palette(params.mpp)  # made here once, so that the threads do not all make it
 
     def make(index: int) -> None:
@@ -58,7 +63,7 @@ def make_cohort(folder: Path, params: SyntheticParams, workers: int = 0) -> None
         for index, _ in map_unordered(make, range(params.slides), min(workers or available_cores(), _MOST_WORKERS)):
             track.advance(slide_id(index))
     _write_table(folder / "truth.csv", ("slide_id", "kind", "x_um", "y_um", "radius_um"), _truth(params))
-    _write_table(folder / "labels.csv", ("slide_id", "label", "patient_id", "split"), _labels(params))
+    _write_table(folder / "labels.csv", _LABEL_COLUMNS, rows)
 
 
 def paint_slide(index: int, params: SyntheticParams) -> np.ndarray:
@@ -69,6 +74,15 @@ def paint_slide(index: int, params: SyntheticParams) -> np.ndarray:
 def slide_id(index: int) -> str:
     """Name of slide number ``index``."""
     return f"slide-{index:03d}"
+
+
+def _refuse_other_cohort(path: Path, rows: list[tuple[str, ...]]) -> None:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        found = [tuple(row) for row in csv.reader(file)]
+    if found != [_LABEL_COLUMNS, *rows]:
+        raise TableError(f"{path} is there and tells of other slides: name a folder of its own for the painted ones")
 
 
 def _truth(params: SyntheticParams) -> Iterable[tuple[str, ...]]:

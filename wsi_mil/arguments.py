@@ -1,0 +1,80 @@
+"""The options of the command line: each is declared once, and means the same in every command."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsi_mil.errors import OptionError
+
+if TYPE_CHECKING:
+    from wsi_mil.stage import RunOptions
+    from wsi_mil.tiling import TileParams
+
+
+class Store(StrEnum):
+    """What `wsimil distances` stores beside the histogram."""
+
+    SPARSE = "sparse"
+    DENSE = "dense"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Where the artifacts go.")]
+Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.")]
+Bags = Annotated[Path, typer.Option("--bags", help="Folder of `wsimil extract`.")]
+Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].")]
+Distances = Annotated[Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
+Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores this process may use.")]
+Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
+Batch = Annotated[int, typer.Option("--batch", help="Tiles per forward pass of the encoder.")]
+Weights = Annotated[str | None, typer.Option("--weights", help="The encoder's weights: a file, or random:SEED.")]
+Mpp = Annotated[
+    float | None, typer.Option("--slide-mpp", help="Level-0 um/px of ALL slides, whatever their files say.")
+]
+Encoder = Annotated[str, typer.Option("--model", help="The encoder: `wsimil encoders` lists them.")]
+Aggregator = Annotated[str, typer.Option("--aggregator", help="The model to train.")]
+Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An aggregator's option.")]
+TilePx = Annotated[int, typer.Option("--tile-px", help="Side of a tile as the encoder sees it, px.")]
+TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um  [default: 256]")]
+TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
+Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
+
+
+def tile_params(tile_px: int, tile_um: float | None, mpp: float | None, min_coverage: float) -> "TileParams":
+    """The tile geometry that the options describe."""
+    from wsi_mil.tiling import TileParams
+
+    if tile_um is not None and mpp is not None:
+        raise OptionError(f"--tile-um {tile_um:g} --mpp {mpp:g}: give one of them, --tile-px decides the other")
+    if mpp is not None:
+        if not 0 < mpp < float("inf"):
+            raise OptionError(f"--mpp {mpp:g}: give a positive number of um/px, such as 0.5")
+        tile_um = mpp * tile_px
+    return TileParams(tile_px, 256.0 if tile_um is None else tile_um, min_coverage)
+
+
+def run_options(overwrite: bool, workers: int, shard: str) -> "RunOptions":
+    """How a run goes about its work."""
+    from wsi_mil.stage import RunOptions
+
+    return RunOptions(overwrite, workers=workers, shard=shard)
+
+
+def key_values(words: list[str] | None) -> dict[str, Any]:
+    """Aggregator options: values are JSON where they can be (8, 0.1, true, [1, 2]), else text."""
+    options = {}
+    for word in words or []:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise OptionError(f"--option {word}: give KEY=VALUE, such as --option heads=8")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
