@@ -22,6 +22,7 @@ def plant(folder: Path, slide_id: str, positive: bool, seed: int, tiles: int = 3
         "slide_id": slide_id,
         "status": "done" if tiles else "empty",
         "fingerprint": f"{seed:032x}",
+        "upstream": "tiles",
         "params": '{"encoder": "toy", "weights_sha256": "0", "precision": "fp32"}',
         "tile_params": '{"tile_px": 224, "tile_um": 256.0, "min_coverage": 0.5}',
         "encoder": "toy",

@@ -210,7 +210,7 @@ def test_a_feature_that_never_varied_in_training_cannot_blow_up(model):
 def test_unknown_names_and_options_are_refused_with_the_known_ones():
     with pytest.raises(OptionError, match=r"das_mil.*das-mil, abmil"):
         build("das_mil", DIM, 2)
-    with pytest.raises(OptionError, match=r"abmil has no option heads; it has hidden, attention, dropout"):
+    with pytest.raises(OptionError, match=r"--option heads: abmil has no such option; it has hidden, att"):
         build("abmil", DIM, 2, heads=3)
     with pytest.raises(OptionError, match="at least 2"):
         build("abmil", DIM, 1)

@@ -302,7 +302,7 @@ def test_position_embeddings_of_another_grid_are_resampled_as_timm_does(tmp_path
         ("morphology", {"weights": "random:1"}, "morphology is built in"),
         (TINY, {"weights": "random:x"}, "give random:SEED"),
         (TINY, {"weights": "random:0", "precision": "int8"}, "--precision int8: give fp32, bf16, fp16"),
-        ("morphology", {"device": "gpu"}, "--device gpu: give cpu"),
+        ("morphology", {"device": "gpu"}, "--device gpu: give auto, cpu"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name, options, message):

@@ -14,7 +14,7 @@ from wsi_mil.encoders import load_encoder
 from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
 from wsi_mil.extract import CARRIED, ExtractParams, ExtractStage
 from wsi_mil.progress import Progress
-from wsi_mil.slides import open_slide, write_pyramid
+from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
 from wsi_mil.stage import Item, Report, artifact_items, run
 
 L0_TILE, TILE_PX, MPP = 128, 64, 0.5
@@ -60,6 +60,7 @@ def make_tiles(folder: Path, slide: Path, slide_id: str, side: int = 640, *, emp
         "l0_tile_width": L0_TILE, "l0_tile_height": L0_TILE, "level0_width": side, "level0_height": side,
         "resample": "pillow-bilinear-antialiased", "slide_path": str(slide), "reader": "openslide", "tissue_mm2": 0.5,
         "status": "empty" if empty else "done", "stage": "tile", "params": "{}", "fingerprint": f"print of {slide_id}",
+        "upstream": slide_fingerprint(slide),
     }  # fmt: skip
     if empty:
         attrs["reason"] = "no tissue was found"
@@ -186,22 +187,24 @@ def test_a_slide_that_moved_is_found_by_its_id(cohort):
     report = extract(cohort, Means(), "without")
     assert set(report.failed) == {"a", "deep/b"}
     assert str(report.failed["a"]) == (
-        f"{cohort / 'slides/a.tif'} is not there any more: say where it lies now by --slides DIR"
+        f"{cohort / 'slides/a.tif'} is not there any more: name the folder that slides lie in by --slides DIR"
     )
-    assert extract(cohort, Means(), "after", slides_folder=cohort / "archive").failed == {}
+    assert extract(cohort, Means(), "after", moved=dict(find_slides(cohort / "archive"))).failed == {}
     for item in artifact_items(cohort / "before"):
         assert item.source.read_bytes() == (cohort / "after" / f"{item.slide_id}.h5").read_bytes()
     (cohort / "archive/a.tif").unlink()
-    report = extract(cohort, Means(), "lost", slides_folder=cohort / "archive")
+    report = extract(cohort, Means(), "lost", moved=dict(find_slides(cohort / "archive")))
     assert list(report.failed) == ["a"]
-    assert f"and not in {cohort / 'archive'}" in str(report.failed["a"])
+    assert "--slides DIR" in str(report.failed["a"])
 
 
 def test_another_slide_of_the_same_name_is_refused(cohort):
-    make_slide(cohort / "slides/a.tif", 9, side=768)
+    make_slide(cohort / "slides/a.tif", 9)  # of the same size
     report = extract(cohort, Means())
     assert list(report.failed) == ["a"]
-    assert "is (768, 768) px, but its tiles were made at (640, 640): run `wsimil tile`" in str(report.failed["a"])
+    assert "a.tif is not the slide that its tiles were made from: run `wsimil tile --overwrite`" in str(
+        report.failed["a"]
+    )
 
 
 def test_what_holds_no_tiles_is_refused(cohort):

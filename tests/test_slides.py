@@ -11,8 +11,9 @@ from painting import flat, smooth_grey, write_aperio, write_tiff
 from PIL import Image
 
 from wsi_mil.errors import ResolutionError, SlideError, SlideUnreadable, WsiMilError
-from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
+from wsi_mil.slides import find_slides, open_slide, openslide_reader, slide_fingerprint, write_pyramid
 from wsi_mil.slides.discovery import EXTENSIONS
+from wsi_mil.slides.resolution import Hints, resolve
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -83,7 +84,7 @@ def test_each_axis_has_its_own_resolution(tmp_path):
 
 
 def test_unknown_resolution_is_refused_with_the_option(tmp_path):
-    with pytest.raises(ResolutionError, match=r"a\.tif does not say .* --slide-mpp or in slides\.csv"):
+    with pytest.raises(ResolutionError, match=r"a\.tif does not say .* in slides\.csv, or --slide-mpp"):
         open_slide(tiff(tmp_path))
 
 
@@ -433,6 +434,53 @@ def test_a_large_grey_image_is_read_without_a_warning(shared):
     with open_slide(shared / "data/wsi_bad/grey10kx5k.tif", 0.5) as slide:
         assert (slide.reader, slide.l0_size) == ("image", (10_000, 5_000))
         assert slide.thumbnail(8.0).image.shape == (312, 625, 3)
+
+
+def test_a_user_who_contradicts_the_file_is_believed_and_told(tmp_path, caplog):
+    write_pyramid(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8), 0.5)
+    with open_slide(tmp_path / "a.tif", 0.51) as slide:
+        assert slide.mpp_x == 0.51
+    assert not caplog.messages
+    with open_slide(tmp_path / "a.tif", 2.0) as slide:
+        assert (slide.mpp_x, slide.mpp_source) == (2.0, "option")
+    assert "says 0.5 um/px, but is taken for 2 as told" in caplog.text
+
+
+def test_resolution_tags_count_before_the_objective_in_any_format():
+    hints = Hints(pixels_per_unit=("28571", "28571"), unit="centimeter", power="20")
+    found = resolve(Path("a.svs"), None, hints)
+    assert found.source == "tiff-resolution"
+    assert found.mpp_x == pytest.approx(0.35, abs=1e-4)
+    properties = {"tiff.XResolution": "28571", "tiff.YResolution": "28571", "tiff.ResolutionUnit": "centimeter"}
+    assert openslide_reader._hints({**properties, "openslide.objective-power": "20"}) == hints
+
+
+def test_slides_that_cannot_be_told_apart_are_refused_with_both_named(tmp_path):
+    for name in ("a.tif", "a.svs", "a.tif.svs"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SlideError, match=r"a\.tif\.svs would both be called a\.tif: rename"):
+        find_slides(tmp_path)
+
+
+def test_loops_broken_links_and_folders_of_artifacts_hold_no_slides(tmp_path):
+    write_pyramid(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8), 0.5)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "tiles" / "runs").mkdir(parents=True)
+    (tmp_path / "tiles" / "summary.csv").write_text("")
+    (tmp_path / "tiles" / "a.jpg").write_bytes(b"preview")
+    assert [slide.slide_id for slide in find_slides(tmp_path)] == ["a"]
+    for name in ("x.dcm", "y.vms"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    assert [slide.slide_id for slide in find_slides(tmp_path)] == ["a", "x", "y"]
+    with pytest.raises(SlideUnreadable, match=r"x\.dcm"):
+        slide_fingerprint(tmp_path / "x.dcm")
+
+
+def test_what_is_written_is_read_by_pillow_too(tmp_path):
+    image = smooth_grey(300, 500)
+    write_pyramid(tmp_path / "a.tif", image, 0.5)
+    with Image.open(tmp_path / "a.tif") as file:
+        assert np.abs(np.asarray(file.convert("RGB")).astype(int) - image).max() < 12
 
 
 @pytest.mark.parametrize("side", [256, 512])

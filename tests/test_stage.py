@@ -133,10 +133,31 @@ def test_a_slide_that_fails_when_made_again_leaves_nothing_of_other_options(sour
     (source / "one").write_bytes(b"bad")
     report = run(ToyStage(ToyParams(2)), items(source), out, RunOptions(overwrite=True))
     assert list(report.failed) == ["one"]
-    assert not list(out.glob("one*"))
+    assert not (out / "one.h5").exists()
     assert (out / "sub" / "two.b.txt").exists()
     assert summary(out)["one"]["status"] == "failed"
     assert "one" in runs.failures(out)
+
+
+def test_a_slide_that_vanished_is_not_left_with_other_options_than_the_rest(source: Path, tmp_path: Path) -> None:
+    out, cohort = tmp_path / "out", items(source)
+    run(ToyStage(), cohort, out)
+    (source / "one").unlink()
+    run(ToyStage(), cohort, out, RunOptions(overwrite=True))
+    assert (out / "one.h5").exists()  # made with these very options
+    run(ToyStage(ToyParams(2)), cohort, out, RunOptions(overwrite=True))
+    assert [item.slide_id for item in artifact_items(out)] == ["sub/two.b", "void"]
+
+
+def test_a_failure_to_make_the_very_same_again_keeps_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(ToyStage(), items(source), out)
+    before = (out / "one.h5").read_bytes()
+    monkeypatch.setattr(ToyStage, "work", lambda self, item: 1 / 0)
+    run(ToyStage(), items(source), out, RunOptions(overwrite=True))
+    assert (out / "one.h5").read_bytes() == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -156,7 +177,7 @@ def test_what_another_stage_or_program_made_is_never_replaced(source: Path, tmp_
 
 def test_a_folder_that_cannot_be_made_is_refused_before_any_work(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="--out .*file"):
+    with pytest.raises(OptionError, match=r"--out .*file"):
         run(ToyStage(), items(source), tmp_path / "file" / "out")
 
 

@@ -9,7 +9,6 @@ whether it is the one asked for. So there are no locks and no database, and kill
 """
 
 import dataclasses
-import glob
 import json
 import logging
 import time
@@ -203,6 +202,8 @@ def _pending(
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
             report.failed[item.slide_id] = error
             log.error("%s: %s", item.slide_id, one_line(error))
+            if options.overwrite:
+                _withdraw(stage, artifact_path(out, item.slide_id), None)
         elif existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:
             report.skipped.append(item.slide_id)
         else:
@@ -256,7 +257,7 @@ def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], out: 
 def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, origin: _Origin) -> Result | Exception:
     path = artifact_path(out, item.slide_id)
     if isinstance(outcome, Exception):
-        _withdraw(path)
+        _withdraw(stage, path, origin)
         return outcome
     attrs = {
         "status": "done",
@@ -274,12 +275,17 @@ def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, o
     return error or dataclasses.replace(outcome, artifact=complete)
 
 
-def _withdraw(path: Path) -> None:
-    """Take away what an earlier run, with other input or options, left of a slide that fails now."""
-    if path.exists():
-        for beside in path.parent.glob(f"{glob.escape(path.name.removesuffix('.h5'))}.*"):
-            if beside.stem == path.name.removesuffix(".h5"):
-                beside.unlink()
+def _withdraw(stage: Stage, path: Path, origin: _Origin | None) -> None:
+    """Take away what an earlier run, with other input or options, left of a slide that fails now.
+
+    Where not even its origin is known (the slide is gone), only other options count.
+    """
+    before = attempt(store.read_attrs, path) if path.exists() else None
+    if not isinstance(before, dict) or before.get("stage") != stage.name:
+        return
+    same = before.get("fingerprint") == origin.fingerprint if origin else json.loads(before["params"]) == _params(stage)
+    if not same:
+        path.unlink()
 
 
 def _write(path: Path, artifact: store.Artifact, files: dict[str, bytes]) -> None:

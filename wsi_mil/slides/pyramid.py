@@ -15,6 +15,7 @@ from wsi_mil.store import replacing
 
 _UM_PER_CM = 10_000.0
 _COMPRESSION, _JPEG = 259, 7
+_SUBSAMPLING, _HALVED = 530, (2, 2)
 _BIG = 1 << 31  # bytes of raw pixels from which offsets may not fit into 32 bits
 
 
@@ -69,10 +70,15 @@ def _write_level(tiff: tifffile.TiffWriter, level: Image.Image, *, tile: int, qu
 
 
 def _declare_jpeg(path: Path) -> None:
-    """Say that the tiles are JPEG: while writing, tifffile lets nobody say so who has not installed its own codecs."""
+    """Say that the tiles are JPEG, and how their colour is sampled.
+
+    While writing, tifffile lets nobody say so who has not installed its own codecs.
+    """
     with tifffile.TiffFile(path, mode="r+") as tiff:
         for page in tiff.pages:
-            page.aspage().tags[_COMPRESSION].overwrite(_JPEG)
+            tags = page.aspage().tags
+            tags[_COMPRESSION].overwrite(_JPEG)
+            tags[_SUBSAMPLING].overwrite(_HALVED)
 
 
 def _pyramid(image: Image.Image, tile: int, levels: int | None) -> Iterator[Image.Image]:
@@ -96,5 +102,5 @@ def _tiles(level: Image.Image, tile: int) -> Iterator[np.ndarray]:
 
 def _encode(part: np.ndarray, quality: int) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(part).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")  # as TIFF takes for granted
+    Image.fromarray(part).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")  # which is _HALVED
     return buffer.getvalue()
