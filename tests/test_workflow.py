@@ -147,7 +147,8 @@ def test_a_plain_image_needs_a_resolution_by_option_or_table(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slides").mkdir()
-    Image.open(make_slide("slide.tif")).convert("RGB").save(tmp_path / "slides" / "a.png")
+    with Image.open(make_slide("slide.tif")) as file:
+        file.convert("RGB").save(tmp_path / "slides" / "a.png")
     assert call("tile", "slides") == 1
     assert "--slide-mpp" in summary(tmp_path / "tiles")["a"]["error"]
     assert call("tile", "slides", "--slide-mpp", "1.0") == 0
