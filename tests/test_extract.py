@@ -14,8 +14,9 @@ from wsi_mil.encoders import load_encoder
 from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
 from wsi_mil.extract import CARRIED, ExtractParams, ExtractStage
 from wsi_mil.progress import Progress
+from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
-from wsi_mil.stage import Item, Report, artifact_items, run
+from wsi_mil.stage import Item, artifact_items, run
 
 L0_TILE, TILE_PX, MPP = 128, 64, 0.5
 

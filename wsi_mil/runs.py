@@ -8,6 +8,7 @@ runs at once need no lock: whoever rebuilds it last is right.
 import csv
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -28,6 +29,20 @@ class Row(NamedTuple):
     seconds: float | None = None
     error: str = ""
     """Why it failed, or why it is empty."""
+
+
+@dataclass
+class Report:
+    """What became of every slide of a run."""
+
+    done: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        counts = (("done", self.done), ("empty", self.empty), ("already there", self.skipped), ("failed", self.failed))
+        return ", ".join(f"{len(slides)} {word}" for word, slides in counts if slides) or "nothing to do"
 
 
 def write_tables(folder: Path, rows: list[Row]) -> None:

@@ -10,7 +10,7 @@ from wsi_mil.errors import one_line
 
 if TYPE_CHECKING:
     from wsi_mil.predictions import Prediction
-    from wsi_mil.stage import Report
+    from wsi_mil.runs import Report
     from wsi_mil.train import Trained
 
 

@@ -21,7 +21,7 @@ from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError, one_line
 from wsi_mil.executors import available_cores, map_unordered
 from wsi_mil.progress import Progress, progress
-from wsi_mil.runs import Row, write_tables
+from wsi_mil.runs import Report, Row, write_tables
 
 log = logging.getLogger(__name__)
 
@@ -105,20 +105,6 @@ class RunOptions:
         """Return this shard's items; the shards of one cohort share nothing and miss nothing."""
         index, count = map(int, self.shard.split("/"))
         return sorted(items)[index - 1 :: count]
-
-
-@dataclass
-class Report:
-    """What became of every slide of a run."""
-
-    done: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, Exception] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        counts = (("done", self.done), ("empty", self.empty), ("already there", self.skipped), ("failed", self.failed))
-        return ", ".join(f"{len(slides)} {word}" for word, slides in counts if slides) or "nothing to do"
 
 
 def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | None = None) -> Report:

@@ -17,9 +17,9 @@ from wsi_mil.encoders import load_encoder
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, SlideError, TableError, one_line
 from wsi_mil.explain import attention_png
 from wsi_mil.report import Picture, training_page
-from wsi_mil.runs import failures
+from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, open_slide
-from wsi_mil.stage import Item, Report, RunOptions, artifact_items, artifact_path, attempt, run
+from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
 from wsi_mil.tiling import TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 
