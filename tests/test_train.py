@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,15 @@ from planted import DIM, plant, plant_cohort
 from wsi_mil import checkpoint, learning, store, train, workflow
 from wsi_mil.aggregators import AGGREGATORS, build
 from wsi_mil.bags import collate, read_bag
-from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError, WeightsError
+from wsi_mil.errors import (
+    ArtifactError,
+    ArtifactStale,
+    IncompatibleError,
+    OptionError,
+    TableError,
+    TrainingError,
+    WeightsError,
+)
 from wsi_mil.learning import Epoch, LearnParams
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 from wsi_mil.weights import save_tensors
@@ -161,6 +170,14 @@ def test_features_of_other_tiles_than_those_that_lie_there_are_refused(tmp_path:
     labels = plant_cohort(tmp_path)
     store.write(tmp_path / "tiles" / "s03.h5", store.Artifact({}, {"stage": "tile", "fingerprint": "new"}))
     with pytest.raises(ArtifactStale, match=r"s03\.h5 was made from other tiles"):
+        workflow.labelled(labels, Folders.under(tmp_path))
+
+
+def test_what_holds_no_features_is_refused_by_name(tmp_path: Path) -> None:
+    labels = plant_cohort(tmp_path)
+    with h5py.File(tmp_path / "feats" / "foreign.h5", "w") as file:
+        file["features"] = [[1.0]]
+    with pytest.raises(ArtifactError, match=r"foreign\.h5 holds no features of wsimil: name a folder"):
         workflow.labelled(labels, Folders.under(tmp_path))
 
 

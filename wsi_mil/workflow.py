@@ -158,22 +158,25 @@ def run_all(
 def labelled(labels: Path, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
     features = {item.slide_id: store.read_attrs(item.source) for item in _items(folders.feats, "wsimil extract")}
+    _refuse_other_features(folders, features)
     usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"}
     unusable = failures(folders.tiles) | failures(folders.feats)
     unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}
     for slide_id in features.keys() - usable:
         unusable[slide_id] = f"it is empty: {features[slide_id].get('reason', 'no tissue')}"
-    _refuse_stale_features(folders, features)
     tiled = {item.slide_id for item in artifact_items(folders.tiles)} if folders.tiles.exists() else set()
     waiting = tiled - usable - unusable.keys()
     return read_cohort(labels, Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`")))
 
 
-def _refuse_stale_features(folders: Folders, features: dict[str, dict[str, Any]]) -> None:
-    """Refuse features that were made from other tiles than those that lie in the folder of tiles now."""
+def _refuse_other_features(folders: Folders, features: dict[str, dict[str, Any]]) -> None:
+    """Refuse what holds no features, and features of other tiles than those that lie in the folder of tiles now."""
     for slide_id, attrs in features.items():
         if attrs.get("stage") != "extract":
-            raise ArtifactError(f"{folders.feats} holds no features of {slide_id}: make them with `wsimil extract`")
+            path = artifact_path(folders.feats, slide_id)
+            raise ArtifactError(
+                f"{path} holds no features of wsimil: name a folder that `wsimil extract` made, by --bags"
+            )
         tiles = artifact_path(folders.tiles, slide_id)
         if tiles.exists() and store.read_attrs(tiles)["fingerprint"] != attrs["upstream"]:
             path = artifact_path(folders.feats, slide_id)
