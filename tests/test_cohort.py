@@ -83,6 +83,12 @@ def test_what_is_ignored_or_taken_for_granted_is_said(tmp_path: Path, caplog: py
     assert "no column patient_id: every slide counts as a patient of its own" in text
 
 
+def test_slides_without_a_label_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_cohort(table(tmp_path, "slide_id,label\na,x\nb,y\n"), SEEN)
+    assert "4 slides have no label in" in caplog.text
+    assert "left out: TCGA-01.x, other/twin, sub/c, ..." in caplog.text
+
+
 def test_blank_lines_are_passed_over_and_rows_keep_their_numbers(tmp_path: Path) -> None:
     text = "slide_id,label\n\na,x\n\nb,y\n{}\n"
     assert len(read_cohort(table(tmp_path, text.format("")), SEEN).members) == 2

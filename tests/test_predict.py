@@ -90,6 +90,18 @@ def test_the_table_grows_and_another_model_is_refused(root: Path, tmp_path: Path
     assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00"]
 
 
+def test_a_failure_takes_no_earlier_answer_away(root: Path, tmp_path: Path) -> None:
+    options, path = PredictOptions(tmp_path / "out"), root / "model" / CHECKPOINT
+    shutil.copytree(root / "feats", tmp_path / "feats")
+    (before, *_) = predict_bags(path, find_bags(tmp_path / "feats" / "s03.h5"), options)
+    (tmp_path / "feats" / "s03.h5").write_bytes(b"torn")
+    rows = {row.slide_id: row for row in predict_bags(path, find_bags(tmp_path / "feats"), options)}
+    assert rows["s03"].status == "failed"
+    table = {row.slide_id: row for row in read_predictions(tmp_path / "out" / "predictions.csv")[0]}
+    assert table["s03"].status == "done"
+    assert table["s03"].probabilities == pytest.approx(before.probabilities, abs=1e-5)
+
+
 def test_a_bag_is_called_by_its_slide_whatever_its_file_is_called(root: Path, tmp_path: Path) -> None:
     shutil.copy(root / "feats" / "s03.h5", tmp_path / "renamed.h5")
     (row,) = predict_bags(root / "model" / CHECKPOINT, find_bags(tmp_path / "renamed.h5"), PredictOptions(tmp_path))

@@ -146,7 +146,7 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(tmp_path: Pa
     assert workflow.train_model(labels, folders, params, "cpu") is not None
     assert workflow.train_model(labels, folders, params, "cpu") is None
     other = TrainParams("abmil", learn=replace(QUICK, epochs=2))
-    with pytest.raises(ArtifactStale, match="--overwrite"):
+    with pytest.raises(ArtifactStale, match=r"epochs was 1, now 2\. Add --overwrite"):
         workflow.train_model(labels, folders, other, "cpu")
     assert workflow.train_model(labels, folders, other, "cpu", overwrite=True) is not None
 

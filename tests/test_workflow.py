@@ -86,6 +86,24 @@ def test_a_cohort_with_bad_slides_goes_on_with_the_others_and_leaves_with_1(
     assert call("run", "slides", *MORPHOLOGY) == 1  # and again: nothing but the failures is done anew
 
 
+@pytest.mark.parametrize(
+    ("labels", "model", "message"),
+    [
+        ("slide_id,class\nslide-000,x\n", "morphology", "has no column label"),
+        ("slide_id,label\nslide-000,x\nghost,y\n", "morphology", "row 3: no stage has seen a slide ghost"),
+        (None, "morfology", "did you mean morphology"),
+    ],
+)
+def test_a_run_checks_labels_and_encoder_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], labels: str | None, model: str, message: str
+) -> None:
+    if labels:
+        (folder / "labels.csv").write_text(labels)
+    assert call("run", "slides", "--model", model) == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "tiles").exists()
+
+
 def test_two_slides_of_one_name_are_not_mistaken_for_each_other(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,7 +39,7 @@ Encoder = Annotated[str, typer.Option("--model", help="The encoder: `wsimil enco
 Aggregator = Annotated[str, typer.Option("--aggregator", help="The model to train.")]
 Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An aggregator's option.")]
 TilePx = Annotated[int, typer.Option("--tile-px", help="Side of a tile as the encoder sees it, px.")]
-TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um  [default: 256]")]
+TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um.  [default: 256]")]
 TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
 Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]

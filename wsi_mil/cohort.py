@@ -79,6 +79,9 @@ def read_cohort(path: Path, seen: Seen) -> Cohort:
     everything = [*seen.usable, *seen.unusable, *seen.pending]
     rows = {row: _slide_id(path, row, table.slide_id[row], everything) for row in table.index}
     _refuse_duplicates(path, rows)
+    unlabelled = sorted(set(seen.usable) - set(rows.values()))
+    if unlabelled:
+        log.warning("%d slides have no label in %s and are left out: %s", len(unlabelled), path, _some(unlabelled))
     members = []
     for row, slide_id in rows.items():
         if slide_id in seen.pending:
@@ -198,10 +201,12 @@ def _slide_id(path: Path, row: int, text: str, slides: Collection[str]) -> str:
     if len(found) > 1:
         raise TableError(f"{path} row {row}: {name} may be any of {', '.join(found)}: write it with its folder")
     if not found:
-        raise TableError(
-            f"{path} row {row}: no stage has seen a slide {name}: tile and extract it, or take the row out"
-        )
+        raise TableError(f"{path} row {row}: no stage has seen a slide {name}: add it and tile it, or take the row out")
     return found[0]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _filled(path: Path, row: int, column: str, text: str) -> str:

@@ -137,7 +137,10 @@ class ExtractStage:
         path = Path(attrs["slide_path"])
         if not path.exists():
             if item.slide_id not in self.moved:
-                raise SlideError(f"{path} is not there any more: name the folder that slides lie in by --slides DIR")
+                where = ", nor in the folder of --slides" if self.moved else ""
+                raise SlideError(
+                    f"{path} is not there any more{where}: name the folder that slides lie in by --slides DIR"
+                )
             path = self.moved[item.slide_id]
         if slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
             raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")

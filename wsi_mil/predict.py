@@ -100,12 +100,11 @@ def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
     Raises:
         OptionError: two of them would share a slide_id.
     """
-    slides = [slide for source in sources for slide in find_slides(source)]
     known: dict[str, Path] = {}
-    for slide_id, path in slides:
-        if known.setdefault(slide_id, path) != path:
+    for slide_id, path in (slide for source in sources for slide in find_slides(source)):
+        if known.setdefault(slide_id, path).resolve() != path.resolve():
             raise OptionError(f"{known[slide_id]} and {path} are both called {slide_id}: give each its own --out")
-    return slides
+    return [SlideFile(*slide) for slide in known.items()]
 
 
 def _refuse_namesake(slide: SlideFile, cached: Path) -> None:
@@ -167,6 +166,9 @@ def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> lis
 
 def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Prediction]) -> list[Prediction]:
     """Enter rows in the table, keeping those of other slides; return the new ones, by slide_id."""
-    table = {row.slide_id: row for row in [*_table_so_far(options, model, path), *rows]}
+    table = {row.slide_id: row for row in _table_so_far(options, model, path)}
+    for row in rows:
+        if row.status != "failed" or row.slide_id not in table:  # a failure takes no answer away
+            table[row.slide_id] = row
     write_predictions(options.out / TABLE, sorted(table.values()), model.classes, checkpoint.digest(path))
     return sorted(rows)

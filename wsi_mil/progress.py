@@ -99,7 +99,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Print a short result table to stdout."""
     table = Table()
     for column in header:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     stdout = Console()

@@ -41,13 +41,16 @@ class Chart(NamedTuple):
 
     caption: str
     curves: tuple[Curve, ...]
+    least_top: float = 0.0
+    """The upper edge is at least here."""
     width: int = 640
     height: int = 240
 
     @property
     def top(self) -> float:
         """The value at the upper edge."""
-        return max((value for curve in self.curves for value in curve.values if math.isfinite(value)), default=1.0)
+        values = [value for curve in self.curves for value in curve.values if math.isfinite(value)]
+        return max([*values, self.least_top]) or 1.0
 
     def points(self, curve: Curve) -> str:
         """A curve as the points of an SVG polyline: x over the whole width, 0 at the lower edge."""
@@ -84,7 +87,9 @@ def training_page(trained: Trained, pictures: Sequence[Picture] = ()) -> bytes:
         f"{made.aggregator} on {made.recipe.encoder} features, {' or '.join(made.classes)}. The weights of epoch"
         f" {best.epoch + 1} of {len(trained.history)} were kept: lowest validation loss, {best.val_loss:.3f}."
     )
-    sections = [_cohort(trained), _curves(trained), _judged(trained), Section("Slides", pictures=pictures)]
+    legend = "Colour is attention: faint violet where the model hardly looked, orange and yellow where it did."
+    shown = Section("Slides", legend if pictures else "", pictures=pictures)
+    sections = [_cohort(trained), _curves(trained), _judged(trained), shown]
     return page("Training report", lead, [*sections, _provenance(trained)])
 
 
@@ -114,7 +119,7 @@ def _curves(trained: Trained) -> Section:
             Curve("validation", tuple(epoch.val_loss for epoch in history)),
         ),
     )
-    auroc = Chart("Validation AUROC", (Curve("validation", tuple(epoch.val_auroc for epoch in history)),))
+    auroc = Chart("Validation AUROC", (Curve("validation", tuple(epoch.val_auroc for epoch in history)),), 1.0)
     return Section("Learning curves", charts=(losses, auroc))
 
 

@@ -31,6 +31,7 @@ import xxhash
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
 
 FORMAT_VERSION = 1
+_REMEDY = "run the command that made it again, with --overwrite"
 _verified: set[tuple[str, int, int]] = set()
 
 
@@ -172,7 +173,7 @@ def _opened(path: Path) -> Generator[h5py.File]:
     except PermissionError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what damage turns into
-        raise ArtifactCorrupt(f"{path} is damaged ({error}): make it again with --overwrite") from error
+        raise ArtifactCorrupt(f"{path} is damaged ({error}): {_REMEDY}") from error
 
 
 def _verify(path: Path, artifact: Artifact) -> None:
@@ -186,9 +187,9 @@ def _verify(path: Path, artifact: Artifact) -> None:
     try:
         found = checksum(artifact)
     except (TypeError, ValueError) as error:  # attributes that never were ours
-        raise ArtifactCorrupt(f"{path} is damaged ({error}): make it again with --overwrite") from error
+        raise ArtifactCorrupt(f"{path} is damaged ({error}): {_REMEDY}") from error
     if recorded != found:
-        raise ArtifactCorrupt(f"{path} does not match its checksum: make it again with --overwrite")
+        raise ArtifactCorrupt(f"{path} does not match its checksum: {_REMEDY}")
     _verified.add(key)
 
 

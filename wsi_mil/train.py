@@ -113,7 +113,7 @@ def fingerprint(cohort: Cohort, folder: Path, params: TrainParams) -> str:
     return store.fingerprint("train", 1, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
 
 
-def is_finished(out: Path, print_: str, overwrite: bool = False) -> bool:
+def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = False) -> bool:
     """Tell whether ``out`` already holds this very training.
 
     Raises:
@@ -122,9 +122,19 @@ def is_finished(out: Path, print_: str, overwrite: bool = False) -> bool:
     path = out / CHECKPOINT
     if overwrite or not path.exists():
         return False
-    if checkpoint.load(path).training["fingerprint"] == print_:
+    training = checkpoint.load(path).training
+    if training["fingerprint"] == print_:
         return True
-    raise ArtifactStale(f"{path} was trained otherwise: add --overwrite to replace it, or --out for another folder")
+    before, now = _flat(training["params"]), _flat(dataclasses.asdict(params))
+    changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    why = "; ".join(changed) or "the labels, the features or the version of wsimil have changed"
+    raise ArtifactStale(
+        f"{path} was trained otherwise: {why}. Add --overwrite to replace it, or --out for another folder"
+    )
+
+
+def _flat(params: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != "learn"} | params["learn"]
 
 
 def fit(cohort: Cohort, folder: Path, params: TrainParams, distances_folder: Path, device: torch.device) -> Trained:

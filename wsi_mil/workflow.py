@@ -14,7 +14,7 @@ from wsi_mil.bags import Bag, read_bag
 from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
 from wsi_mil.devices import pick_device
 from wsi_mil.encoders import load_encoder
-from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, SlideError, TableError, one_line
+from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, SlideError, one_line
 from wsi_mil.explain import attention_png
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
@@ -110,7 +110,7 @@ def train_model(
     """
     cohort = labelled(labels, folders)
     print_ = train.fingerprint(cohort, folders.feats, params)
-    if train.is_finished(folders.model, print_, overwrite):
+    if train.is_finished(folders.model, print_, params, overwrite):
         log.info("%s holds this very training already", folders.model)
         return None
     trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device))
@@ -136,7 +136,7 @@ def run_all(
 
     Args:
         slides: a folder of slides.
-        labels: the table of labels; looked for first, before hours of work.
+        labels: the table of labels; checked first, as is the encoder, before hours of work.
         folders: where the artifacts go.
         plan: what the stages are told.
         options: how they run.
@@ -145,8 +145,8 @@ def run_all(
     Returns:
         The training, or None if it was there already.
     """
-    if not labels.is_file():
-        raise TableError(f"{labels} does not exist: write it with the columns slide_id,label[,patient_id][,split]")
+    read_cohort(labels, Seen([slide.slide_id for slide in find_slides(slides)], {}, {}))
+    load_encoder(plan.encoding.name, plan.encoding.weights, str(pick_device(plan.encoding.device)))
     failed |= tile(slides, folders.tiles, plan.tile, options, mpp=plan.slide_mpp).failed
     if not artifact_items(folders.tiles):
         raise SlideError(f"no slide of {slides} could be tiled: see {folders.tiles / 'summary.csv'}")
@@ -199,7 +199,8 @@ def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> lis
         best = sorted(unseen, key=lambda row: -row.probabilities[index])[:per_class]
         for row in best:
             bag = read_bag(artifact_path(feats, row.slide_id))
-            caption = f"{row.slide_id} ({row.split}): {name}, predicted with probability {row.probabilities[index]:.3f}"
+            answer = f"predicted {row.predicted(made.classes)}, {name} with probability {row.probabilities[index]:.3f}"
+            caption = f"{row.slide_id} ({row.split}): label {name}; {answer}"
             drawn = attempt(_attention_png, bag, infer(model, bag).attention)
             if isinstance(drawn, Exception):  # a picture is not worth the training
                 log.warning("no picture of %s in the report: %s", row.slide_id, one_line(drawn))
