@@ -118,6 +118,8 @@ def test_two_slides_of_one_name_are_not_mistaken_for_each_other(
     assert call("predict", "two/slide.tif") == 1
     assert "was predicted as slide before: give another --out" in capsys.readouterr().err
     assert call("predict", "two/slide.tif", "--out", "elsewhere") == 0
+    (folder / "elsewhere" / "cache" / "tiles" / "slide.h5").write_bytes(b"torn")  # a damaged cache is made anew
+    assert call("predict", "two/slide.tif", "--out", "elsewhere") == 0
     (folder / "one" / "slide.tif").unlink()  # a slide that moved is found where it is named
     shutil.rmtree(folder / "predictions" / "cache" / "feats")
     assert call("predict", "copy/slide.tif") == 0

@@ -3,7 +3,6 @@
 It knows neither cohort nor folder, so anything that makes bags can be learnt with it.
 """
 
-import logging
 import math
 import random
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import Bag, collate
 from wsi_mil.errors import OptionError, TrainingError
 from wsi_mil.progress import progress
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
 from wsi_mil.encoders import Encoder, load_encoder
-from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, one_line
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile, find_slides, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
@@ -51,7 +51,7 @@ def predict_slides(
         path: the checkpoint.
         slides: slides to predict.
         options: how to go about it.
-        mpp: level-0 um/px of the slides, where their files do not tell it.
+        mpp: level-0 um/px of all the slides, whatever their files say; None = as they say.
 
     Raises:
         IncompatibleError: the encoder's weights are not those of training.
@@ -109,9 +109,10 @@ def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
 
 def _refuse_namesake(slide: SlideFile, cached: Path) -> None:
     """Refuse a slide that another one, still there, has entered its name before: its row would be lost."""
-    if not cached.exists():
+    try:
+        before = Path(store.read_attrs(cached)["slide_path"])
+    except (ArtifactMissing, ArtifactCorrupt):  # nothing to be mistaken for; the cache makes it anew
         return
-    before = Path(store.read_attrs(cached)["slide_path"])
     if (
         before != slide.path.absolute()
         and before.exists()

@@ -8,7 +8,6 @@ the distances and the statistics of the features come from the training patients
 import csv
 import dataclasses
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Generator, Iterable
@@ -31,8 +30,6 @@ from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, Traini
 from wsi_mil.learning import Epoch, Example, LearnParams
 from wsi_mil.predictions import Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
-
-log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 _MEMORY_FOR_BAGS = 4 << 30
