@@ -13,10 +13,11 @@ class DistanceBias(NamedTuple):
     ``phi_ij * far + (1 - phi_ij) * near``, one far and one near vector each for keys, queries and values.
     """
 
-    beta: Float[Tensor, " heads"]
-    """Slope of phi, per unit of the coordinates."""
-    theta: Float[Tensor, " heads"]
-    """Distance at which phi is one half, in the unit of the coordinates."""
+    beta: Float[Tensor, " heads"] | Float[Tensor, "3 heads"]
+    """Slope of phi, per unit of the coordinates. One per head, as published and cheaper, or one each for key, query and
+    value."""
+    theta: Float[Tensor, " heads"] | Float[Tensor, "3 heads"]
+    """Distance at which phi is one half, in the unit of the coordinates; of the shape of ``beta``."""
     key: Float[Tensor, "heads 2 dim"] | None
     """Far (row 0) and near (row 1) vector that a query meets beside the key; None = no such bias."""
     query: Float[Tensor, "heads 2 dim"] | None

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from wsi_mil.attention import dropout
 from wsi_mil.attention.bias import DistanceBias
 
-# n x n quantities of each head; "queries" and "keys" are both the tiles.
-Pairs = Float[Tensor, "bags #heads queries keys"]
+# Quantities of each head for some rows (queries) and all columns (keys).
+Pairs = Float[Tensor, "bags #heads rows tiles"]
 
 
 class Attended(NamedTuple):
@@ -21,7 +22,17 @@ class Attended(NamedTuple):
 
     values: Float[Tensor, "bags heads tiles dim_v"]
     weights: Float[Tensor, "bags heads tiles tiles"]
-    """Attention that a tile (row) pays to each tile (column): rows of real tiles sum to 1."""
+    """Attention that a tile (row) pays to each tile (column), before dropout: rows of real tiles sum to 1."""
+
+
+class RowWeights(NamedTuple):
+    """Attention that some tiles pay to all."""
+
+    weights: Float[Tensor, "bags heads rows tiles"]
+    far: Pairs
+    """phi of the value bias where a pair carries a bias, 0 elsewhere."""
+    biased: Pairs
+    """1 where a pair carries a bias, 0 elsewhere."""
 
 
 def dense_distance_attention(
@@ -34,71 +45,102 @@ def dense_distance_attention(
     scale: float | None = None,
     mask: Bool[Tensor, "bags tiles"] | None = None,
     slide: Int[Tensor, "bags tiles"] | None = None,
+    dropout_p: float = 0.0,
+    seed: Int[Tensor, ""] | None = None,
     _edge_mask: Bool[Tensor, "bags tiles tiles"] | None = None,
 ) -> Attended:
     """`distance_attention` with its weights, at the price of n x n numbers per head (memory and time).
 
-    ``_edge_mask`` says which pairs carry a bias (True); it exists for the golden cases with neighbour graphs.
+    ``seed`` decides what dropout drops; None draws one. ``_edge_mask`` says which pairs carry a bias (True); it exists
+    for the golden cases with neighbour graphs.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     mask = mask if mask is not None else torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device)
     # Padding may hold anything, NaN included, which 0 times would not remove.
     q, k, v = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k, v))
-    coords = coords.detach().masked_fill(~mask.unsqueeze(-1), 0.0)
-    scores = q @ k.mT
-    if bias is None:
-        weights = _softmax(scores * scale, mask)
-        return Attended(weights @ v, weights)
-    biased = _biased_pairs(coords, bias.self_bias, slide, _edge_mask)
-    far = _far(coords, bias) * biased
-    if bias.key is not None:
-        scores = scores + _mix(far, biased, q, bias.key)
-    if bias.query is not None:
-        scores = scores + _mix(far.mT, biased.mT, k, bias.query).mT
-    weights = _softmax(scores * scale, mask)
-    values = weights @ v
-    if bias.value is not None:
-        attended_far, attended_biased = ((weights * pairs).sum(-1, keepdim=True) for pairs in (far, biased))
-        away, near = (bias.value[:, 0] - bias.value[:, 1]).unsqueeze(1), bias.value[:, 1].unsqueeze(1)
-        values = values + attended_far * away + attended_biased * near
+    rows = torch.arange(q.shape[2], device=q.device)
+    weights, far, biased = row_weights(
+        q, k, coords, bias, rows, scale=scale, mask=mask, slide=slide, _edge_mask=_edge_mask
+    )
+    kept = weights
+    if dropout_p:
+        codes = dropout.codes(dropout.draw_seed() if seed is None else seed, *q.shape[:3], q.device)
+        stay = dropout.keep(codes.row.unsqueeze(-1), codes.col.unsqueeze(-2), dropout_p)
+        kept = weights * stay / (1 - dropout_p)
+    values = kept @ v
+    if bias is not None and bias.value is not None:
+        away, near = bias.value[:, None, 0] - bias.value[:, None, 1], bias.value[:, None, 1]
+        values = values + (kept * far).sum(-1, keepdim=True) * away + (kept * biased).sum(-1, keepdim=True) * near
     return Attended(values, weights)
 
 
-def _far(coords: Float[Tensor, "bags tiles 2"], bias: DistanceBias) -> Pairs:
-    """phi of every pair and head. Differences are taken before squaring: nothing cancels far from the origin."""
-    x, y = coords.unbind(-1)
-    distance = torch.hypot(x.unsqueeze(2) - x.unsqueeze(1), y.unsqueeze(2) - y.unsqueeze(1)).unsqueeze(1)
-    return torch.sigmoid(bias.beta[:, None, None] * (distance - bias.theta[:, None, None]))
+def row_weights(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    coords: Float[Tensor, "bags tiles 2"],
+    bias: DistanceBias | None,
+    rows: Int[Tensor, " rows"],
+    *,
+    scale: float | None,
+    mask: Bool[Tensor, "bags tiles"],
+    slide: Int[Tensor, "bags tiles"] | None,
+    _edge_mask: Bool[Tensor, "bags tiles tiles"] | None = None,
+) -> RowWeights:
+    """Attention of chosen rows: heads x rows x tiles numbers. Padding of q and k must be finite."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    queries = q[:, :, rows]
+    scores = queries @ k.mT
+    if bias is None:
+        nothing = torch.zeros_like(scores[:, :1])
+        return RowWeights(_softmax(scores * scale, mask, rows), nothing, nothing)
+    biased = _biased_pairs(coords, rows, bias.self_bias, slide, _edge_mask)
+    far_key, far_query, far_value = (phi * biased for phi in _phis(coords.masked_fill(~mask[..., None], 0), rows, bias))
+    if bias.key is not None:
+        away, near = _products(queries, bias.key)
+        scores = scores + far_key * away.unsqueeze(-1) + biased * near.unsqueeze(-1)
+    if bias.query is not None:
+        away, near = _products(k, bias.query)
+        scores = scores + far_query * away.unsqueeze(-2) + biased * near.unsqueeze(-2)
+    return RowWeights(_softmax(scores * scale, mask, rows), far_value, biased)
+
+
+def _phis(coords: Float[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"], bias: DistanceBias) -> list[Pairs]:
+    """phi of key, query and value. Differences are taken before squaring: nothing cancels far from the origin."""
+    x, y = coords.detach().unbind(-1)
+    distance = torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None]).unsqueeze(1)
+    slopes, levels = (torch.atleast_2d(parameter)[..., None, None] for parameter in (bias.beta, bias.theta))
+    phis = [torch.sigmoid(slope * (distance - level)) for slope, level in zip(slopes, levels, strict=True)]
+    return phis if len(phis) == 3 else phis * 3
 
 
 def _biased_pairs(
     coords: Float[Tensor, "bags tiles 2"],
+    rows: Int[Tensor, " rows"],
     self_bias: bool,
     slide: Int[Tensor, "bags tiles"] | None,
     edge_mask: Bool[Tensor, "bags tiles tiles"] | None,
 ) -> Pairs:
     """1 where a pair of tiles carries a bias, 0 elsewhere."""
     bags, tiles = coords.shape[:2]
-    biased = torch.ones(bags, tiles, tiles, dtype=torch.bool, device=coords.device)
+    biased = torch.ones(bags, len(rows), tiles, dtype=torch.bool, device=coords.device)
     if not self_bias:
-        biased &= ~torch.eye(tiles, dtype=torch.bool, device=coords.device)
+        biased &= rows.unsqueeze(1) != torch.arange(tiles, device=rows.device)
     if slide is not None:
-        biased &= slide.unsqueeze(2) == slide.unsqueeze(1)
+        biased &= slide[:, rows].unsqueeze(2) == slide.unsqueeze(1)
     if edge_mask is not None:
-        biased &= edge_mask
+        biased &= edge_mask[:, rows]
     return biased.unsqueeze(1).to(coords.dtype)
 
 
-def _mix(
-    far: Pairs, biased: Pairs, rows: Float[Tensor, "bags heads tiles dim"], table: Float[Tensor, "heads 2 dim"]
-) -> Pairs:
-    """``rows_i . (far_ij * table[0] + (biased_ij - far_ij) * table[1])``, from two numbers per row."""
-    away, near = torch.einsum("bhnd,hcd->cbhn", rows, torch.stack((table[:, 0] - table[:, 1], table[:, 1]), dim=1))
-    return far * away.unsqueeze(-1) + biased * near.unsqueeze(-1)
+def _products(
+    vectors: Float[Tensor, "bags heads some dim"], table: Float[Tensor, "heads 2 dim"]
+) -> tuple[Float[Tensor, "bags heads some"], Float[Tensor, "bags heads some"]]:
+    """Products with far minus near, and with near."""
+    away, near = torch.einsum("bhnd,hcd->cbhn", vectors, torch.stack((table[:, 0] - table[:, 1], table[:, 1]), dim=1))
+    return away, near
 
 
-def _softmax(scores: Pairs, mask: Bool[Tensor, "bags tiles"]) -> Pairs:
+def _softmax(scores: Pairs, mask: Bool[Tensor, "bags tiles"], rows: Int[Tensor, " rows"]) -> Pairs:
     """Softmax over real keys; rows of padding, and rows without any real key, are 0."""
-    keys, queries = mask[:, None, None, :], mask[:, None, :, None]
+    keys, queries = mask[:, None, None, :], mask[:, None, rows, None]
     weights = torch.softmax(scores.masked_fill(~keys, torch.finfo(scores.dtype).min), dim=-1)
     return weights.masked_fill(~(keys & queries), 0.0)

@@ -1,0 +1,406 @@
+"""Every way to compute attention gives what the definition gives, forward and backward, whatever it is given."""
+
+import inspect
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_attention import assert_close, brute, random_case, some_mask
+
+from wsi_mil.attention import DistanceBias, backends, dense_distance_attention, distance_attention, tiled
+from wsi_mil.attention.dropout import codes, keep
+from wsi_mil.attention.packing import plan
+from wsi_mil.errors import OptionError
+
+EXACT = ("reference", "tiled")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Small cases meet several blocks, and a last one that is not full."""
+    monkeypatch.setitem(tiled.BLOCK, "cpu", 8)
+
+
+def outcome(backend, case, **options):
+    """Output and gradients of everything that has one, under fixed dropout and a fixed loss."""
+    q, k, v, coords, bias = case
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v)]
+    parts = [None if part is None else part.detach().clone().requires_grad_() for part in bias[:5]]
+    torch.manual_seed(5)
+    got = distance_attention(*leaves, coords, DistanceBias(*parts, bias.self_bias), backend=backend, **options)
+    weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(got.dtype)
+    (got * weight).sum().backward()
+    return got.detach(), [leaf.grad for leaf in (*leaves, *parts) if leaf is not None]
+
+
+def assert_same_outcome(got, wanted, forward=1e-12, backward=1e-10):
+    assert_close(got[0], wanted[0].to(got[0].dtype), forward)
+    for mine, theirs in zip(got[1], wanted[1], strict=True):
+        assert (mine - theirs).abs().max() <= backward * theirs.abs().max().clamp_min(1e-2) if mine.numel() else True
+
+
+# ---- the same as the definition
+
+CASES = {
+    "tiles": st.sampled_from([0, 1, 2, 7, 8, 9, 16, 21, 33]),
+    "bags": st.integers(1, 3),
+    "seed": st.integers(0, 2**16),
+    "masked": st.booleans(),
+    "slides": st.booleans(),
+    "self_bias": st.booleans(),
+    "phis": st.sampled_from([1, 3]),
+    "tables": st.sampled_from(["kqv", "kv", "qv", "k", "q", "v"]),
+    "dropout_p": st.sampled_from([0.0, 0.0, 0.3]),
+    "coincide": st.booleans(),
+    "strided": st.booleans(),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(**CASES)
+def test_tiled_is_the_definition(
+    tiles, bags, seed, masked, slides, self_bias, phis, tables, dropout_p, coincide, strided
+):
+    case = random_case(seed, bags, 2, tiles, 3, 5, tables=tables, self_bias=self_bias, phis=phis)
+    if coincide:
+        case[3][:, tiles // 2 :] = case[3][:, :1]
+    if strided:
+        case = (*(tensor.mT.contiguous().mT for tensor in case[:4]), case[4])
+    g = torch.Generator().manual_seed(seed)
+    options = {
+        "mask": some_mask(bags, tiles, seed) if masked else None,
+        "slide": torch.randint(-1, 2, (bags, tiles), generator=g) if slides else None,
+        "dropout_p": dropout_p,
+    }
+    assert_same_outcome(outcome("tiled", case, **options), outcome("reference", case, **options))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tiles=st.integers(0, 9),
+    seed=st.integers(0, 2**16),
+    masked=st.booleans(),
+    slides=st.booleans(),
+    self_bias=st.booleans(),
+    scale=st.sampled_from([None, 0.3]),
+)
+def test_the_definition_is_what_the_equations_say(tiles, seed, masked, slides, self_bias, scale):
+    case = random_case(seed, tiles=tiles, self_bias=self_bias)
+    mask = some_mask(2, tiles, seed) if masked else None
+    slide = torch.randint(0, 3, (2, tiles), generator=torch.Generator().manual_seed(seed)) if slides else None
+    options = {"scale": scale, "mask": mask, "slide": slide}
+    assert_close(distance_attention(*case, backend="reference", **options), brute(*case, **options))
+
+
+@pytest.mark.parametrize("self_bias", [True, False])
+@pytest.mark.parametrize("phis", [1, 3])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_gradients(monkeypatch, self_bias, phis, dropout_p):
+    q, k, v, coords, bias = random_case(bags=1, heads=1, tiles=6, dim=2, dim_v=2, self_bias=self_bias, phis=phis)
+    monkeypatch.setitem(tiled.BLOCK, "cpu", 3)
+    mask, slide = torch.arange(6)[None] != 2, torch.arange(6)[None] // 4
+    leaves = [tensor.requires_grad_() for tensor in (q, k, v, *bias[:5])]
+
+    def attend(q, k, v, *parts):
+        torch.manual_seed(0)
+        bias = DistanceBias(*parts, self_bias=self_bias)
+        options = {"mask": mask, "slide": slide, "dropout_p": dropout_p}
+        return distance_attention(q, k, v, coords, bias, backend="tiled", **options)
+
+    assert torch.autograd.gradcheck(attend, leaves)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_gradients_of_a_subset(backend):
+    case = random_case(tiles=20)
+    wanted = outcome(backend, case)[1]
+    for chosen in range(8):
+        tensors = [*case[:3], *case[4][:5]]
+        tensors[chosen] = tensors[chosen].detach().clone().requires_grad_()
+        bias = DistanceBias(*tensors[3:], self_bias=True)
+        got = distance_attention(*tensors[:3], case[3], bias, backend=backend)
+        weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((got * weight).sum(), tensors[chosen])
+        assert_close(gradient, wanted[chosen], 1e-11)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_nothing_is_kept_without_gradients(backend):
+    with torch.no_grad():
+        assert not distance_attention(*random_case(tiles=20), backend=backend).requires_grad
+
+
+def test_plain_attention_is_torchs_own_and_padding_costs_nothing():
+    q, k, v, coords, _ = random_case(tiles=300)
+    mask = some_mask(2, 300)
+    mask[1] = False
+    case = (q, k, v, coords, None)
+    wanted = distance_attention(*case, mask=mask, backend="reference")
+    for backend in ("auto", "tiled"):
+        assert_close(distance_attention(*case, mask=mask, backend=backend), wanted)
+
+
+# ---- precision
+
+# Against float64, on scores of order 1: worst output, worst gradient relative to the largest of its kind.
+BOUNDS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-2, 5e-2), torch.float16: (5e-3, 1e-2)}
+
+
+@pytest.mark.parametrize("backend", EXACT)
+@pytest.mark.parametrize(("dtype", "bounds"), BOUNDS.items(), ids=str)
+def test_precision(backend, dtype, bounds):
+    case = random_case(tiles=50, dim=16, dim_v=16)
+    low = (
+        *(tensor.to(dtype) for tensor in case[:3]),
+        case[3].float(),
+        DistanceBias(*(part.float() for part in case[4][:5])),
+    )
+    exact = (*(tensor.double() for tensor in low[:4]), DistanceBias(*(part.double() for part in low[4][:5])))
+    got, gradients = outcome(backend, low)
+    assert got.dtype == dtype
+    assert [gradient.dtype for gradient in gradients] == [dtype] * 3 + [torch.float32] * 5
+    assert_same_outcome((got.double(), [each.double() for each in gradients]), outcome("reference", exact), *bounds)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_an_autocast_around_it_changes_nothing(backend):
+    case = random_case(tiles=20, dtype=torch.float32)
+    wanted = distance_attention(*case, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = distance_attention(*case, backend=backend)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_differences_of_coordinates_count_even_far_from_the_origin(backend, dtype):
+    q, k, v, _, bias = random_case(tiles=20, dtype=dtype)
+    grid = 256 * torch.randint(0, 40, (2, 20, 2), generator=torch.Generator().manual_seed(1)).to(dtype)
+    bias = bias._replace(beta=bias.beta / 500, theta=bias.theta * 1000)
+    here, far_away = (distance_attention(q, k, v, xy, bias, backend=backend) for xy in (grid, grid + 1e6))
+    torch.testing.assert_close(here, far_away, rtol=0, atol=0)
+
+
+def test_distances_are_exact_though_coordinates_are_large():
+    """Expanding (a - b)**2 would lose a step of 256 um between tiles at 1 m from the origin."""
+    q, k, v, _, bias = random_case(tiles=30, dtype=torch.float32)
+    coords = 1e6 + 256.0 * torch.arange(60).view(2, 30, 1).expand(-1, -1, 2)
+    bias = bias._replace(beta=bias.beta / 100, theta=bias.theta * 300)
+    exact = (*(tensor.double() for tensor in (q, k, v, coords)), DistanceBias(*(part.double() for part in bias[:5])))
+    assert_same_outcome(outcome("tiled", (q, k, v, coords, bias)), outcome("reference", exact), 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_huge_scores_stay_finite(backend, size):
+    q, k, v, coords, bias = random_case(tiles=20, dtype=torch.float32)
+    got, gradients = outcome(backend, (size * q, k, v, coords, bias))
+    assert got.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    exact = (*(tensor.double() for tensor in (size * q, k, v, coords)), DistanceBias(*(p.double() for p in bias[:5])))
+    assert_close(got.double(), outcome("reference", exact)[0], 1e-2)  # float32 knows such scores to 1e-3
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_steep_and_flat_phi_stay_finite(backend):
+    q, k, v, coords, bias = random_case(tiles=20, dtype=torch.float32)
+    for beta in (0.0, 1e4, -1e4):
+        got, gradients = outcome(backend, (q, k, v, coords, bias._replace(beta=torch.full_like(bias.beta, beta))))
+        assert got.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+# ---- robustness
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_padding_may_hold_anything_forward_and_backward(backend):
+    q, k, v, coords, bias = random_case(tiles=20)
+    mask = some_mask(2, 20)
+    wanted = outcome(backend, (q, k, v, coords, bias), mask=mask)
+    pad = ~mask[:, None, :, None]
+    junk = (torch.nan, torch.inf, -1e9)
+    q, k, v = (tensor.masked_fill(pad, what) for tensor, what in zip((q, k, v), junk, strict=True))
+    got = outcome(backend, (q, k, v, coords.masked_fill(~mask.unsqueeze(-1), torch.nan), bias), mask=mask)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    assert not got[0].masked_select(pad).any()
+
+
+@pytest.mark.parametrize("backend", EXACT)
+@pytest.mark.parametrize("self_bias", [True, False])
+def test_a_bag_of_padding_gives_zeros_and_finite_gradients(backend, self_bias):
+    case = random_case(tiles=20, self_bias=self_bias)
+    mask = torch.arange(2)[:, None].expand(2, 20) > 0
+    for slide in (None, torch.arange(20).expand(2, 20) // 7):
+        got, gradients = outcome(backend, case, mask=mask, slide=slide)
+        assert not got[0].any()
+        assert got[1].any()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_the_same_input_gives_the_same_bits(backend):
+    case = random_case(tiles=70, dtype=torch.float32)
+    torch.testing.assert_close(outcome(backend, case), outcome(backend, case), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_inputs_are_left_as_they_were(backend):
+    case = random_case(tiles=20)
+    before = [tensor.clone() for tensor in case[:4]]
+    outcome(backend, case, mask=some_mask(2, 20), slide=torch.arange(20).expand(2, 20) // 7)
+    outcome(backend, tuple(part[:1] if torch.is_tensor(part) else part for part in case))
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(case[:4], before, strict=True))
+
+
+COMPILED = """
+import torch
+from wsi_mil.attention import DistanceBias, distance_attention
+torch.manual_seed(0)
+q, k, v = torch.randn(3, 2, 3, 200, 4)
+coords, mask, slide = torch.rand(2, 200, 2), torch.rand(2, 200) > 0.4, torch.arange(200).expand(2, 200) // 70
+beta, theta, key = torch.ones(3), torch.full((3,), 0.5), torch.randn(3, 2, 4)
+
+def model(q, key):
+    bias = DistanceBias(beta, theta, key, key, key, self_bias=False)
+    return distance_attention(q.relu(), k, v, coords, bias, mask=mask, slide=slide, backend="tiled")
+
+def outcome(attend):
+    leaves = [tensor.clone().requires_grad_() for tensor in (q, key)]
+    out = attend(*leaves)
+    out.square().sum().backward()
+    return [out, *(leaf.grad for leaf in leaves)]
+
+torch.testing.assert_close(outcome(torch.compile(model, backend="aot_eager", fullgraph=True)), outcome(model))
+"""
+
+
+def test_a_compiled_model_takes_it_whole():
+    """In a process of its own, where no type checker stands between the compiler and the code."""
+    subprocess.run([sys.executable, "-W", "error", "-c", COMPILED], check=True)
+
+
+# ---- dropout
+
+
+def test_what_dropout_drops_is_fair_and_independent():
+    made = codes(torch.tensor(3), 1, 2, 500, torch.device("cpu"))
+    kept = keep(made.row[0, :, :, None], made.col[0, :, None, :], 0.1).double()
+    error = (0.1 * 0.9 / kept[0].numel()) ** 0.5
+    assert (kept.mean(dim=(1, 2)) - 0.9).abs().max() < 5 * error
+    for axis in (0, 1):  # of rows and columns too
+        assert kept[0].mean(dim=axis).std() < 1.2 * (0.1 * 0.9 / 500) ** 0.5
+    neighbours = torch.stack([kept[0], kept[1], kept[0].roll(1, 0), kept[0].roll(1, 1), kept[0].mT]).flatten(1)
+    assert (torch.corrcoef(neighbours) - torch.eye(5).double()).abs().max() < 0.02
+
+
+def test_dropout_keeps_the_mean_and_changes_with_every_call():
+    case = random_case(bags=1, heads=1, tiles=12)
+    torch.manual_seed(0)
+    outputs = torch.stack([distance_attention(*case, dropout_p=0.2, backend="tiled") for _ in range(500)])
+    assert not torch.equal(outputs[0], outputs[1])
+    wanted, spread = distance_attention(*case, backend="tiled"), outputs.std(dim=0) / 500**0.5
+    assert ((outputs.mean(dim=0) - wanted).abs() / spread).max() < 5
+
+
+def test_weights_are_told_before_dropout():
+    case = random_case()
+    dropped, whole = (dense_distance_attention(*case, dropout_p=p) for p in (0.5, 0.0))
+    assert torch.equal(dropped.weights, whole.weights)
+    assert not torch.equal(dropped.values, whole.values)
+
+
+# ---- memory and cost
+
+MEMORY = """
+import sys, torch
+from wsi_mil.attention import DistanceBias, distance_attention
+torch.set_num_threads(1)
+def grown(tiles):
+    q, k, v = (torch.randn(1, 1, tiles, 64, requires_grad=True) for _ in range(3))
+    tables = [torch.randn(1, 2, 64, requires_grad=True) for _ in range(3)]
+    bias = DistanceBias(torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True), *tables)
+    coords, weight = torch.rand(1, tiles, 2), torch.randn(1, 1, tiles, 64)
+    open("/proc/self/clear_refs", "w").write("5")
+    status = lambda key: int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) * 1024
+    before = status("VmRSS")
+    distance_attention(q, k, v, coords, bias, backend=sys.argv[2]).backward(weight)
+    return status("VmHWM") - before
+print(grown(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_grows_with_the_tiles_and_not_with_their_pairs():
+    def grown(tiles):
+        command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tiles), "tiled"]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    few, many = 1024, 5120
+    assert (grown(many) - grown(few)) / (many - few) < 8 * 64 * 4  # bytes per tile; all pairs would be 24,000
+
+
+def test_padding_is_not_computed():
+    mask = torch.zeros(3, 100, dtype=torch.bool)
+    mask[0, ::2], mask[2, :7] = True, True
+    packing = plan(3, 100, mask, None)
+    assert packing.runs == (((0, 50),), (), ((50, 57),))
+    assert packing.index.tolist() == [*range(0, 100, 2), *range(200, 207)]
+
+
+def test_tiles_are_packed_by_bag_and_slide():
+    slide = torch.tensor([[5, 1, 5, 1], [1, 1, 9, 9]])
+    mask = torch.tensor([[True, True, True, True], [True, False, True, True]])
+    packing = plan(2, 4, mask, slide)
+    assert packing.index.tolist() == [1, 3, 0, 2, 4, 6, 7]
+    assert packing.runs == (((0, 2), (2, 4)), ((4, 5), (5, 7)))
+
+
+# ---- what cannot be meant
+
+
+def test_backends_that_cannot_be_are_refused_by_name(monkeypatch):
+    case = random_case(tiles=20)
+    with pytest.raises(OptionError, match="backend flash: choose one of auto, reference, tiled, numba, triton"):
+        inspect.unwrap(distance_attention)(*case, backend="flash")
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(OptionError, match=r"numba cannot take torch\.float64 of 5 dimensions on cpu: take auto"):
+        distance_attention(*case, backend="numba")
+    with pytest.raises(OptionError, match=r"triton cannot take torch\.float64 of 5 dimensions on cpu"):
+        distance_attention(*case, backend="triton")
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OptionError, match=r"numba is not installed: pip install 'wsi-mil\[fast\]'"):
+        distance_attention(*case, backend="numba")
+
+
+def test_auto_takes_the_fastest_that_is_there(monkeypatch):
+    single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    assert [backends.choose("auto", tensor, tensor) for tensor in (single, double)] == ["numba", "tiled"]
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    assert backends.choose("auto", single, single) == "tiled"
+
+
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.0, 7])
+def test_dropout_is_a_share(dropout_p):
+    with pytest.raises(OptionError, match="dropout_p"):
+        inspect.unwrap(distance_attention)(*random_case(), dropout_p=dropout_p)
+
+
+WRONG = {
+    "k": lambda q, k, v, coords, bias: (q, k[:, :, 1:], v, coords, bias),
+    "v": lambda q, k, v, coords, bias: (q, k, v[:, :1], coords, bias),
+    "coords": lambda q, k, v, coords, bias: (q, k, v, coords[:1], bias),
+    "theta": lambda q, k, v, coords, bias: (q, k, v, coords, bias._replace(theta=bias.theta[:1])),
+    "query": lambda q, k, v, coords, bias: (q, k, v, coords, bias._replace(query=bias.value)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_shapes_that_would_broadcast_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        inspect.unwrap(distance_attention)(*WRONG[name](*random_case()))

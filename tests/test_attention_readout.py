@@ -1,0 +1,96 @@
+"""What attention looks at, streamed, is what the dense weights say."""
+
+import pytest
+import torch
+from test_attention import assert_close, random_case, some_mask
+
+from wsi_mil.attention import (
+    attention_partners,
+    attention_received,
+    attention_rows,
+    dense_distance_attention,
+    distance_attention,
+    readout,
+)
+from wsi_mil.errors import OptionError
+
+TILES = 23
+
+
+@pytest.fixture(autouse=True)
+def few_pairs_at_once(monkeypatch):
+    """Small cases meet several chunks of rows, and a last one that is not full."""
+    monkeypatch.setattr(readout, "_PAIRS_AT_ONCE", 2 * 3 * TILES * 5)
+
+
+@pytest.fixture(params=["plain", "biased", "padded", "slides"])
+def case(request):
+    """Queries, keys, positions, bias and options, with the weights that they mean."""
+    q, k, v, coords, bias = random_case(tiles=TILES, self_bias=request.param != "slides")
+    options = {}
+    if request.param in ("padded", "slides"):
+        options["mask"] = some_mask(2, TILES)
+    if request.param == "slides":
+        options["slide"] = torch.arange(TILES).expand(2, TILES) // 9
+    bias = None if request.param == "plain" else bias
+    return (q, k, coords, bias), options, dense_distance_attention(q, k, v, coords, bias, **options).weights
+
+
+def test_received_is_the_mean_of_the_columns(case):
+    operands, options, weights = case
+    real = options.get("mask", torch.ones(2, TILES, dtype=torch.bool))
+    wanted = weights.sum(dim=2) / real.sum(dim=1)[:, None, None]
+    received = attention_received(*operands, **options)
+    assert_close(received, wanted)
+    assert_close(received.sum(dim=-1), torch.ones(2, 3).double())
+    assert not received.masked_select(~real[:, None].expand(-1, 3, -1)).any()
+
+
+def test_received_with_shares_of_the_rows(case):
+    operands, options, weights = case
+    share = torch.rand(2, TILES, dtype=torch.float64)
+    wanted = torch.einsum("bi,bhij->bhj", share, weights)
+    assert_close(attention_received(*operands, **options, row_share=share), wanted)
+
+
+def test_received_is_the_gradient_of_the_attended(case):
+    """The column sums of the weights, found by the linear code: values of 1 pushed back through it."""
+    (q, k, coords, bias), options, _ = case
+    bias = None if bias is None else bias._replace(value=None)
+    ones = torch.ones(2, 3, TILES, 1, dtype=torch.float64, requires_grad=True)
+    distance_attention(q, k, ones, coords, bias, backend="tiled", **options).sum().backward()
+    count = options.get("mask", torch.ones(2, TILES)).sum(dim=1)[:, None, None]
+    assert_close(attention_received(q, k, coords, bias, **options), ones.grad.squeeze(-1) / count)
+
+
+@pytest.mark.parametrize("rows", [[], [4], [22, 0, 7, 7, 1, 2, 3, 4]])
+def test_rows(case, rows):
+    operands, options, weights = case
+    assert_close(attention_rows(*operands, torch.tensor(rows, dtype=torch.int64), **options), weights[:, :, rows])
+
+
+@pytest.mark.parametrize("count", [1, 4, TILES])
+@pytest.mark.parametrize("rows", [[], [22, 0, 7, 7, 1, 2, 3, 4]])
+def test_partners(case, rows, count):
+    operands, options, weights = case
+    partners = attention_partners(*operands, torch.tensor(rows, dtype=torch.int64), count, **options)
+    assert_close(partners.weights, weights[:, :, rows].topk(count, dim=-1).values)
+    assert_close(weights[:, :, rows].gather(3, partners.tiles), partners.weights)
+
+
+def test_rows_and_partners_that_are_not_there_are_refused(case):
+    operands, options, _ = case
+    with pytest.raises(OptionError, match="rows 0 to 23: tiles are numbered from 0 to 22"):
+        attention_rows(*operands, torch.tensor([0, 23]), **options)
+    with pytest.raises(OptionError, match="rows -1 to 3"):
+        attention_partners(*operands, torch.tensor([-1, 3]), 2, **options)
+    for count in (0, 24):
+        with pytest.raises(OptionError, match=f"count {count}: give a number from 1 to the number of tiles, 23"):
+            attention_partners(*operands, torch.tensor([0]), count, **options)
+
+
+def test_nothing_has_a_gradient(case):
+    (q, k, coords, bias), options, _ = case
+    q = q.clone().requires_grad_()
+    assert not attention_received(q, k, coords, bias, **options).requires_grad
+    assert not attention_rows(q, k, coords, bias, torch.tensor([1]), **options).requires_grad

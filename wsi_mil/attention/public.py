@@ -1,0 +1,154 @@
+"""`distance_attention`: checks what it is given and chooses the code that computes it."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from wsi_mil.attention import dropout
+from wsi_mil.attention.bias import DistanceBias
+from wsi_mil.attention.factored import Setting, factored_distance_attention
+from wsi_mil.attention.reference import dense_distance_attention
+from wsi_mil.errors import OptionError
+
+Backend = Literal["auto", "reference", "tiled", "numba", "triton"]
+
+# Up to so many tiles arrays of all pairs are faster than blocks of them (docs/decisions.md).
+DENSE_TILES = 192
+
+
+def distance_attention(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    v: Float[Tensor, "bags heads tiles dim_v"],
+    coords: Float[Tensor, "bags tiles 2"],
+    bias: DistanceBias | None,
+    *,
+    scale: float | None = None,
+    mask: Bool[Tensor, "bags tiles"] | None = None,
+    slide: Int[Tensor, "bags tiles"] | None = None,
+    dropout_p: float = 0.0,
+    backend: Backend = "auto",
+) -> Float[Tensor, "bags heads tiles dim_v"]:
+    """Attend with scores and values that depend on distance.
+
+    Memory is linear in the tiles, forward and backward. float16 and bfloat16 are summed in float32. Second derivatives
+    are not defined but by the reference.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        coords: positions; distances have their unit. They get no gradient.
+        bias: the distance dependence, in the unit of ``coords``; None = plain attention.
+        scale: factor of the scores; None = ``dim ** -0.5``.
+        mask: True = real tile. Padding is neither attended to nor updated, whatever it holds: its output is 0.
+        slide: tiles of different slides have no distance, so they attend to each other without bias.
+        dropout_p: share of the attention weights dropped, the others being scaled up. What is dropped depends on
+            torch's global CPU generator alone, not on the backend.
+        backend: ``reference`` (arrays of all pairs: the definition), ``tiled`` (plain torch, any device), ``numba``
+            (CPU, not float64; the extra ``wsi-mil[fast]``), ``triton`` (CUDA, not float64), or ``auto``: the fastest
+            of those that are installed.
+
+    Returns:
+        The attended values; 0 where there was nothing to attend to.
+
+    Raises:
+        OptionError: the backend is unknown, not installed or cannot take these tensors, or ``dropout_p`` is no share.
+        ValueError: shapes do not belong together.
+
+    Example:
+        >>> q = k = v = torch.randn(1, 2, 500, 32)
+        >>> coords_um = 256 * torch.rand(1, 500, 2)
+        >>> near, far = torch.zeros(2, 32), torch.ones(2, 32)
+        >>> table = torch.stack((far, near), dim=1)
+        >>> bias = DistanceBias(torch.full((2,), 0.01), torch.tensor([200.0, 2000.0]), table, None, table)
+        >>> distance_attention(q, k, v, coords_um, bias).shape
+        torch.Size([1, 2, 500, 32])
+    """
+    _require_shapes(q, k, v, coords, bias, mask, slide)
+    if backend not in get_args(Backend):
+        raise OptionError(f"backend {backend}: choose one of {', '.join(get_args(Backend))}")
+    if not 0 <= dropout_p < 1:
+        raise OptionError(f"dropout_p {dropout_p}: give a share from 0 up to, but below, 1")
+    if bias is not None and bias.key is None and bias.query is None and bias.value is None:
+        bias = None
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
+        mask = None
+    # Attention has its own rule for precision, whatever an autocast around it says.
+    with torch.autocast(q.device.type, enabled=False):
+        if bias is None and not dropout_p and backend == "auto":
+            return _plain(q, k, v, scale, mask)
+        seed = dropout.draw_seed() if dropout_p else None
+        if backend == "reference" or (backend == "auto" and q.shape[2] <= DENSE_TILES):
+            wide = torch.promote_types(q.dtype, torch.float32)
+            return dense_distance_attention(
+                q.to(wide),
+                k.to(wide),
+                v.to(wide),
+                coords,
+                bias,
+                scale=scale,
+                mask=mask,
+                slide=slide,
+                dropout_p=dropout_p,
+                seed=seed,
+            ).values.to(v.dtype)
+        if mask is not None:
+            # Padding may hold anything, NaN included, which 0 times would not remove.
+            q, k, v = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k, v))
+            coords = coords.masked_fill(~mask.unsqueeze(-1), 0.0)
+        codes = None if seed is None else dropout.codes(seed, *q.shape[:3], q.device)
+        setting = Setting(scale, mask, slide, dropout_p, codes, backend)
+        return factored_distance_attention(q, k, v, coords, bias, setting).to(v.dtype)
+
+
+def _plain(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    v: Float[Tensor, "bags heads tiles dim_v"],
+    scale: float,
+    mask: Bool[Tensor, "bags tiles"] | None,
+) -> Float[Tensor, "bags heads tiles dim_v"]:
+    """Torch's own attention, which has nothing of size n x n as long as no mask is given: so bags go one by one."""
+    if mask is None:
+        return functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    bags = []
+    for bag, real in enumerate(mask):
+        index = real.nonzero().squeeze(1)
+        one = functional.scaled_dot_product_attention(q[bag][:, index], k[bag][:, index], v[bag][:, index], scale=scale)
+        bags.append(one.new_zeros(v.shape[1:]).index_copy(1, index, one))
+    return torch.stack(bags)
+
+
+def _require_shapes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coords: Tensor,
+    bias: DistanceBias | None,
+    mask: Tensor | None,
+    slide: Tensor | None,
+) -> None:
+    """Refuse, by name, what would else be broadcast into something that was not meant."""
+    if q.dim() != 4:
+        raise ValueError(f"q has shape {tuple(q.shape)}: give (bags, heads, tiles, dim)")
+    bags, heads, tiles, dim = q.shape
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "k": (k, (bags, heads, tiles, dim)),
+        "v": (v, (bags, heads, tiles, v.shape[-1])),
+        "coords": (coords, (bags, tiles, 2)),
+        "mask": (mask, (bags, tiles)),
+        "slide": (slide, (bags, tiles)),
+    }
+    if bias is not None:
+        phis = (3, heads) if bias.beta.dim() == 2 else (heads,)
+        expected |= {"beta": (bias.beta, phis), "theta": (bias.theta, phis)}
+        tables = {"key": (bias.key, dim), "query": (bias.query, dim), "value": (bias.value, v.shape[-1])}
+        expected |= {name: (table, (heads, 2, width)) for name, (table, width) in tables.items()}
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, with this q it has to be {shape}")

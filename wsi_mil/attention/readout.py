@@ -1,0 +1,160 @@
+"""What attention looks at, without an array of all pairs: some rows at a time, each in full.
+
+These take what `distance_attention` takes, but no values: attention is decided by queries, keys and distances. They are
+for looking, not for learning: nothing here has a gradient.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from wsi_mil.attention.bias import DistanceBias
+from wsi_mil.attention.reference import row_weights
+from wsi_mil.errors import OptionError
+
+_PAIRS_AT_ONCE = 1 << 22  # of all bags and heads: 16 MiB in float32 for each of a handful of arrays
+
+
+class Partners(NamedTuple):
+    """The tiles that chosen tiles attend to most, strongest first."""
+
+    weights: Float[Tensor, "bags heads rows k"]
+    tiles: Int[Tensor, "bags heads rows k"]
+
+
+@torch.no_grad()
+def attention_received(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    coords: Float[Tensor, "bags tiles 2"],
+    bias: DistanceBias | None,
+    *,
+    scale: float | None = None,
+    mask: Bool[Tensor, "bags tiles"] | None = None,
+    slide: Int[Tensor, "bags tiles"] | None = None,
+    row_share: Float[Tensor, "bags tiles"] | None = None,
+) -> Float[Tensor, "bags heads tiles"]:
+    """How much each tile is attended to: the mean over rows of each column of the attention weights.
+
+    Args:
+        q: queries.
+        k: keys.
+        coords: positions, in the unit of ``bias``.
+        bias: the distance dependence; None = plain attention.
+        scale: factor of the scores; None = ``dim ** -0.5``.
+        mask: True = real tile.
+        slide: which slide each tile is of.
+        row_share: weight of each row in the mean, such as the attention of a pooling; real rows should sum to 1. None =
+            all real rows alike.
+
+    Returns:
+        Shares that sum to 1 over the tiles of each bag and head (to the sum of ``row_share``); 0 on padding.
+    """
+    real = torch.ones(coords.shape[:2], device=q.device) if mask is None else mask
+    real = real.to(q.dtype)
+    share = real / real.sum(dim=1, keepdim=True).clamp_min(1) if row_share is None else row_share.to(q.dtype) * real
+    received = q.new_zeros(q.shape[:3])
+    every = torch.arange(q.shape[2], device=q.device)
+    for rows, weights in _in_chunks(q, k, coords, bias, every, scale, mask, slide):
+        received += torch.einsum("br,bhrt->bht", share[:, rows], weights)
+    return received
+
+
+@torch.no_grad()
+def attention_rows(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    coords: Float[Tensor, "bags tiles 2"],
+    bias: DistanceBias | None,
+    rows: Int[Tensor, " rows"],
+    *,
+    scale: float | None = None,
+    mask: Bool[Tensor, "bags tiles"] | None = None,
+    slide: Int[Tensor, "bags tiles"] | None = None,
+) -> Float[Tensor, "bags heads rows tiles"]:
+    """Attention that chosen tiles pay to all tiles: each row sums to 1, rows of padding are 0.
+
+    Args:
+        q: queries.
+        k: keys.
+        coords: positions, in the unit of ``bias``.
+        bias: the distance dependence; None = plain attention.
+        rows: indices of the chosen tiles, the same in every bag.
+        scale: factor of the scores; None = ``dim ** -0.5``.
+        mask: True = real tile.
+        slide: which slide each tile is of.
+
+    Raises:
+        OptionError: there is no such row.
+    """
+    _require_rows(rows, q.shape[2])
+    weights = [weights for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide)]
+    return torch.cat(weights, dim=2) if weights else q.new_zeros(*q.shape[:2], 0, q.shape[2])
+
+
+@torch.no_grad()
+def attention_partners(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    coords: Float[Tensor, "bags tiles 2"],
+    bias: DistanceBias | None,
+    rows: Int[Tensor, " rows"],
+    count: int,
+    *,
+    scale: float | None = None,
+    mask: Bool[Tensor, "bags tiles"] | None = None,
+    slide: Int[Tensor, "bags tiles"] | None = None,
+) -> Partners:
+    """The tiles that chosen tiles attend to most: memory is rows x count, whatever the number of tiles.
+
+    Args:
+        q: queries.
+        k: keys.
+        coords: positions, in the unit of ``bias``.
+        bias: the distance dependence; None = plain attention.
+        rows: indices of the chosen tiles, the same in every bag.
+        count: how many partners of each, at most the number of tiles. A bag with fewer real tiles has partners of
+            weight 0.
+        scale: factor of the scores; None = ``dim ** -0.5``.
+        mask: True = real tile.
+        slide: which slide each tile is of.
+
+    Raises:
+        OptionError: there is no such row, or there are fewer tiles than ``count``.
+    """
+    _require_rows(rows, q.shape[2])
+    if not 1 <= count <= q.shape[2]:
+        raise OptionError(f"count {count}: give a number from 1 to the number of tiles, {q.shape[2]}")
+    shape = (*q.shape[:2], 0, count)
+    found = [Partners(q.new_zeros(shape), torch.zeros(shape, dtype=torch.int64, device=q.device))]
+    for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide):
+        found.append(Partners(*weights.topk(count, dim=-1)))
+    return Partners(*(torch.cat(parts, dim=2) for parts in zip(*found, strict=True)))
+
+
+def _in_chunks(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    coords: Float[Tensor, "bags tiles 2"],
+    bias: DistanceBias | None,
+    rows: Int[Tensor, " rows"],
+    scale: float | None,
+    mask: Bool[Tensor, "bags tiles"] | None,
+    slide: Int[Tensor, "bags tiles"] | None,
+) -> Iterator[tuple[Int[Tensor, " chunk"], Float[Tensor, "bags heads chunk tiles"]]]:
+    """Some rows at a time, so that no array grows with their number."""
+    if mask is None:
+        mask = torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device)
+    q, k = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k))
+    bags, heads, tiles, _ = q.shape
+    size = max(_PAIRS_AT_ONCE // max(bags * heads * tiles, 1), 1)
+    for chunk in rows.split(size) if len(rows) else ():
+        yield chunk, row_weights(q, k, coords, bias, chunk, scale=scale, mask=mask, slide=slide).weights
+
+
+def _require_rows(rows: Int[Tensor, " rows"], tiles: int) -> None:
+    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= tiles):
+        raise OptionError(f"rows {int(rows.min())} to {int(rows.max())}: tiles are numbered from 0 to {tiles - 1}")
