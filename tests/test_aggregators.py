@@ -9,7 +9,7 @@ import torch
 
 from wsi_mil import store
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, build
-from wsi_mil.aggregators.pooling import log_sum_exp_pool, max_pool
+from wsi_mil.aggregators.pooling import log_sum_exp_pool, max_pool, mean_pool
 from wsi_mil.bags import Bag, Batch, collate, read_bag
 from wsi_mil.errors import OptionError
 
@@ -19,7 +19,10 @@ VARIANTS = {
     **{name: (name, {}) for name in AGGREGATORS},
     **{f"das-mil, {pooling}": ("das-mil", {"pooling": pooling}) for pooling in POOLINGS[1:]},
     "das-mil, one head, values only": ("das-mil", {"heads": 1, "key_bias": False, "query_bias": False}),
-    "das-mil, as published": ("das-mil", {"heads": 1, "self_bias": False}),
+    "das-mil, one head, no bias to itself": ("das-mil", {"heads": 1, "self_bias": False}),
+    "das-mil, separate phi": ("das-mil", {"separate_phi": True, "query_bias": True}),
+    "das-mil, no projection": ("das-mil", {"projection": False}),
+    "das-mil-paper, mean, two heads": ("das-mil-paper", {"pooling": "mean", "heads": 2, "max_distance_um": 4000.0}),
     "self-attention, attention": ("self-attention", {"pooling": "attention"}),
 }
 
@@ -191,6 +194,8 @@ def test_a_column_of_logits_per_class(name, classes):
 
 
 def test_units_of_features_are_irrelevant_once_fitted(model):
+    if not model.standardises:
+        pytest.skip("declares that it takes features as they are")
     one = bag(23)
     scale, shift = torch.rand(DIM) * 100 + 0.1, torch.randn(DIM)
     wanted = model(collate([one])).logits
@@ -208,7 +213,7 @@ def test_a_feature_that_never_varied_in_training_cannot_blow_up(model):
 
 
 def test_unknown_names_and_options_are_refused_with_the_known_ones():
-    with pytest.raises(OptionError, match=r"das_mil.*das-mil, abmil"):
+    with pytest.raises(OptionError, match=r"das_mil.*das-mil, das-mil-paper, abmil"):
         build("das_mil", DIM, 2)
     with pytest.raises(OptionError, match=r"--option heads: abmil has no such option; it has hidden, att"):
         build("abmil", DIM, 2, heads=3)
@@ -221,6 +226,7 @@ def test_unknown_names_and_options_are_refused_with_the_known_ones():
     [
         ({"heads": 0}, "heads 0"),
         ({"dropout": 1.0}, "dropout 1"),
+        ({"attention_dropout": -0.1}, "attention_dropout -0.1"),
         ({"pooling": "mean"}, "pooling mean.*max, attention, log-sum-exp"),
         ({"length_scales_um": (100.0, 200.0)}, "length_scales_um.*4 positive"),
         ({"length_scales_um": (100.0, 200.0, 0.0, 1.0)}, "length_scales_um.*4 positive"),
@@ -246,6 +252,44 @@ def test_each_head_starts_to_tell_near_from_far_at_its_length_scale():
     assert (bias.beta * bias.theta).tolist() == pytest.approx([4, 4], rel=1e-5)
 
 
+def test_a_phi_each_for_key_query_and_value_starts_as_the_shared_one_and_goes_its_own_way():
+    options = {"query_bias": True, "heads": 2}
+    shared, separate = (build("das-mil", DIM, CLASSES, **options, separate_phi=apart).eval() for apart in (False, True))
+    state = shared.state_dict() | {name: torch.randn(2, 2, 32) for name in ("key_table", "query_table")}
+    shared.load_state_dict(state)
+    apart = {name: state[name].expand(3, 2) for name in ("log_theta_um", "log_slope")}
+    torch.testing.assert_close({name: separate.state_dict()[name] for name in apart}, apart)
+    separate.load_state_dict(state | apart)
+    batch = collate([bag(23)])
+    wanted = shared(batch).logits
+    assert_same(separate(batch).logits, wanted)
+    for index in range(3):
+        moved = apart["log_theta_um"].clone()
+        moved[index] += 2
+        separate.load_state_dict(state | apart | {"log_theta_um": moved})
+        assert (separate(batch).logits - wanted).abs().max() > 1e-4
+
+
+# ---- optional parts
+
+
+@pytest.mark.parametrize("name", ["das-mil", "self-attention"])
+def test_without_projection_attention_is_on_the_features_themselves(name):
+    model = build(name, DIM, CLASSES, projection=False, hidden=20)
+    assert not list(model.project.parameters())
+    assert model.query.in_features == model.key.in_features == model.value.in_features == DIM
+    assert (model.mix[0].in_features, model.mix[0].out_features) == (DIM + 128, 20)
+
+
+@pytest.mark.parametrize("name", ["das-mil", "self-attention"])
+def test_attention_weights_are_dropped_in_training_if_asked(name):
+    batch = collate([bag(23)])
+    dropping, keeping = (build(name, DIM, CLASSES, dropout=0.0, attention_dropout=share) for share in (0.5, 0.0))
+    keeping.load_state_dict(dropping.state_dict())
+    assert not torch.equal(dropping(batch).logits, dropping(batch).logits)
+    assert torch.equal(dropping.eval()(batch).logits, keeping(batch).logits)
+
+
 # ---- poolings
 
 
@@ -254,6 +298,13 @@ def test_max_pooling_gives_a_tile_the_share_of_features_that_it_won():
     pooled = max_pool(tiles, torch.tensor([[True, True, False]]))
     assert pooled.embedding.tolist() == [[3, 2, 5, 1]]
     assert pooled.attention.tolist() == [[0.625, 0.375, 0]]
+
+
+def test_mean_pooling_looks_at_all_real_tiles_alike():
+    tiles = torch.tensor([[[3.0, 0.0], [1.0, 2.0], [math.nan, math.inf]], [[1.0, 1.0], [2.0, 2.0], [6.0, 9.0]]])
+    pooled = mean_pool(tiles, torch.tensor([[True, True, False], [True, True, True]]))
+    assert_same(pooled.embedding, torch.tensor([[2.0, 1.0], [3.0, 4.0]]))
+    assert_same(pooled.attention, torch.tensor([[0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]]))
 
 
 def test_log_sum_exp_lies_between_mean_and_maximum_and_does_not_grow_with_the_bag():

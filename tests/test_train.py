@@ -12,7 +12,7 @@ import torch
 from planted import DIM, plant, plant_cohort
 
 from wsi_mil import checkpoint, learning, store, train, workflow
-from wsi_mil.aggregators import AGGREGATORS, build
+from wsi_mil.aggregators import AGGREGATORS, build, params_of
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.errors import (
     ArtifactError,
@@ -38,7 +38,7 @@ def fit(root: Path, aggregator: str = "abmil", **learn: object) -> Trained:
     return train.fit(cohort, folders.feats, params, folders.distances, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("aggregator", ["das-mil", "abmil"])
+@pytest.mark.parametrize("aggregator", ["das-mil", "das-mil-paper", "abmil"])
 def test_a_planted_signal_is_learnt_and_found_on_test_slides(tmp_path: Path, aggregator: str) -> None:
     plant_cohort(tmp_path, slides=40, test=16)
     trained = fit(tmp_path, aggregator)
@@ -94,6 +94,16 @@ def test_length_scales_run_from_one_tile_step_to_the_section(tmp_path: Path) -> 
     ratios = [b / a for a, b in itertools.pairwise(scales)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
     assert store.read(tmp_path / "distances" / "s00.h5").attrs["stage"] == "distances"  # made on the way
+
+
+def test_the_published_model_trains_without_length_scales(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    trained = fit(tmp_path, "das-mil-paper", epochs=6)
+    assert "length_scales_um" not in trained.checkpoint.options
+    assert not (tmp_path / "distances").exists()
+    assert trained.history[-1].train_loss < trained.history[0].train_loss
+    path = train.publish(trained, tmp_path / "model", {})
+    assert checkpoint.load(path).model().params == params_of("das-mil-paper", {})
 
 
 def test_class_weights_balance() -> None:
@@ -206,6 +216,26 @@ def test_every_aggregator_comes_back_from_its_checkpoint(tmp_path: Path, name: s
     before, after = model(batch), checkpoint.load(tmp_path / "c.safetensors").model()(batch)
     assert torch.equal(before.logits, after.logits)
     assert torch.equal(before.attention, after.attention)
+
+
+LATER_OPTIONS = {"projection", "attention_dropout", "separate_phi"}  # unknown to wsimil 0.1.0
+SELF_ATTENTION = {"query", "key", "value", "project.0", "mix.0", "classify"}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("self-attention", set()), ("das-mil", {"log_theta_um", "log_slope", "key_table", "value_table"})],
+)
+def test_checkpoints_of_the_first_version_still_load(tmp_path: Path, name: str, own: set[str]) -> None:
+    model = build(name, DIM, 2)
+    known = {"feature_mean", "feature_std", *own, *(f"{layer}.weight" for layer in SELF_ATTENTION)}
+    known |= {f"{layer}.bias" for layer in SELF_ATTENTION if layer not in ("query", "key", "value")}
+    assert set(model.state_dict()) == known
+    options = {key: value for key, value in asdict(model.params).items() if key not in LATER_OPTIONS}
+    recipe = checkpoint.Recipe("toy", "0", 256.0, 224)
+    made = checkpoint.Checkpoint(name, options, DIM, ("a", "b"), recipe, "built-in", {}, {}, {}, model.state_dict())
+    checkpoint.save(tmp_path / "c.safetensors", made)
+    assert checkpoint.load(tmp_path / "c.safetensors").model().params == model.params
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from wsi_mil.aggregators.abmil import AbMil, GatedAbMil
 from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.das_mil import DasMil
+from wsi_mil.aggregators.das_mil_paper import DasMilPaper
 from wsi_mil.aggregators.inference import Answer, infer
 from wsi_mil.aggregators.self_attention import SelfAttention
 from wsi_mil.errors import OptionError
@@ -19,6 +20,7 @@ __all__ = ["AGGREGATORS", "Aggregator", "Answer", "Output", "build", "infer", "p
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "das-mil": DasMil,
+    "das-mil-paper": DasMilPaper,
     "abmil": AbMil,
     "abmil-gated": GatedAbMil,
     "self-attention": SelfAttention,

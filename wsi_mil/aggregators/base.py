@@ -1,4 +1,4 @@
-"""What every aggregator is: a `Batch` in, an `Output` out, features standardised first."""
+"""What every aggregator is: a `Batch` in, an `Output` out, features standardised first unless a paper does not."""
 
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ class Output(NamedTuple):
 class Aggregator(nn.Module):
     """A trained network from bags to logits.
 
-    A subclass sets the two class variables and implements `forward`; `wsi_mil.aggregators.AGGREGATORS` names it.
+    A subclass sets the class variables and implements `forward`; `wsi_mil.aggregators.AGGREGATORS` names it.
     Its contract (``tests/test_aggregators.py``): padding and the order of tiles do not matter, a batch gives what its
     bags give alone, and positions matter as ``uses_position`` declares.
 
@@ -36,6 +36,8 @@ class Aggregator(nn.Module):
 
     uses_position: ClassVar[Literal["none", "relative", "absolute"]]
     """none: coordinates are ignored. relative: only distances count. absolute: a shift of the slide counts too."""
+    standardises: ClassVar[bool] = True
+    """Whether the units of features are irrelevant; False for a model that was published without."""
     Params: ClassVar[type[Any]]
     """Frozen dataclass of the model's options, validated in ``__post_init__``."""
 
@@ -51,14 +53,17 @@ class Aggregator(nn.Module):
     def fit_features(self, mean: Float[Tensor, " dim"], std: Float[Tensor, " dim"]) -> None:
         """Set what `standardise` takes off and divides by: moments over the tiles of the training bags.
 
-        A feature that does not vary in training is only centred: dividing by its spread would blow up its rounding.
+        A feature that does not vary in training is only centred: dividing by its spread would blow up its rounding. A
+        model that does not standardise ignores both.
         """
+        if not self.standardises:
+            return
         floor = (ROUNDING * mean.abs()).clamp_min(1e-6)
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(torch.where(std > floor, std, 1.0))
 
     def standardise(self, batch: Batch) -> Float[Tensor, "bags tiles dim"]:
-        """Features with mean 0 and spread 1 over the training tiles; padding is 0, whatever it held."""
+        """Features with mean 0 and spread 1 over the training tiles, or as they are; padding is 0, whatever it held."""
         features = (batch.features - self.feature_mean) / self.feature_std
         return features.masked_fill(~batch.mask.unsqueeze(-1), 0.0)
 

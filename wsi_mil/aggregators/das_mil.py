@@ -29,6 +29,9 @@ class DasMilParams(SelfAttentionParams):
     """Whether a tile is told how far away what it attends to is."""
     self_bias: bool = True
     """Whether a tile is biased towards itself, at distance 0."""
+    separate_phi: bool = False
+    """Whether keys, queries and values each tell near from far at a distance of their own; as published they share
+    one per head. What belongs to a bias that is off is not used."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,8 +64,9 @@ class DasMil(SelfAttention):
 
     def __init__(self, dim: int, classes: int, params: DasMilParams):
         super().__init__(dim, classes, params)
-        self.log_theta_um = nn.Parameter(torch.tensor(params.length_scales_um).log())
-        self.log_slope = nn.Parameter(torch.full((params.heads,), math.log(4.0)))
+        log_scales = torch.tensor(params.length_scales_um).log()
+        self.log_theta_um = nn.Parameter(log_scales.repeat(3, 1) if params.separate_phi else log_scales)
+        self.log_slope = nn.Parameter(torch.full_like(self.log_theta_um, math.log(4.0)))
         shape = (params.heads, 2, params.head_dim)
         self.key_table = nn.Parameter(torch.zeros(shape)) if params.key_bias else None
         self.query_table = nn.Parameter(torch.zeros(shape)) if params.query_bias else None

@@ -1,5 +1,7 @@
 """Checks that the options of several aggregators share."""
 
+import math
+
 from wsi_mil.errors import OptionError
 
 
@@ -8,6 +10,13 @@ def require_counts(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise OptionError(f"{name} {value}: give a whole number of at least 1")
+
+
+def require_positive(**values: float) -> None:
+    """Refuse a number that is not above 0 and finite, by name."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise OptionError(f"{name} {value}: give a positive number")
 
 
 def require_fraction(**values: float) -> None:

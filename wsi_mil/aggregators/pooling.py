@@ -22,6 +22,13 @@ def max_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags ti
     return Pooled(embedding, (won / won.sum(dim=1, keepdim=True)).mean(dim=-1))
 
 
+def mean_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags tiles"]) -> Pooled:
+    """Mean per feature. Attention: equal shares."""
+    shares = mask.to(tiles.dtype) / mask.sum(dim=1, keepdim=True)
+    tiles = tiles.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return Pooled(torch.einsum("bn,bnd->bd", shares, tiles), shares)
+
+
 def log_sum_exp_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags tiles"]) -> Pooled:
     """log(mean(exp)) per feature, a maximum whose losers learn too. Attention: the mean share of the exponentials."""
     tiles = tiles.masked_fill(~mask.unsqueeze(-1), -torch.inf)

@@ -18,7 +18,7 @@ class SelfAttentionParams:
     """Options of `SelfAttention`, shared by `DasMil`."""
 
     hidden: int = 128
-    """Width that features are projected to."""
+    """Width that features are projected to, and that of the mixed features."""
     heads: int = 4
     """Attention heads."""
     head_dim: int = 32
@@ -27,15 +27,21 @@ class SelfAttentionParams:
     """How tiles become one embedding: max (as published), attention or log-sum-exp."""
     dropout: float = 0.25
     """Share of the projected and of the mixed features dropped in training."""
+    projection: bool = True
+    """Whether features are projected first; otherwise attention is on the standardised features themselves."""
+    attention_dropout: float = 0.0
+    """Share of the attention weights dropped in training."""
 
     def __post_init__(self) -> None:
         require_counts(hidden=self.hidden, heads=self.heads, head_dim=self.head_dim)
-        require_fraction(dropout=self.dropout)
+        require_fraction(dropout=self.dropout, attention_dropout=self.attention_dropout)
         require_choice("pooling", self.pooling, ("max", "attention", "log-sum-exp"))
 
 
 class SelfAttention(Aggregator):
-    """Projection, one layer of self-attention, mixing, pooling over tiles, classifier. Positions are ignored.
+    """Projection (optional), one layer of self-attention, mixing, pooling over tiles, classifier.
+
+    Positions are ignored.
 
     Mixing puts what a tile is beside what it attends to, so that one hidden unit can ask for both at once ("a nest, and
     lymphocytes near it"). As published there is neither, and a tile shows what it is only by what it attends to.
@@ -43,7 +49,7 @@ class SelfAttention(Aggregator):
     ``Output.attention``: for max pooling the share of the pooled features that a tile won (ties shared), for attention
     pooling its weights, for log-sum-exp a tile's mean share of the exponentials.
 
-    Attention is dense: memory grows with heads x tiles x tiles.
+    Attention is exact over all tiles; its memory grows with their number, its time with their pairs.
     """
 
     uses_position = "none"
@@ -52,9 +58,10 @@ class SelfAttention(Aggregator):
     def __init__(self, dim: int, classes: int, params: SelfAttentionParams):
         super().__init__(dim, classes, params)
         width = params.heads * params.head_dim
-        self.project = _layer(dim, params.hidden, params.dropout)
-        self.query, self.key, self.value = (nn.Linear(params.hidden, width, bias=False) for _ in range(3))
-        self.mix = _layer(params.hidden + width, params.hidden, params.dropout)
+        self.project = _layer(dim, params.hidden, params.dropout) if params.projection else nn.Identity()
+        entering = params.hidden if params.projection else dim
+        self.query, self.key, self.value = (nn.Linear(entering, width, bias=False) for _ in range(3))
+        self.mix = _layer(entering + width, params.hidden, params.dropout)
         self.pool = AttentionPool(params.hidden, params.hidden, gated=True) if params.pooling == "attention" else None
         self.classify = nn.Linear(params.hidden, classes)
 
@@ -65,10 +72,11 @@ class SelfAttention(Aggregator):
         return Output(self.classify(pooled.embedding), pooled.attention)
 
     def attend(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles width"]:
-        """Let the projected tiles attend to each other; heads lie side by side."""
+        """Let tiles attend to each other; heads lie side by side."""
         q, k, v = (linear(tiles).unflatten(-1, (self.params.heads, -1)).transpose(1, 2) for linear in self._linears())
         bias = self.distance_bias()
-        z = distance_attention(q, k, v, batch.coords_um, bias, mask=batch.mask, slide=batch.slide)
+        dropout_p = self.params.attention_dropout if self.training else 0.0
+        z = distance_attention(q, k, v, batch.coords_um, bias, mask=batch.mask, slide=batch.slide, dropout_p=dropout_p)
         return z.transpose(1, 2).flatten(2)
 
     def distance_bias(self) -> DistanceBias | None:

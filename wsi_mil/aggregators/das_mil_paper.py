@@ -1,0 +1,109 @@
+"""DAS-MIL exactly as published for CAMELYON16 (Wölflein et al. 2023, arXiv 2305.10552): paper and released code."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.aggregators.options import require_choice, require_counts, require_fraction, require_positive
+from wsi_mil.aggregators.pooling import max_pool, mean_pool
+from wsi_mil.attention import DistanceBias, distance_attention
+from wsi_mil.bags import Batch
+
+# The diagonal of a square of 46816 px, the largest coordinate of its cohort, at 256 um per 224 px.
+LARGEST_DISTANCE_UM = 46_816 * math.sqrt(2) * 256 / 224
+
+
+@dataclass(frozen=True)
+class DasMilPaperParams:
+    """Options of `DasMilPaper`; the defaults are what was published."""
+
+    hidden: int = 512
+    """Width that features are projected to."""
+    heads: int = 1
+    """Attention heads."""
+    head_dim: int = 10
+    """Width of a head's queries and keys."""
+    value_dim: int = 16
+    """Width of a head's values."""
+    pooling: str = "max"
+    """How tiles become one embedding: max or mean."""
+    max_distance_um: float = LARGEST_DISTANCE_UM
+    """What distances are divided by, for all slides alike."""
+    attention_dropout: float = 0.1
+    """Share of the attention weights dropped in training."""
+
+    def __post_init__(self) -> None:
+        require_counts(hidden=self.hidden, heads=self.heads, head_dim=self.head_dim, value_dim=self.value_dim)
+        require_choice("pooling", self.pooling, ("max", "mean"))
+        require_positive(max_distance_um=self.max_distance_um)
+        require_fraction(attention_dropout=self.attention_dropout)
+
+
+class DasMilPaper(Aggregator):
+    """Projection, one layer of distance-aware self-attention, pooling over tiles, one linear unit.
+
+    Per head ``phi = sigmoid(beta * (distance / max_distance_um - theta))``, with theta 0.5 and beta 10 at first. Keys,
+    queries and values are biased, a tile towards itself is not. Scores are divided by the square root of ``hidden``,
+    not of ``head_dim``. Tables start at N(0, 1), linear layers as torch starts them. Features are taken as they are,
+    not standardised.
+
+    Two classes have one logit z and a sigmoid, as published, given as the logits (0, z): a softmax over them gives the
+    same probability, and cross-entropy the same gradients. More classes have a logit each.
+
+    It differs from the released code in that attention is over all tiles and not over 6,000 drawn at random, and that
+    the classifier fits several heads. How it is trained is not part of it: the paper used RAdam with Lookahead.
+
+    ``Output.attention``: for max pooling the share of the pooled features that a tile won (ties shared), for mean
+    pooling equal shares.
+    """
+
+    uses_position = "relative"
+    standardises = False
+    Params = DasMilPaperParams
+
+    def __init__(self, dim: int, classes: int, params: DasMilPaperParams):
+        super().__init__(dim, classes, params)
+        hidden, heads = params.hidden, params.heads
+        self.project = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU())
+        self.query, self.key, self.value = (
+            nn.Linear(hidden, heads * width, bias=False)
+            for width in (params.head_dim, params.head_dim, params.value_dim)
+        )
+        self.theta = nn.Parameter(torch.full((heads,), 0.5))
+        self.beta = nn.Parameter(torch.full((heads,), 10.0))
+        self.key_table = nn.Parameter(torch.randn(heads, 2, params.head_dim))
+        self.query_table = nn.Parameter(torch.randn(heads, 2, params.head_dim))
+        self.value_table = nn.Parameter(torch.randn(heads, 2, params.value_dim))
+        self.classify = nn.Linear(heads * params.value_dim, 1 if classes == 2 else classes)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and attention of each bag."""
+        tiles = self.project(self.standardise(batch))
+        linears, heads = (self.query, self.key, self.value), (self.params.heads, -1)
+        q, k, v = (linear(tiles).unflatten(-1, heads).transpose(1, 2) for linear in linears)
+        attended = distance_attention(
+            q,
+            k,
+            v,
+            batch.coords_um,
+            self.distance_bias(),
+            scale=self.params.hidden**-0.5,
+            mask=batch.mask,
+            slide=batch.slide,
+            dropout_p=self.params.attention_dropout if self.training else 0.0,
+        )
+        pool = max_pool if self.params.pooling == "max" else mean_pool
+        pooled = pool(attended.transpose(1, 2).flatten(2), batch.mask)
+        logits = self.classify(pooled.embedding)
+        if self.classes == 2:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return Output(logits, pooled.attention)
+
+    def distance_bias(self) -> DistanceBias:
+        """Near and far of each head, in micrometres."""
+        unit = self.params.max_distance_um
+        tables = (self.key_table, self.query_table, self.value_table)
+        return DistanceBias(self.beta / unit, self.theta * unit, *tables, self_bias=False)
