@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(BIN)/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check docs clean
+.PHONY: demo test test-all gpu-check check docs clean
 
 demo: $(READY)
 	$(BIN)/wsimil demo
@@ -14,6 +15,16 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --durations=10 -m ""
+
+# Agreement with the definition, then speed and memory where they matter. Asks of its Python only what attention needs:
+# no fixtures, no check of shapes.
+gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
+	mkdir -p gpu-check
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -o addopts= -m gpu --noconftest --durations=10 tests/test_attention*.py
+	PYTHONPATH=. $(GPU_PYTHON) examples/bench_attention.py --device cuda --dtypes bfloat16 --heads 8 --phi shared \
+		--sizes 16384 65536 100000 --forward-sizes --backends triton tiled --seconds 15 \
+		--out gpu-check > gpu-check/attention.md
+	cat gpu-check/attention.md
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -32,4 +43,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo gpu-check

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from wsi_mil import __version__, synthetic
+from wsi_mil.aggregators import AGGREGATORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,8 +57,12 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     named = set(re.findall(r"^make ([a-z-]+)", "\n".join(blocks("bash")), flags=re.MULTILINE))
     assert named == {"demo", "test"}
     makefile = (ROOT / "Makefile").read_text()
-    for target in (*named, "check", "docs", "test-all"):
+    for target in (*named, "check", "docs", "test-all", "gpu-check"):
         assert f"\n{target}:" in makefile
+
+
+def test_the_readme_names_every_aggregator() -> None:
+    assert not [name for name in AGGREGATORS if f"`{name}`" not in README]
 
 
 def test_the_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -1,0 +1,146 @@
+"""The benchmark of attention: it runs, its variants compute the same, and it says what it leaves out."""
+
+import csv
+import importlib
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a module of examples/ as its scripts do."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module
+
+
+def run_main(bench: ModuleType, monkeypatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_attention.py", *map(str, arguments)])
+    bench.main()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_benchmark_prints_a_table_and_writes_it_and_a_picture(tmp_path):
+    command = [sys.executable, EXAMPLES / "bench_attention.py", "--quick", "--phi", "shared", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--threads", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "threads: 1" in done.stdout
+    assert f"torch {torch.__version__}" in done.stdout
+
+    printed = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    with (tmp_path / "bench-attention" / "attention.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert cells(printed[0]) == list(rows[0])
+    assert [cells(line)[0] for line in printed[2:]] == [row["n"] for row in rows]
+    for row in rows:
+        for column in ("forward ms", "ratio to SDPA", "memory MB", "TFLOP/s"):
+            assert math.isfinite(float(row[column]))
+            assert float(row[column]) > 0, (row, column)
+        assert (row["forward+backward ms"] == "") == (row["n"] == "320")
+    measured = {row["variant"] for row in rows}
+    missing = set(re.findall(r"^\* Not measured: (\w+): .+", done.stdout, flags=re.MULTILINE))
+    assert measured >= {"sdpa", "published", "reference", "tiled"}
+    assert measured | missing == {"sdpa", "published", "reference", "tiled", "numba", "triton"}
+    assert not measured & missing
+    by_variant = {row["variant"]: float(row["memory MB"]) for row in rows if row["n"] == "256"}
+    assert by_variant["published"] > 4 * 256**2 * 64 * 3 / 1e6 > 5 * by_variant["tiled"]
+
+    picture = (tmp_path / "bench-attention" / "attention.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+
+
+@pytest.mark.parametrize("phi", ["shared", "three"])
+def test_all_variants_compute_the_same(load, phi):
+    variants = load("bench_variants")
+    case = variants.Case(70, 2, torch.float64, "cpu", True)
+    given = variants.Inputs.draw(case)
+    bias = given.biases[phi]
+    given.biases[phi] = bias._make([*(t.detach().double().requires_grad_() for t in bias[:5]), bias.self_bias])
+    given = given._replace(coords=given.coords.double())
+    learnt = [given.q, given.k, given.v, *given.biases[phi][:5]]
+    results = []
+    for name in ("reference", "published", "tiled"):
+        out = variants.attend(variants.Variant(name, phi), given)
+        results.append([out, *torch.autograd.grad(out, learnt, given.gradient)])
+    for others in results[1:]:
+        torch.testing.assert_close(others, results[0], rtol=1e-6, atol=1e-6)
+    plain = variants.attend(variants.Variant("sdpa", "none"), given)
+    assert (plain - results[0][0]).abs().max() > 0.1
+
+
+def test_what_would_take_too_long_is_left_out_and_what_is_slow_is_run_less_often(load, capsys):
+    bench, variants = load("bench_attention"), load("bench_variants")
+    small, large = (variants.Case(n, 1, torch.float32, "cpu", True) for n in (1024, 4096))
+    fast, slow = variants.Variant("sdpa", "none"), variants.Variant("tiled", "shared")
+    patience = bench.Patience(rounds=5, seconds=10)
+    assert patience.choose(small, [fast, slow]) == {fast: 5, slow: 5}
+    patience.speeds = {(fast, torch.float32): 4 / large.operations, (slow, torch.float32): 1 / small.operations}
+    assert patience.choose(large, [fast, slow]) == {fast: 2}
+    assert "left out: 4096 tiles, 1 heads, Variant(name='tiled', phi='shared'): 16 s" in capsys.readouterr().err
+
+
+def test_variants_with_arrays_of_all_pairs_stop_where_these_get_out_of_hand(load):
+    variants = load("bench_variants")
+    taken = {
+        (name, n, heads)
+        for name in ("published", "reference", "tiled")
+        for n in (2048, 4096, 8192)
+        for heads in (1, 8)
+        if variants.Variant(name, "shared").takes(variants.Case(n, heads, torch.float32, "cpu", True))
+    }
+    assert {entry for entry in taken if entry[0] == "published"} == {("published", 2048, 1)}
+    assert {n for name, n, _ in taken if name == "reference"} == {2048, 4096}
+    assert {n for name, n, _ in taken if name == "tiled"} == {2048, 4096, 8192}
+
+
+def test_a_backend_that_was_asked_for_and_is_not_here_is_refused(load, monkeypatch, tmp_path):
+    bench = load("bench_attention")
+    with pytest.raises(SystemExit, match=r"--backends triton: backend triton .*(not installed|cannot take)"):
+        run_main(bench, monkeypatch, "--device", "cpu", "--backends", "tiled", "triton", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_the_table_is_left(load, monkeypatch, tmp_path, capsys):
+    bench, variants = load("bench_attention"), load("bench_variants")
+
+    def measured(case, chosen, patience):
+        return [bench.Row(case, variants.Variant("sdpa", "none"), 0.5, 1.5, 1.5, 2_000_000, 3)]
+
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr(bench, "can_draw", lambda: False)
+    run_main(bench, monkeypatch, "--quick", "--device", "cpu", "--backends", "tiled", "--out", tmp_path)
+    shown = capsys.readouterr()
+    assert "matplotlib is missing" in shown.err
+    assert str(tmp_path / "attention.csv") in shown.err
+    assert "| 256 | 1 | none | float32 | sdpa | 500 | 1500 | 1 | 2 |" in shown.out
+    assert [path.name for path in tmp_path.iterdir()] == ["attention.csv"]
+
+
+def test_the_gpu_check_takes_another_interpreter_as_it_is():
+    done = subprocess.run(
+        ["make", "--dry-run", "gpu-check", "GPU_PYTHON=some-python"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "some-python -m pytest -o addopts= -m gpu" in done.stdout
+    assert "some-python examples/bench_attention.py --device cuda" in done.stdout
+    assert "venv" not in done.stdout
