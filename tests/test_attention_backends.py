@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from wsi_mil.attention.packing import plan
 from wsi_mil.errors import OptionError
 
 EXACT = ("reference", "tiled")
+# Against float64, on scores of order 1: worst output, worst gradient relative to the largest of its kind.
+BOUNDS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-2, 5e-2), torch.float16: (5e-3, 1e-2)}
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +41,31 @@ def outcome(backend, case, **options):
 
 
 def assert_same_outcome(got, wanted, forward=1e-12, backward=1e-10):
-    assert_close(got[0], wanted[0].to(got[0].dtype), forward)
+    assert_close(got[0].to(wanted[0].dtype), wanted[0], forward)
     for mine, theirs in zip(got[1], wanted[1], strict=True):
+        mine = mine.to(theirs.dtype)
         assert (mine - theirs).abs().max() <= backward * theirs.abs().max().clamp_min(1e-2) if mine.numel() else True
+
+
+def drawn_case(seed, bags, tiles, phis, tables, self_bias, coincide, strided):
+    case = random_case(seed, bags, 2, tiles, 3, 5, tables=tables, self_bias=self_bias, phis=phis)
+    if coincide:
+        case[3][:, tiles // 2 :] = case[3][:, :1]
+    return (*(tensor.mT.contiguous().mT for tensor in case[:4]), case[4]) if strided else case
+
+
+def options_of(bags, tiles, seed, masked, slides, dropout_p):
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "mask": some_mask(bags, tiles, seed) if masked else None,
+        "slide": torch.randint(-1, 2, (bags, tiles), generator=g) if slides else None,
+        "dropout_p": dropout_p,
+    }
+
+
+def in_dtype(case, dtype):
+    parts = (None if part is None else part.to(dtype) for part in case[4][:5])
+    return (*(tensor.to(dtype) for tensor in case[:4]), DistanceBias(*parts, case[4].self_bias))
 
 
 # ---- the same as the definition
@@ -60,23 +85,26 @@ CASES = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(**CASES)
 def test_tiled_is_the_definition(
     tiles, bags, seed, masked, slides, self_bias, phis, tables, dropout_p, coincide, strided
 ):
-    case = random_case(seed, bags, 2, tiles, 3, 5, tables=tables, self_bias=self_bias, phis=phis)
-    if coincide:
-        case[3][:, tiles // 2 :] = case[3][:, :1]
-    if strided:
-        case = (*(tensor.mT.contiguous().mT for tensor in case[:4]), case[4])
-    g = torch.Generator().manual_seed(seed)
-    options = {
-        "mask": some_mask(bags, tiles, seed) if masked else None,
-        "slide": torch.randint(-1, 2, (bags, tiles), generator=g) if slides else None,
-        "dropout_p": dropout_p,
-    }
+    options = options_of(bags, tiles, seed, masked, slides, dropout_p)
+    case = drawn_case(seed, bags, tiles, phis, tables, self_bias, coincide, strided)
     assert_same_outcome(outcome("tiled", case, **options), outcome("reference", case, **options))
+
+
+@settings(max_examples=100, deadline=None)
+@given(**CASES)
+def test_numba_is_the_definition(
+    tiles, bags, seed, masked, slides, self_bias, phis, tables, dropout_p, coincide, strided
+):
+    pytest.importorskip("numba", reason="numba, the extra wsi-mil[fast], is not installed")
+    options = options_of(bags, tiles, seed, masked, slides, dropout_p)
+    case = drawn_case(seed, bags, tiles, phis, tables, self_bias, coincide, strided)
+    low = in_dtype(case, torch.float32)
+    assert_same_outcome(outcome("numba", low, **options), outcome("reference", case, **options), 1e-5, 1e-3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -128,10 +156,70 @@ def test_gradients_of_a_subset(backend):
         assert_close(gradient, wanted[chosen], 1e-11)
 
 
-@pytest.mark.parametrize("backend", EXACT)
-def test_nothing_is_kept_without_gradients(backend):
-    with torch.no_grad():
-        assert not distance_attention(*random_case(tiles=20), backend=backend).requires_grad
+BACKENDS = (*EXACT, pytest.param("numba", marks=pytest.mark.skipif(not find_spec("numba"), reason="no numba here")))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inference_mode(backend):
+    case = in_dtype(random_case(tiles=20), torch.float32)
+    wanted = distance_attention(*case, backend=backend)
+    with torch.inference_mode():
+        assert torch.equal(distance_attention(*case, backend=backend), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # by torch, for its dual numbers
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_derivatives_that_are_not_defined_are_refused(backend):
+    q, *rest = in_dtype(random_case(tiles=20), torch.float32)
+    q = q.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        distance_attention(q, *rest, backend=backend).square().sum(), q, create_graph=True
+    )
+    with pytest.raises(OptionError, match="second derivatives are those of backend reference"):
+        gradient.square().sum().backward()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q.detach(), torch.ones_like(q))
+        with pytest.raises(OptionError, match="forward-mode derivatives are those of backend reference"):
+            distance_attention(dual, *rest, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_activations_may_be_computed_again(backend):
+    q, *rest = in_dtype(random_case(tiles=20), torch.float32)
+
+    def attend(q):
+        torch.manual_seed(0)
+        return distance_attention(q, *rest, backend=backend, dropout_p=0.3)
+
+    gradients = []
+    for run in (attend, lambda q: torch.utils.checkpoint.checkpoint(attend, q, use_reentrant=False)):
+        leaf = q.clone().requires_grad_()
+        run(leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("of_operands", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("of_coords", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("of_bias", [torch.float32, torch.float64, torch.bfloat16])
+def test_kinds_may_differ(backend, of_operands, of_coords, of_bias):
+    q, k, v, coords, bias = random_case(tiles=20)
+    bias = DistanceBias(*(part.to(of_bias) for part in bias[:5]))
+    q, k, v = (tensor.to(of_operands) for tensor in (q, k, v))
+    coords = (3 * coords).round().to(of_coords)
+    got = distance_attention(q, k, v, coords, bias, backend=backend)
+    exact = (*(tensor.double() for tensor in (q, k, v, coords)), DistanceBias(*(part.double() for part in bias[:5])))
+    assert got.dtype == of_operands
+    assert_close(got.double(), distance_attention(*exact, backend="reference"), BOUNDS[of_operands][0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_coordinates_in_float64_keep_their_fractions_far_from_the_origin(backend):
+    case = random_case(tiles=20)
+    low = in_dtype(case, torch.float32)
+    got = distance_attention(*low[:3], case[3] + 1e6, low[4], backend=backend)
+    assert_close(got.double(), distance_attention(*case, backend="reference"), 1e-5)
 
 
 def test_plain_attention_is_torchs_own_and_padding_costs_nothing():
@@ -145,9 +233,6 @@ def test_plain_attention_is_torchs_own_and_padding_costs_nothing():
 
 
 # ---- precision
-
-# Against float64, on scores of order 1: worst output, worst gradient relative to the largest of its kind.
-BOUNDS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-2, 5e-2), torch.float16: (5e-3, 1e-2)}
 
 
 @pytest.mark.parametrize("backend", EXACT)
@@ -276,6 +361,19 @@ def outcome(attend):
     return [out, *(leaf.grad for leaf in leaves)]
 
 torch.testing.assert_close(outcome(torch.compile(model, backend="aot_eager", fullgraph=True)), outcome(model))
+
+from wsi_mil.aggregators import build
+from wsi_mil.bags import Batch
+for name in ("das-mil", "das-mil-paper", "self-attention"):
+    network = build(name, 6, 2, attention_dropout=0.0)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for tiles in (50, 250):
+        batch = Batch(torch.randn(2, tiles, 6), 5000 * torch.rand(2, tiles, 2), torch.ones(2, tiles, dtype=torch.bool))
+        for mode in (network.eval(), network.train()):
+            torch.manual_seed(1)
+            compiled(batch).logits.sum().backward()
+        network.eval()
+        torch.testing.assert_close(compiled(batch).logits, network(batch).logits)
 """
 
 
@@ -363,26 +461,53 @@ def test_tiles_are_packed_by_bag_and_slide():
 # ---- what cannot be meant
 
 
-def test_backends_that_cannot_be_are_refused_by_name(monkeypatch):
+@pytest.fixture
+def forgetful():
+    """What was found out about backends is forgotten before and after."""
+    backends._hindrance.cache_clear()
+    yield
+    backends._hindrance.cache_clear()
+
+
+def test_backends_that_cannot_be_are_refused_by_name(monkeypatch, forgetful):
     case = random_case(tiles=20)
     with pytest.raises(OptionError, match="backend flash: choose one of auto, reference, tiled, numba, triton"):
         inspect.unwrap(distance_attention)(*case, backend="flash")
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends, "module_of", lambda backend: None)
     with pytest.raises(OptionError, match=r"numba cannot take torch\.float64 of 5 dimensions on cpu: take auto"):
         distance_attention(*case, backend="numba")
     with pytest.raises(OptionError, match=r"triton cannot take torch\.float64 of 5 dimensions on cpu"):
         distance_attention(*case, backend="triton")
+    backends._hindrance.cache_clear()
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OptionError, match=r"numba is not installed: pip install 'wsi-mil\[fast\]'"):
         distance_attention(*case, backend="numba")
 
 
-def test_auto_takes_the_fastest_that_is_there(monkeypatch):
+def test_auto_takes_the_fastest_that_is_there(monkeypatch, forgetful):
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which is for who asks for triton
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends, "module_of", lambda backend: None)
     assert [backends.choose("auto", tensor, tensor) for tensor in (single, double)] == ["numba", "tiled"]
+    assert backends.choose("triton", single, single) == "triton"
+    backends._hindrance.cache_clear()
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     assert backends.choose("auto", single, single) == "tiled"
+
+
+def test_a_broken_library_is_done_without_and_named(monkeypatch, forgetful):
+    def broken(backend):
+        raise ImportError("Numba needs another NumPy")
+
+    single = torch.zeros(1)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends, "module_of", broken)
+    with pytest.warns(UserWarning, match="attention does without numba, which cannot be imported: Numba needs another"):
+        assert backends.choose("auto", single, single) == "tiled"
+    with pytest.raises(OptionError, match="backend numba cannot be imported: Numba needs another NumPy"):
+        backends.choose("numba", single, single)
 
 
 @pytest.mark.parametrize("dropout_p", [-0.1, 1.0, 7])
@@ -398,6 +523,14 @@ WRONG = {
     "theta": lambda q, k, v, coords, bias: (q, k, v, coords, bias._replace(theta=bias.theta[:1])),
     "query": lambda q, k, v, coords, bias: (q, k, v, coords, bias._replace(query=bias.value)),
 }
+
+
+def test_kinds_of_mask_and_slide_are_checked():
+    attend, case = inspect.unwrap(distance_attention), random_case(tiles=4)
+    with pytest.raises(ValueError, match=r"mask is of torch\.uint8: give torch\.bool"):
+        attend(*case, mask=torch.ones(2, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"slide is of torch\.float32: give whole numbers"):
+        attend(*case, slide=torch.ones(2, 4))
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -1,5 +1,7 @@
 """What attention looks at, streamed, is what the dense weights say."""
 
+import inspect
+
 import pytest
 import torch
 from test_attention import assert_close, random_case, some_mask
@@ -94,3 +96,27 @@ def test_nothing_has_a_gradient(case):
     q = q.clone().requires_grad_()
     assert not attention_received(q, k, coords, bias, **options).requires_grad
     assert not attention_rows(q, k, coords, bias, torch.tensor([1]), **options).requires_grad
+
+
+def test_padding_may_hold_anything():
+    q, k, _, coords, bias = random_case(tiles=TILES)
+    mask = some_mask(2, TILES)
+    wanted = attention_received(q, k, coords, bias, mask=mask)
+    q, k = (tensor.masked_fill(~mask[:, None, :, None], torch.nan) for tensor in (q, k))
+    share = (mask.double() / mask.sum(dim=1, keepdim=True)).masked_fill(~mask, torch.nan)
+    coords = coords.masked_fill(~mask.unsqueeze(-1), torch.nan)
+    assert_close(attention_received(q, k, coords, bias, mask=mask, row_share=share), wanted)
+
+
+def test_low_precision_is_summed_in_float32():
+    q, k, _, coords, bias = random_case(tiles=600)
+    for dtype in (torch.float16, torch.bfloat16):
+        received = attention_received(q.to(dtype), k.to(dtype), coords, bias)
+        assert received.dtype == torch.float32
+        assert_close(received.sum(dim=-1), torch.ones(2, 3), 1e-5)
+
+
+def test_rows_that_are_no_indices_are_refused(case):
+    operands, options, _ = case
+    with pytest.raises(OptionError, match=r"rows of shape \(23,\) and torch\.bool: give the indices"):
+        inspect.unwrap(attention_rows)(*operands, torch.ones(TILES, dtype=torch.bool), **options)

@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import os
+import warnings
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -24,21 +26,37 @@ def choose(backend: str, q: Tensor, v: Tensor) -> str:
     Raises:
         OptionError: the backend is not installed, or cannot take such tensors.
     """
-    dim = max(q.shape[-1], v.shape[-1])
+    dim, on = max(q.shape[-1], v.shape[-1]), q.device.type
     able = {
-        "triton": (q.device.type == "cuda" or _interpreted()) and q.dtype != torch.float64 and dim <= _TRITON_DIM,
-        "numba": q.device.type == "cpu" and q.dtype != torch.float64,
+        "triton": (on == "cuda" or (backend != "auto" and _interpreted()))
+        and q.dtype != torch.float64
+        and dim <= _TRITON_DIM,
+        "numba": on == "cpu" and q.dtype != torch.float64,
         "tiled": True,
     }
-    installed = {name: name == "tiled" or importlib.util.find_spec(name) is not None for name in MODULES}
     if backend == "auto":
-        backend = next(name for name in MODULES if able[name] and installed[name])
-    if not installed[backend]:
-        raise OptionError(f"backend {backend} is not installed: pip install {_PACKAGES[backend]}, or take another")
+        return next(name for name in MODULES if able[name] and _hindrance(name, True) is None)
+    if hindrance := _hindrance(backend, False):
+        raise OptionError(f"backend {backend} {hindrance}")
     if not able[backend]:
-        kind = f"{q.dtype} of {dim} dimensions on {q.device.type}"
-        raise OptionError(f"backend {backend} cannot take {kind}: take auto or tiled")
+        raise OptionError(f"backend {backend} cannot take {q.dtype} of {dim} dimensions on {on}: take auto or tiled")
     return backend
+
+
+@cache
+def _hindrance(backend: str, warn: bool) -> str | None:
+    """Why a backend cannot be used here, found out once; what is installed but broken is worth a warning."""
+    if backend == "tiled":
+        return None
+    if importlib.util.find_spec(backend) is None:
+        return f"is not installed: pip install {_PACKAGES[backend]}, or take another"
+    try:
+        module_of(backend)
+    except ImportError as error:
+        if warn:
+            warnings.warn(f"attention does without {backend}, which cannot be imported: {error}", stacklevel=2)
+        return f"cannot be imported: {error}"
+    return None
 
 
 def _interpreted() -> bool:

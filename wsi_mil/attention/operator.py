@@ -15,6 +15,7 @@ from torch import Tensor
 from wsi_mil.attention.backends import TAKES_HALF, choose, module_of
 from wsi_mil.attention.operands import Gradients, Operands, Retrace, Task
 from wsi_mil.attention.packing import Packing, plan
+from wsi_mil.errors import OptionError
 
 LOG2E = math.log2(math.e)
 
@@ -191,10 +192,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, of_value: Tensor, of_far: Tensor, of_kept: Tensor, of_lse: Tensor) -> tuple[Any, ...]:
     """Of far and kept no gradient is asked: they are there to be saved."""
-    inputs, output = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    saved = ctx.saved_tensors  # once: where activations are recomputed, a second look is refused
+    inputs, output = saved[:_TENSORS], saved[_TENSORS:]
     made = torch.ops.wsi_mil.attend_backward(*inputs, *ctx.options, *output, of_value, of_lse)
     gradients = (None if of is None else gradient for of, gradient in zip(inputs, made, strict=False))
     return *gradients, *(None for _ in range(len(_Inputs._fields) - _DIFFERENTIABLE))
+
+
+def _differentiate_twice(ctx: Any, *of_gradients: Tensor) -> None:
+    raise OptionError("second derivatives are those of backend reference: give backend='reference'")
 
 
 def _register(name: str, schema: str, compute: Callable[..., Any], shapes: Callable[..., Any]) -> None:
@@ -217,5 +223,6 @@ _register(
     _attend_backward_shapes,
 )
 torch.library.register_autograd("wsi_mil::attend", _differentiate, setup_context=_save)
+torch.library.register_autograd("wsi_mil::attend_backward", _differentiate_twice)
 attend = torch.ops.wsi_mil.attend
 """`_attend` with a gradient."""

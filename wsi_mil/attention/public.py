@@ -3,12 +3,14 @@
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from wsi_mil.attention import dropout
 from wsi_mil.attention.bias import DistanceBias
+from wsi_mil.attention.checks import real_coords, require_operands, wide_bias
 from wsi_mil.attention.factored import Setting, factored_distance_attention
 from wsi_mil.attention.reference import dense_distance_attention
 from wsi_mil.errors import OptionError
@@ -23,7 +25,7 @@ def distance_attention(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
     v: Float[Tensor, "bags heads tiles dim_v"],
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     bias: DistanceBias | None,
     *,
     scale: float | None = None,
@@ -34,8 +36,8 @@ def distance_attention(
 ) -> Float[Tensor, "bags heads tiles dim_v"]:
     """Attend with scores and values that depend on distance.
 
-    Memory is linear in the tiles, forward and backward. float16 and bfloat16 are summed in float32. Second derivatives
-    are not defined but by the reference.
+    Memory is linear in the tiles, forward and backward. float16 and bfloat16 are summed in float32. Second and
+    forward-mode derivatives are refused but by the reference.
 
     Args:
         q: queries.
@@ -45,9 +47,10 @@ def distance_attention(
         bias: the distance dependence, in the unit of ``coords``; None = plain attention.
         scale: factor of the scores; None = ``dim ** -0.5``.
         mask: True = real tile. Padding is neither attended to nor updated, whatever it holds: its output is 0.
-        slide: tiles of different slides have no distance, so they attend to each other without bias.
+        slide: tiles of different slides have no distance, so they attend to each other without bias. Meant for the
+            slides of a patient: time grows with the pairs of slides too.
         dropout_p: share of the attention weights dropped, the others being scaled up. What is dropped depends on
-            torch's global CPU generator alone, not on the backend.
+            torch's global CPU generator (where compiled, on what the compiler makes of it), not on the backend.
         backend: ``reference`` (arrays of all pairs: the definition), ``tiled`` (plain torch, any device), ``numba``
             (CPU, not float64; the extra ``wsi-mil[fast]``), ``triton`` (CUDA, not float64), or ``auto``: the fastest
             of those that are installed.
@@ -57,7 +60,7 @@ def distance_attention(
 
     Raises:
         OptionError: the backend is unknown, not installed or cannot take these tensors, or ``dropout_p`` is no share.
-        ValueError: shapes do not belong together.
+        ValueError: shapes or kinds of operands do not belong together.
 
     Example:
         >>> q = k = v = torch.randn(1, 2, 500, 32)
@@ -68,42 +71,47 @@ def distance_attention(
         >>> distance_attention(q, k, v, coords_um, bias).shape
         torch.Size([1, 2, 500, 32])
     """
-    _require_shapes(q, k, v, coords, bias, mask, slide)
+    require_operands(q, k, v, coords, bias, mask, slide)
     if backend not in get_args(Backend):
         raise OptionError(f"backend {backend}: choose one of {', '.join(get_args(Backend))}")
     if not 0 <= dropout_p < 1:
         raise OptionError(f"dropout_p {dropout_p}: give a share from 0 up to, but below, 1")
-    if bias is not None and bias.key is None and bias.query is None and bias.value is None:
-        bias = None
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
-        mask = None
     # Attention has its own rule for precision, whatever an autocast around it says.
     with torch.autocast(q.device.type, enabled=False):
-        if bias is None and not dropout_p and backend == "auto":
-            return _plain(q, k, v, scale, mask)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        mask = None if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()) else mask
         seed = dropout.draw_seed() if dropout_p else None
+        bias, coords = wide_bias(bias, q), real_coords(coords)
         if backend == "reference" or (backend == "auto" and q.shape[2] <= DENSE_TILES):
-            wide = torch.promote_types(q.dtype, torch.float32)
-            return dense_distance_attention(
-                q.to(wide),
-                k.to(wide),
-                v.to(wide),
-                coords,
-                bias,
-                scale=scale,
-                mask=mask,
-                slide=slide,
-                dropout_p=dropout_p,
-                seed=seed,
-            ).values.to(v.dtype)
-        if mask is not None:
-            # Padding may hold anything, NaN included, which 0 times would not remove.
-            q, k, v = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k, v))
-            coords = coords.masked_fill(~mask.unsqueeze(-1), 0.0)
-        codes = None if seed is None else dropout.codes(seed, *q.shape[:3], q.device)
-        setting = Setting(scale, mask, slide, dropout_p, codes, backend)
-        return factored_distance_attention(q, k, v, coords, bias, setting).to(v.dtype)
+            attended = dense_distance_attention(
+                q, k, v, coords, bias, scale=scale, mask=mask, slide=slide, dropout_p=dropout_p, seed=seed
+            ).values
+        elif bias is None and not dropout_p and backend == "auto" and q.shape[-1] == v.shape[-1]:
+            attended = _plain(q, k, v, scale, mask)
+        else:
+            codes = None if seed is None else dropout.codes(seed, *q.shape[:3], q.device)
+            setting = Setting(scale, mask, slide, dropout_p, codes, backend)
+            attended = _linear(q, k, v, coords, bias, setting)
+        return attended.to(v.dtype)
+
+
+def _linear(
+    q: Float[Tensor, "bags heads tiles dim"],
+    k: Float[Tensor, "bags heads tiles dim"],
+    v: Float[Tensor, "bags heads tiles dim_v"],
+    coords: Num[Tensor, "bags tiles 2"],
+    bias: DistanceBias | None,
+    setting: Setting,
+) -> Float[Tensor, "bags heads tiles dim_v"]:
+    """By numbers per tile, in blocks."""
+    learnt = (q, k, v, *(() if bias is None else bias[:5]))
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in learnt if tensor is not None):
+        raise OptionError("forward-mode derivatives are those of backend reference: give backend='reference'")
+    if setting.mask is not None:
+        # Padding may hold anything, NaN included, which 0 times would not remove.
+        padding = ~setting.mask[:, None, :, None]
+        q, k, v = (tensor.masked_fill(padding, 0.0) for tensor in (q, k, v))
+    return factored_distance_attention(q, k, v, coords, bias, setting)
 
 
 def _plain(
@@ -113,7 +121,11 @@ def _plain(
     scale: float,
     mask: Bool[Tensor, "bags tiles"] | None,
 ) -> Float[Tensor, "bags heads tiles dim_v"]:
-    """Torch's own attention, which has nothing of size n x n as long as no mask is given: so bags go one by one."""
+    """Torch's own attention, bag by bag: it keeps nothing of size n x n as long as it gets no mask.
+
+    Nor numbers of a tile that lie apart, nor values of another dimension than the queries (which the caller sees to).
+    """
+    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
     if mask is None:
         return functional.scaled_dot_product_attention(q, k, v, scale=scale)
     bags = []
@@ -122,33 +134,3 @@ def _plain(
         one = functional.scaled_dot_product_attention(q[bag][:, index], k[bag][:, index], v[bag][:, index], scale=scale)
         bags.append(one.new_zeros(v.shape[1:]).index_copy(1, index, one))
     return torch.stack(bags)
-
-
-def _require_shapes(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coords: Tensor,
-    bias: DistanceBias | None,
-    mask: Tensor | None,
-    slide: Tensor | None,
-) -> None:
-    """Refuse, by name, what would else be broadcast into something that was not meant."""
-    if q.dim() != 4:
-        raise ValueError(f"q has shape {tuple(q.shape)}: give (bags, heads, tiles, dim)")
-    bags, heads, tiles, dim = q.shape
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "k": (k, (bags, heads, tiles, dim)),
-        "v": (v, (bags, heads, tiles, v.shape[-1])),
-        "coords": (coords, (bags, tiles, 2)),
-        "mask": (mask, (bags, tiles)),
-        "slide": (slide, (bags, tiles)),
-    }
-    if bias is not None:
-        phis = (3, heads) if bias.beta.dim() == 2 else (heads,)
-        expected |= {"beta": (bias.beta, phis), "theta": (bias.theta, phis)}
-        tables = {"key": (bias.key, dim), "query": (bias.query, dim), "value": (bias.value, v.shape[-1])}
-        expected |= {name: (table, (heads, 2, width)) for name, (table, width) in tables.items()}
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, with this q it has to be {shape}")

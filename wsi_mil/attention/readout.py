@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from wsi_mil.attention.bias import DistanceBias
+from wsi_mil.attention.checks import real_coords, require_operands, wide_bias, wide_dtype
 from wsi_mil.attention.reference import row_weights
 from wsi_mil.errors import OptionError
 
-_PAIRS_AT_ONCE = 1 << 22  # of all bags and heads: 16 MiB in float32 for each of a handful of arrays
+_PAIRS_AT_ONCE = 1 << 21  # of all bags and heads: 8 MiB in float32 for each of a dozen arrays
 
 
 class Partners(NamedTuple):
@@ -29,7 +30,7 @@ class Partners(NamedTuple):
 def attention_received(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     bias: DistanceBias | None,
     *,
     scale: float | None = None,
@@ -53,13 +54,14 @@ def attention_received(
     Returns:
         Shares that sum to 1 over the tiles of each bag and head (to the sum of ``row_share``); 0 on padding.
     """
-    real = torch.ones(coords.shape[:2], device=q.device) if mask is None else mask
-    real = real.to(q.dtype)
-    share = real / real.sum(dim=1, keepdim=True).clamp_min(1) if row_share is None else row_share.to(q.dtype) * real
-    received = q.new_zeros(q.shape[:3])
+    real = torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
+    share = real.to(wide_dtype(q)) if row_share is None else row_share.to(wide_dtype(q)).masked_fill(~real, 0.0)
+    if row_share is None:
+        share = share / share.sum(dim=1, keepdim=True).clamp_min(1)
+    received = q.new_zeros(q.shape[:3], dtype=wide_dtype(q))
     every = torch.arange(q.shape[2], device=q.device)
     for rows, weights in _in_chunks(q, k, coords, bias, every, scale, mask, slide):
-        received += torch.einsum("br,bhrt->bht", share[:, rows], weights)
+        received += (share[:, None, rows, None] * weights).sum(dim=2)
     return received
 
 
@@ -67,7 +69,7 @@ def attention_received(
 def attention_rows(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     bias: DistanceBias | None,
     rows: Int[Tensor, " rows"],
     *,
@@ -92,14 +94,14 @@ def attention_rows(
     """
     _require_rows(rows, q.shape[2])
     weights = [weights for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide)]
-    return torch.cat(weights, dim=2) if weights else q.new_zeros(*q.shape[:2], 0, q.shape[2])
+    return torch.cat(weights, dim=2) if weights else q.new_zeros(*q.shape[:2], 0, q.shape[2], dtype=wide_dtype(q))
 
 
 @torch.no_grad()
 def attention_partners(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     bias: DistanceBias | None,
     rows: Int[Tensor, " rows"],
     count: int,
@@ -129,7 +131,7 @@ def attention_partners(
     if not 1 <= count <= q.shape[2]:
         raise OptionError(f"count {count}: give a number from 1 to the number of tiles, {q.shape[2]}")
     shape = (*q.shape[:2], 0, count)
-    found = [Partners(q.new_zeros(shape), torch.zeros(shape, dtype=torch.int64, device=q.device))]
+    found = [Partners(q.new_zeros(shape, dtype=wide_dtype(q)), torch.zeros(shape, dtype=torch.int64, device=q.device))]
     for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide):
         found.append(Partners(*weights.topk(count, dim=-1)))
     return Partners(*(torch.cat(parts, dim=2) for parts in zip(*found, strict=True)))
@@ -138,7 +140,7 @@ def attention_partners(
 def _in_chunks(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     bias: DistanceBias | None,
     rows: Int[Tensor, " rows"],
     scale: float | None,
@@ -146,15 +148,23 @@ def _in_chunks(
     slide: Int[Tensor, "bags tiles"] | None,
 ) -> Iterator[tuple[Int[Tensor, " chunk"], Float[Tensor, "bags heads chunk tiles"]]]:
     """Some rows at a time, so that no array grows with their number."""
+    require_operands(q, k, None, coords, bias, mask, slide)
     if mask is None:
         mask = torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device)
-    q, k = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k))
+    bias, coords = wide_bias(bias, q), real_coords(coords)
+    q, k = (tensor.to(wide_dtype(q)).masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k))
     bags, heads, tiles, _ = q.shape
     size = max(_PAIRS_AT_ONCE // max(bags * heads * tiles, 1), 1)
     for chunk in rows.split(size) if len(rows) else ():
-        yield chunk, row_weights(q, k, coords, bias, chunk, scale=scale, mask=mask, slide=slide).weights
+        with torch.autocast(q.device.type, enabled=False):
+            weights = row_weights(q, k, coords, bias, chunk, scale=scale, mask=mask, slide=slide).weights
+        yield chunk, weights
 
 
-def _require_rows(rows: Int[Tensor, " rows"], tiles: int) -> None:
+def _require_rows(rows: Tensor, tiles: int) -> None:
+    if rows.dim() != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise OptionError(
+            f"rows of shape {tuple(rows.shape)} and {rows.dtype}: give the indices of tiles, one after another"
+        )
     if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= tiles):
         raise OptionError(f"rows {int(rows.min())} to {int(rows.max())}: tiles are numbered from 0 to {tiles - 1}")

@@ -7,11 +7,12 @@ sum over keys needs only the attended phi. So the arrays here are n x n per head
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from wsi_mil.attention import dropout
 from wsi_mil.attention.bias import DistanceBias
+from wsi_mil.attention.checks import real_coords, require_operands, wide_bias, wide_dtype
 
 # Quantities of each head for some rows (queries) and all columns (keys).
 Pairs = Float[Tensor, "bags #heads rows tiles"]
@@ -39,7 +40,7 @@ def dense_distance_attention(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
     v: Float[Tensor, "bags heads tiles dim_v"],
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     bias: DistanceBias | None,
     *,
     scale: float | None = None,
@@ -54,9 +55,11 @@ def dense_distance_attention(
     ``seed`` decides what dropout drops; None draws one. ``_edge_mask`` says which pairs carry a bias (True); it exists
     for the golden cases with neighbour graphs.
     """
+    require_operands(q, k, v, coords, bias, mask, slide)
     mask = mask if mask is not None else torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device)
+    bias, coords = wide_bias(bias, q), real_coords(coords)
     # Padding may hold anything, NaN included, which 0 times would not remove.
-    q, k, v = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k, v))
+    q, k, v = (tensor.to(wide_dtype(q)).masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k, v))
     rows = torch.arange(q.shape[2], device=q.device)
     weights, far, biased = row_weights(
         q, k, coords, bias, rows, scale=scale, mask=mask, slide=slide, _edge_mask=_edge_mask
@@ -76,7 +79,7 @@ def dense_distance_attention(
 def row_weights(
     q: Float[Tensor, "bags heads tiles dim"],
     k: Float[Tensor, "bags heads tiles dim"],
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     bias: DistanceBias | None,
     rows: Int[Tensor, " rows"],
     *,
@@ -85,14 +88,14 @@ def row_weights(
     slide: Int[Tensor, "bags tiles"] | None,
     _edge_mask: Bool[Tensor, "bags tiles tiles"] | None = None,
 ) -> RowWeights:
-    """Attention of chosen rows: heads x rows x tiles numbers. Padding of q and k must be finite."""
+    """Attention of chosen rows: heads x rows x tiles numbers, of wide operands whose padding is finite."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries = q[:, :, rows]
     scores = queries @ k.mT
     if bias is None:
         nothing = torch.zeros_like(scores[:, :1])
         return RowWeights(_softmax(scores * scale, mask, rows), nothing, nothing)
-    biased = _biased_pairs(coords, rows, bias.self_bias, slide, _edge_mask)
+    biased = _biased_pairs(coords, rows, bias.self_bias, slide, _edge_mask).to(q.dtype)
     far_key, far_query, far_value = (phi * biased for phi in _phis(coords.masked_fill(~mask[..., None], 0), rows, bias))
     if bias.key is not None:
         away, near = _products(queries, bias.key)
@@ -103,23 +106,23 @@ def row_weights(
     return RowWeights(_softmax(scores * scale, mask, rows), far_value, biased)
 
 
-def _phis(coords: Float[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"], bias: DistanceBias) -> list[Pairs]:
+def _phis(coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"], bias: DistanceBias) -> list[Pairs]:
     """phi of key, query and value. Differences are taken before squaring: nothing cancels far from the origin."""
     x, y = coords.detach().unbind(-1)
-    distance = torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None]).unsqueeze(1)
+    distance = torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None]).unsqueeze(1).to(bias.beta)
     slopes, levels = (torch.atleast_2d(parameter)[..., None, None] for parameter in (bias.beta, bias.theta))
     phis = [torch.sigmoid(slope * (distance - level)) for slope, level in zip(slopes, levels, strict=True)]
     return phis if len(phis) == 3 else phis * 3
 
 
 def _biased_pairs(
-    coords: Float[Tensor, "bags tiles 2"],
+    coords: Num[Tensor, "bags tiles 2"],
     rows: Int[Tensor, " rows"],
     self_bias: bool,
     slide: Int[Tensor, "bags tiles"] | None,
     edge_mask: Bool[Tensor, "bags tiles tiles"] | None,
-) -> Pairs:
-    """1 where a pair of tiles carries a bias, 0 elsewhere."""
+) -> Bool[Tensor, "bags 1 rows tiles"]:
+    """Which pairs of tiles carry a bias."""
     bags, tiles = coords.shape[:2]
     biased = torch.ones(bags, len(rows), tiles, dtype=torch.bool, device=coords.device)
     if not self_bias:
@@ -128,7 +131,7 @@ def _biased_pairs(
         biased &= slide[:, rows].unsqueeze(2) == slide.unsqueeze(1)
     if edge_mask is not None:
         biased &= edge_mask[:, rows]
-    return biased.unsqueeze(1).to(coords.dtype)
+    return biased.unsqueeze(1)
 
 
 def _products(
