@@ -51,16 +51,23 @@ def factored_distance_attention(
     bias: DistanceBias | None,
     setting: Setting,
 ) -> Float[Tensor, "bags heads tiles dim_v"]:
-    """`wsi_mil.attention.distance_attention` by one of the linear backends. Padding must be finite."""
+    """`wsi_mil.attention.distance_attention` by one of the linear backends."""
     if bias is None:
         return _unbiased(q, k, v, setting._replace(slide=None)).value
+    if setting.slide is None and bias.self_bias:
+        return _within(q, k, v, coords, bias, setting).value
+    if setting.mask is not None:
+        # The operator never reads padding, but what follows does, and 0 times NaN would stay.
+        padding = ~setting.mask[:, None, :, None]
+        q, k, v = (tensor.masked_fill(padding, 0.0) for tensor in (q, k, v))
     shares = [_within(q, k, v, coords, bias, setting)]
+    if bias.key is not None:  # constant in a row of these pairs, but not there in those of the other parts
+        constant = _dot(q, setting.scale * LOG2E * bias.key[:, 1])
+        shares = [_Share(shares[0].value, shares[0].lse + constant)]
     if setting.slide is not None:
         shares.append(_unbiased(q, k, v, setting, across=True))
     if not bias.self_bias:
         shares.append(_diagonal(q, k, v, setting))
-    if len(shares) == 1:
-        return shares[0].value
     weights = torch.softmax(torch.stack([share.lse for share in shares]) * math.log(2), dim=0)
     return sum(weight.unsqueeze(-1) * share.value for weight, share in zip(weights, shares, strict=True))
 
@@ -73,14 +80,10 @@ def _within(
     bias: DistanceBias,
     setting: Setting,
 ) -> _Share:
-    """Pairs of the same slide, which carry a bias."""
+    """Pairs of the same slide, which carry a bias; of ``lse``, what is constant in a row is left out."""
     phi = (_wide(torch.atleast_2d(parameter)) for parameter in (bias.beta, bias.theta))
-    value, lse = _attend(
-        (q, k, v, *phi, bias.key, bias.query, bias.value, coords.detach()), setting, diagonal=bias.self_bias
-    )
-    if bias.key is not None:  # constant in a row: it matters where a row has pairs without it
-        lse = lse + _dot(q, setting.scale * LOG2E * bias.key[:, 1])
-    return _Share(value, lse)
+    tensors = (q, k, v, *phi, bias.key, bias.query, bias.value, coords.detach())
+    return _attend(tensors, setting, diagonal=bias.self_bias)
 
 
 def _unbiased(

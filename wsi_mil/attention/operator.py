@@ -112,7 +112,7 @@ def _operands(inputs: _Inputs, packing: Packing, backend: str) -> Operands:
         queries = torch.add(near.unsqueeze(1), _wide(q), alpha=inputs.scale)
         col = _dot(_wide(k), away)
     xy = None if inputs.coords is None else _near_origin(packing, inputs.coords).to(queries.dtype)
-    codes = (each if each is None else packing.pack(each) for each in (inputs.row_code, inputs.col_code))
+    codes = (each if each is None else packing.pack(each).contiguous() for each in (inputs.row_code, inputs.col_code))
     return Operands(queries.to(dtype), k.to(dtype), v.to(dtype), row, col, inputs.beta, inputs.theta, xy, *codes)
 
 

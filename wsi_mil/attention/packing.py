@@ -19,10 +19,11 @@ class Packing(NamedTuple):
     runs: Runs
 
     def pack(self, padded: Shaped[Tensor, "bags heads tiles *rest"]) -> Shaped[Tensor, "heads packed *rest"]:
-        """Real tiles only. A single full bag is not copied."""
+        """Real tiles only: padding is not even read. A single full bag is not copied."""
         if self.index is None:
             return padded.squeeze(0)
-        return padded.transpose(0, 1).flatten(1, 2)[:, self.index]
+        tiles = max(self.tiles, 1)
+        return padded.transpose(1, 2)[self.index // tiles, self.index % tiles].transpose(0, 1)
 
     def unpack(self, packed: Shaped[Tensor, "heads packed *rest"]) -> Shaped[Tensor, "bags heads tiles *rest"]:
         """Back into a padded batch, with zeros where nothing is real."""

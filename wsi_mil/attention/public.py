@@ -107,10 +107,6 @@ def _linear(
     learnt = (q, k, v, *(() if bias is None else bias[:5]))
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in learnt if tensor is not None):
         raise OptionError("forward-mode derivatives are those of backend reference: give backend='reference'")
-    if setting.mask is not None:
-        # Padding may hold anything, NaN included, which 0 times would not remove.
-        padding = ~setting.mask[:, None, :, None]
-        q, k, v = (tensor.masked_fill(padding, 0.0) for tensor in (q, k, v))
     return factored_distance_attention(q, k, v, coords, bias, setting)
 
 
