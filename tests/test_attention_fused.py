@@ -179,6 +179,16 @@ def test_no_tiles():
     assert not gradients.beta.any()
 
 
+@pytest.mark.parametrize("backend", [fused, tiled])
+def test_a_row_without_keys_has_no_gradient_whatever_it_is_given(backend):
+    operands, task = make(1), one_run(1, diagonal=False)
+    part = backend.forward(operands, task)
+    assert (part.lse == -math.inf).all()
+    given = retrace_of(task, part, Part(*map(torch.ones_like, part)))
+    gradients = backend.backward(operands, task, given._replace(steady=torch.ones_like(given.steady)))
+    assert not any(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_drops_what_other_backends_drop():
     operands = make(90, dropout=True)._replace(v=torch.eye(90).expand(2, 90, 90))  # the values are the weights

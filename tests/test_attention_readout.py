@@ -11,9 +11,9 @@ from wsi_mil.attention import (
     attention_received,
     attention_rows,
     dense_distance_attention,
-    distance_attention,
     readout,
 )
+from wsi_mil.attention.public import DENSE_TILES
 from wsi_mil.errors import OptionError
 
 TILES = 23
@@ -55,14 +55,13 @@ def test_received_with_shares_of_the_rows(case):
     assert_close(attention_received(*operands, **options, row_share=share), wanted)
 
 
-def test_received_is_the_gradient_of_the_attended(case):
-    """The column sums of the weights, found by the linear code: values of 1 pushed back through it."""
-    (q, k, coords, bias), options, _ = case
-    bias = None if bias is None else bias._replace(value=None)
-    ones = torch.ones(2, 3, TILES, 1, dtype=torch.float64, requires_grad=True)
-    distance_attention(q, k, ones, coords, bias, backend="tiled", **options).sum().backward()
-    count = options.get("mask", torch.ones(2, TILES)).sum(dim=1)[:, None, None]
-    assert_close(attention_received(q, k, coords, bias, **options), ones.grad.squeeze(-1) / count)
+@pytest.mark.parametrize("inference", [False, True])
+def test_received_is_found_by_the_linear_code(inference):
+    q, k, v, coords, bias = random_case(tiles=DENSE_TILES + 8)
+    wanted = dense_distance_attention(q, k, v, coords, bias).weights.mean(dim=2)
+    with torch.inference_mode(inference):
+        received = attention_received(q * 1, k * 1, coords * 1, bias._replace(beta=bias.beta * 1))
+    assert_close(received, wanted)
 
 
 @pytest.mark.parametrize("rows", [[], [4], [22, 0, 7, 7, 1, 2, 3, 4]])

@@ -51,9 +51,14 @@ def _require_kinds(mask: Tensor | None, slide: Tensor | None) -> None:
         raise ValueError(f"slide is of {slide.dtype}: give whole numbers")
 
 
-def wide_dtype(q: Tensor) -> torch.dtype:
+def wide_dtype(tensor: Tensor) -> torch.dtype:
     """The type in which sums are made: float32 at least."""
-    return torch.promote_types(q.dtype, torch.float32)
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.to(wide_dtype(tensor))
 
 
 def wide_bias(bias: DistanceBias | None, q: Tensor) -> DistanceBias | None:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from wsi_mil.attention import triton_kernels as kernels
 from wsi_mil.attention.dropout import threshold
-from wsi_mil.attention.operands import Gradients, Operands, Part, Retrace, Task
+from wsi_mil.attention.operands import LOG2E, Gradients, Operands, Part, Retrace, Task
 
-LOG2E = math.log2(math.e)
 _NOWHERE = (0, 0, 0, 0)
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from wsi_mil.attention import dropout
 from wsi_mil.attention.bias import DistanceBias
+from wsi_mil.attention.checks import wide
+from wsi_mil.attention.operands import LOG2E
 from wsi_mil.attention.operator import attend
-
-LOG2E = math.log2(math.e)
 
 
 class Setting(NamedTuple):
@@ -81,7 +81,7 @@ def _within(
     setting: Setting,
 ) -> _Share:
     """Pairs of the same slide, which carry a bias; of ``lse``, what is constant in a row is left out."""
-    phi = (_wide(torch.atleast_2d(parameter)) for parameter in (bias.beta, bias.theta))
+    phi = (wide(torch.atleast_2d(parameter)) for parameter in (bias.beta, bias.theta))
     tensors = (q, k, v, *phi, bias.key, bias.query, bias.value, coords.detach())
     return _attend(tensors, setting, diagonal=bias.self_bias)
 
@@ -116,15 +116,10 @@ def _diagonal(
     if setting.codes is not None:
         stay = dropout.keep(setting.codes.row, setting.codes.col, setting.dropout_p)
         v = v * (stay.to(v.dtype) / (1 - setting.dropout_p)).unsqueeze(-1)
-    return _Share(v, (_wide(q) * _wide(k)).sum(-1) * (setting.scale * LOG2E))
+    return _Share(v, (wide(q) * wide(k)).sum(-1) * (setting.scale * LOG2E))
 
 
 def _dot(
     vectors: Float[Tensor, "bags heads tiles dim"], direction: Float[Tensor, "heads dim"]
 ) -> Float[Tensor, "bags heads tiles"]:
-    return torch.matmul(_wide(vectors), _wide(direction).unsqueeze(-1)).squeeze(-1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return torch.matmul(wide(vectors), wide(direction).unsqueeze(-1)).squeeze(-1)

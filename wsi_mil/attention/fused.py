@@ -8,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsi_mil.attention.dropout import threshold
-from wsi_mil.attention.fused_kernels import COLS, LOW, ROWS, Inputs, Known, Made, Scratch, Sums, attend, retrace
+from wsi_mil.attention.fused_arrays import COLS, LOW, ROWS, Inputs, Known, Made, Scratch, Sums
+from wsi_mil.attention.fused_kernels import attend, retrace
 from wsi_mil.attention.fused_math import WIDTH
 from wsi_mil.attention.fused_schedule import schedule, share_out
-from wsi_mil.attention.operands import Gradients, Operands, Part, Retrace, Task
-
-LOG2E = math.log2(math.e)
+from wsi_mil.attention.operands import LOG2E, Gradients, Operands, Part, Retrace, Task
 
 
 def forward(operands: Operands, task: Task) -> Part:

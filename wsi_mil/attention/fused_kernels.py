@@ -6,30 +6,24 @@ function call that stays one.
 
 import warnings
 from pathlib import Path
-from typing import NamedTuple, no_type_check
+from typing import no_type_check
 
 import numpy as np
 import xxhash
-from jaxtyping import Float32, Float64, UInt32
 from numba import njit
 
 from wsi_mil.attention.dropout import MULTIPLIERS
-from wsi_mil.attention.fused_math import FASTMATH, HEIGHT, WIDTH, exp2, greater, matmul
+from wsi_mil.attention.fused_arrays import DISTANCE, FATE, PHI
+from wsi_mil.attention.fused_math import FASTMATH, WIDTH, exp2, greater, matmul
 from wsi_mil.attention.fused_schedule import finish, take
 
-ROWS, COLS = 32 * HEIGHT, 64 * HEIGHT
-"""Tiles per block: scores and their gradients stay in a second-level cache of 1 MB."""
-LOW = np.float32(-1e30)
-"""Stands for the greatest score of a row that has met none yet."""
-# Lines of scratch: distances, three phis and the fates of dropout.
-_DISTANCE, _PHI, _FATE = 0, 1, 4
 _MASKED = np.float32(-3e38)
 """Stands for the score of a pair that is none: its weight is exactly 0."""
 
 _SOURCES = xxhash.xxh3_64_hexdigest(
     b"".join(
         Path(__file__).with_name(f"{name}.py").read_bytes()
-        for name in ("fused_kernels", "fused_math", "fused_schedule", "dropout")
+        for name in ("fused_kernels", "fused_arrays", "fused_math", "fused_schedule", "dropout")
     )
 )
 
@@ -55,76 +49,6 @@ _compiled = njit(nogil=True, error_model="numpy", fastmath=FASTMATH)
 _inlined = njit(inline="always", nogil=True, error_model="numpy", fastmath=FASTMATH)
 
 
-class Inputs(NamedTuple):
-    """The operands; dimensions padded with zeros to a multiple of `WIDTH`."""
-
-    q: Float32[np.ndarray, "heads tiles dim"]
-    k: Float32[np.ndarray, "heads tiles dim"]
-    v: Float32[np.ndarray, "heads tiles dim_v"]
-    k_across: Float32[np.ndarray, "heads dim more_tiles"]
-    """k with a row per dimension and at least `WIDTH` columns to spare."""
-    row: Float32[np.ndarray, "heads tiles"]
-    col: Float32[np.ndarray, "heads tiles"]
-    slope: Float32[np.ndarray, "phis heads"]
-    """Of the exponent of two in ``phi = 1 / (1 + 2 ** (slope * (distance - theta)))``."""
-    theta: Float32[np.ndarray, "phis heads"]
-    xy: Float32[np.ndarray, "2 tiles"]
-    row_code: UInt32[np.ndarray, "heads tiles"]
-    """Of no length without dropout."""
-    col_code: UInt32[np.ndarray, "heads tiles"]
-    threshold: np.int32
-    kept: np.float32
-    """The factor of weights that dropout keeps."""
-    diagonal: bool
-
-
-class Sums(NamedTuple):
-    """What the forward pass keeps of each row: the greatest score, and sums relative to it."""
-
-    best: Float32[np.ndarray, "heads tiles"]
-    total: Float32[np.ndarray, "heads tiles"]
-    kept: Float32[np.ndarray, "heads tiles"]
-    far: Float32[np.ndarray, "heads tiles"]
-    value: Float32[np.ndarray, "heads tiles dim_v"]
-
-
-class Known(NamedTuple):
-    """What the backward pass knows of each row, and v with a row per dimension."""
-
-    lse: Float32[np.ndarray, "heads tiles"]
-    steady: Float32[np.ndarray, "heads tiles"]
-    kept: Float32[np.ndarray, "heads tiles"]
-    far: Float32[np.ndarray, "heads tiles"]
-    value: Float32[np.ndarray, "heads tiles dim_v"]
-    v_across: Float32[np.ndarray, "heads dim_v more_tiles"]
-
-
-class Made(NamedTuple):
-    """Gradients, in the unit of scores."""
-
-    q: Float32[np.ndarray, "heads tiles dim"]
-    k: Float32[np.ndarray, "heads tiles dim"]
-    v: Float32[np.ndarray, "heads tiles dim_v"]
-    row: Float32[np.ndarray, "heads tiles"]
-    col: Float32[np.ndarray, "heads tiles"]
-    exponent: Float64[np.ndarray, "row_blocks heads 3 2"]
-    """Of the exponents of phi for key, query and value: alone, and times distance."""
-
-
-class Scratch(NamedTuple):
-    """Of one thread."""
-
-    pairs: Float32[np.ndarray, "2 rows cols"]
-    lines: Float32[np.ndarray, "5 cols"]
-    """Of one row of a block."""
-
-    @classmethod
-    def new(cls) -> "Scratch":
-        lines = np.zeros((5, COLS), np.float32)
-        lines[_FATE] = 1
-        return cls(np.empty((2, ROWS, COLS), np.float32), lines)
-
-
 @_inlined
 @no_type_check
 def _measure(x, y, xs, ys, slopes, thetas, lines):
@@ -132,11 +56,11 @@ def _measure(x, y, xs, ys, slopes, thetas, lines):
     width = len(xs)
     for j in range(width):
         across, down = xs[j] - x, ys[j] - y
-        lines[_DISTANCE, j] = np.sqrt(across * across + down * down)
+        lines[DISTANCE, j] = np.sqrt(across * across + down * down)
     for index in range(len(slopes)):
         slope, theta = slopes[index], thetas[index]
         for j in range(width):
-            lines[_PHI + index, j] = np.float32(1) / (np.float32(1) + exp2(slope * (lines[_DISTANCE, j] - theta)))
+            lines[PHI + index, j] = np.float32(1) / (np.float32(1) + exp2(slope * (lines[DISTANCE, j] - theta)))
 
 
 @_inlined
@@ -167,7 +91,7 @@ def _view(given, head, here, there):
 def _phis(given, lines):
     """The lines with the phi of key, query and value; without distances all are zero."""
     count = len(given.slope)
-    return lines[_PHI], lines[_PHI + (count > 1)], lines[_PHI + 2 * (count > 1)]
+    return lines[PHI], lines[PHI + (count > 1)], lines[PHI + 2 * (count > 1)]
 
 
 @_inlined
@@ -178,7 +102,7 @@ def _prepare(view, i, threshold, kept, lines):
     if len(slopes):
         _measure(x[i], y[i], xs, ys, slopes, thetas, lines)
     if len(row_code):
-        _decide(row_code[i], col_code, threshold, kept, lines[_FATE])
+        _decide(row_code[i], col_code, threshold, kept, lines[FATE])
 
 
 @_inlined
@@ -207,7 +131,7 @@ def _attend(given, sums, head, top, left, width, scores, lines):
     """Scores of a block become weights, and the sums of its rows grow."""
     here, there = slice(top, top + len(scores)), slice(left, left + width)
     view, row, cols = _view(given, head, here, there), given.row[head, here], given.col[head, there]
-    phis, fates = _phis(given, lines), lines[_FATE]
+    phis, fates = _phis(given, lines), lines[FATE]
     greatest, totals, kepts = sums.best[head, here], sums.total[head, here], sums.kept[head, here]
     fars, values = sums.far[head, here], sums.value[head, here]
     for i in range(len(scores)):
@@ -276,7 +200,7 @@ def _retrace(given, known, made, head, place, top, left, width, weights, changes
     """Scores of a block become weights, the gradients of weights those of scores, and the gradients of phi grow."""
     here, there = slice(top, top + len(weights)), slice(left, left + width)
     view, row, cols = _view(given, head, here, there), given.row[head, here], given.col[head, there]
-    distances, phis, fates = lines[_DISTANCE], _phis(given, lines), lines[_FATE]
+    distances, phis, fates = lines[DISTANCE], _phis(given, lines), lines[FATE]
     lse, steady, of_kept, of_far = (
         known.lse[head, here],
         known.steady[head, here],

@@ -13,11 +13,14 @@ where ``kept_ij`` is 1, or with dropout 0 or 1 / (1 - p). ``weight``, ``value`` 
 one slide, pairs of two slides) are joined by their ``lse`` afterwards, which makes ``lse`` an output with a gradient.
 """
 
+import math
 from typing import NamedTuple
 
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+LOG2E = math.log2(math.e)
+"""Scores of backends are exponents of two: this many times those of the softmax."""
 Runs = tuple[tuple[tuple[int, int], ...], ...]
 """Per bag, the start and stop of each of its slides among the packed tiles."""
 

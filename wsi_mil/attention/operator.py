@@ -5,7 +5,6 @@ tile, and choosing the code that computes, happen inside. Its gradient is writte
 dozen arrays of the size of the queries are all that attention needs beside its inputs.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 
 from wsi_mil.attention.backends import TAKES_HALF, choose, module_of
-from wsi_mil.attention.operands import Gradients, Operands, Retrace, Task
+from wsi_mil.attention.checks import wide, wide_dtype
+from wsi_mil.attention.operands import LOG2E, Gradients, Operands, Retrace, Task
 from wsi_mil.attention.packing import Packing, plan
 from wsi_mil.errors import OptionError
-
-LOG2E = math.log2(math.e)
 
 
 class _Inputs(NamedTuple):
@@ -65,7 +63,7 @@ def _attend(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = _Inputs(*arguments)
     packing, backend = _plan(inputs), choose(inputs.backend, inputs.q, inputs.v)
     part = module_of(backend).forward(_operands(inputs, packing, backend), _task(inputs, packing))
-    value = _wide(part.value)
+    value = wide(part.value)
     if inputs.value is not None:
         value.baddbmm_(torch.stack((part.far, part.kept), dim=-1), _away_and_near(inputs.value))
     return packing.unpack(value.to(inputs.v.dtype)), *map(packing.unpack, part[1:])
@@ -76,9 +74,9 @@ def _attend_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = _Inputs(*arguments[: len(_Inputs._fields)])
     packing, backend = _plan(inputs), choose(inputs.backend, inputs.q, inputs.v)
     value, far, kept, lse, of_value, of_lse = map(packing.pack, arguments[len(_Inputs._fields) :])
-    of_value = _rows(_wide(of_value))
+    of_value = _rows(wide(of_value))
     # einsum, unlike a product and a sum, makes no array of the size of the values.
-    steady = torch.einsum("htd,htd->ht", of_value, _wide(value)).sub_(of_lse, alpha=LOG2E)
+    steady = torch.einsum("htd,htd->ht", of_value, wide(value)).sub_(of_lse, alpha=LOG2E)
     of_far, of_kept, of_table = torch.zeros_like(far), torch.zeros_like(kept), None
     if inputs.value is not None:
         of_far, of_kept = torch.bmm(of_value, _away_and_near(inputs.value).mT).movedim(-1, 0).contiguous()
@@ -101,16 +99,16 @@ def _attend_backward(*arguments: Any) -> tuple[Tensor, ...]:
 def _operands(inputs: _Inputs, packing: Packing, backend: str) -> Operands:
     """Reduce tables to numbers per tile: see `wsi_mil.attention.factored`."""
     q, k, v = (_rows(packing.pack(tensor)) for tensor in inputs[:3])
-    dtype = q.dtype if backend in TAKES_HALF else torch.promote_types(q.dtype, torch.float32)
+    dtype = q.dtype if backend in TAKES_HALF else wide_dtype(q)
     row = col = None
     if inputs.key is not None:
-        row = _dot(_wide(q), inputs.scale * _away_and_near(inputs.key)[:, 0])
+        row = _dot(wide(q), inputs.scale * _away_and_near(inputs.key)[:, 0])
     if inputs.query is None:
-        queries = _wide(q) * inputs.scale
+        queries = wide(q) * inputs.scale
     else:
         away, near = (inputs.scale * _away_and_near(inputs.query)).unbind(1)
-        queries = torch.add(near.unsqueeze(1), _wide(q), alpha=inputs.scale)
-        col = _dot(_wide(k), away)
+        queries = torch.add(near.unsqueeze(1), wide(q), alpha=inputs.scale)
+        col = _dot(wide(k), away)
     xy = None if inputs.coords is None else _near_origin(packing, inputs.coords).to(queries.dtype)
     codes = (each if each is None else packing.pack(each).contiguous() for each in (inputs.row_code, inputs.col_code))
     return Operands(queries.to(dtype), k.to(dtype), v.to(dtype), row, col, inputs.beta, inputs.theta, xy, *codes)
@@ -121,13 +119,13 @@ def _through_tables(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q, k and of the tables of key and query, from those of the operands."""
     scale, of_key, of_query = inputs.scale, None, None
-    of_q, of_k = _wide(made.q).mul_(scale), _wide(made.k)
+    of_q, of_k = wide(made.q).mul_(scale), wide(made.k)
     if inputs.query is not None and made.col is not None:
-        of_away = torch.bmm(made.col.unsqueeze(1), _wide(packing.pack(inputs.k))).squeeze(1) * scale
+        of_away = torch.bmm(made.col.unsqueeze(1), wide(packing.pack(inputs.k))).squeeze(1) * scale
         of_query = _of_table(of_away, of_q.sum(dim=1))  # near is added to every query
         of_k.baddbmm_(made.col.unsqueeze(-1), _away_and_near(inputs.query)[:, :1], alpha=scale)
     if inputs.key is not None and made.row is not None:
-        of_away = torch.bmm(made.row.unsqueeze(1), _wide(packing.pack(inputs.q))).squeeze(1) * scale
+        of_away = torch.bmm(made.row.unsqueeze(1), wide(packing.pack(inputs.q))).squeeze(1) * scale
         of_key = _of_table(of_away, torch.zeros_like(of_away))
         of_q.baddbmm_(made.row.unsqueeze(-1), _away_and_near(inputs.key)[:, :1], alpha=scale)
     return of_q, of_k, of_key, of_query
@@ -152,7 +150,7 @@ def _near_origin(packing: Packing, coords: Tensor) -> Tensor:
 
 def _away_and_near(table: Tensor) -> Tensor:
     """Far minus near, and near (heads, 2, dim): what phi and 1 multiply."""
-    return _wide(torch.stack((table[:, 0] - table[:, 1], table[:, 1]), dim=1))
+    return wide(torch.stack((table[:, 0] - table[:, 1], table[:, 1]), dim=1))
 
 
 def _of_table(of_away: Tensor, of_near: Tensor) -> Tensor:
@@ -164,11 +162,6 @@ def _dot(vectors: Tensor, direction: Tensor) -> Tensor:
     return torch.bmm(vectors, direction.unsqueeze(-1)).squeeze(-1)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _rows(tensor: Tensor) -> Tensor:
     """As it is if the numbers of a tile lie side by side, else copied."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
@@ -176,7 +169,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _attend_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     q, _, v = arguments[:3]
-    sums = torch.promote_types(q.dtype, torch.float32)
+    sums = wide_dtype(q)
     return v.new_empty(v.shape), *(q.new_empty(q.shape[:3], dtype=sums) for _ in range(3))
 
 

@@ -1,11 +1,11 @@
-"""What attention looks at, without an array of all pairs: some rows at a time, each in full.
+"""What attention looks at, without an array of all pairs.
 
 These take what `distance_attention` takes, but no values: attention is decided by queries, keys and distances. They are
 for looking, not for learning: nothing here has a gradient.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wsi_mil.attention.bias import DistanceBias
 from wsi_mil.attention.checks import real_coords, require_operands, wide_bias, wide_dtype
+from wsi_mil.attention.public import distance_attention
 from wsi_mil.attention.reference import row_weights
 from wsi_mil.errors import OptionError
 
@@ -54,15 +55,34 @@ def attention_received(
     Returns:
         Shares that sum to 1 over the tiles of each bag and head (to the sum of ``row_share``); 0 on padding.
     """
+    require_operands(q, k, None, coords, bias, mask, slide)
     real = torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
-    share = real.to(wide_dtype(q)) if row_share is None else row_share.to(wide_dtype(q)).masked_fill(~real, 0.0)
+    if row_share is not None and row_share.shape != real.shape:
+        raise ValueError(f"row_share has shape {tuple(row_share.shape)}, with this q it has to be {tuple(real.shape)}")
+    share = real if row_share is None else row_share.masked_fill(~real, 0.0)
+    share = share.to(wide_dtype(q))
     if row_share is None:
         share = share / share.sum(dim=1, keepdim=True).clamp_min(1)
-    received = q.new_zeros(q.shape[:3], dtype=wide_dtype(q))
-    every = torch.arange(q.shape[2], device=q.device)
-    for rows, weights in _in_chunks(q, k, coords, bias, every, scale, mask, slide):
-        received += (share[:, None, rows, None] * weights).sum(dim=2)
-    return received
+    # Tensors of inference mode cannot be differentiated, copies made outside it can.
+    with torch.inference_mode(False), torch.enable_grad():
+        q, k = (tensor.detach().to(wide_dtype(q), copy=True) for tensor in (q, k))
+        coords, mask, slide, share = _copy(coords), _copy(mask), _copy(slide), _copy(share)
+        if bias is not None:  # of the scores: weights do not depend on what is added to values
+            scores = (_copy(bias.beta), _copy(bias.theta), _copy(bias.key), _copy(bias.query))
+            bias = DistanceBias(*scores, value=None, self_bias=bias.self_bias)
+        # Sums of columns are the gradient of values of 1, and that code is linear and fast.
+        ones = q.new_ones((*q.shape[:3], 1), requires_grad=True)
+        attended = distance_attention(q, k, ones, coords, bias, scale=scale, mask=mask, slide=slide)
+        (received,) = torch.autograd.grad(attended, ones, share[:, None, :, None].expand_as(attended))
+    return received.squeeze(-1)
+
+
+@overload
+def _copy(tensor: Tensor) -> Tensor: ...
+@overload
+def _copy(tensor: None) -> None: ...
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
 
 
 @torch.no_grad()

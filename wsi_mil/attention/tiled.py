@@ -16,9 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsi_mil.attention.dropout import keep
-from wsi_mil.attention.operands import Gradients, Operands, Part, Retrace, Task
+from wsi_mil.attention.operands import LOG2E, Gradients, Operands, Part, Retrace, Task
 
-LOG2E = math.log2(math.e)
 # Tiles per side: enough that starting an operation costs little, few enough that some arrays of pairs stay in cache.
 BLOCK = {"cpu": 512}
 _LARGE_BLOCK = 2048  # of every other device
