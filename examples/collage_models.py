@@ -1,0 +1,127 @@
+"""Models of MNIST-COLLAGE: the published network that reads digits, with any aggregator of the registry behind it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from collage_data import CANVAS_PX, DIGIT_PX
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsi_mil.aggregators import Aggregator, Output, build
+from wsi_mil.bags import Batch
+
+DIAGONAL_PX = CANVAS_PX * math.sqrt(2)
+_FEATURES = 32
+
+
+def digit_reader() -> nn.Sequential:
+    """The published network from images (digits, 1, 28, 28) to features (digits, 32): 15,552 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 10, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout2d(0.1),
+        nn.Conv2d(10, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(320, _FEATURES),
+        nn.ReLU(),
+    )
+
+
+class CollageModel(Aggregator):
+    """Reads digits, then aggregates; both learn together. Coordinates in um are pixels here.
+
+    Args:
+        name: a key of `wsi_mil.aggregators.AGGREGATORS`.
+        options: those of that aggregator.
+    """
+
+    standardises = False
+
+    def __init__(self, name: str, options: dict[str, Any]):
+        aggregator = build(name, _FEATURES, 2, **options)
+        super().__init__(DIGIT_PX**2, 2, aggregator.params)
+        self.read, self.aggregator = digit_reader(), aggregator
+
+    @property
+    def uses_position(self) -> str:  # type: ignore[override]
+        """As the aggregator declares."""
+        return self.aggregator.uses_position
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and attention of each collage."""
+        return self.aggregator(batch._replace(features=self.features(batch)))
+
+    def features(self, batch: Batch) -> Float[Tensor, "bags digits 32"]:
+        """What is read from each digit; 0 on padding."""
+        images = batch.features[batch.mask].unflatten(1, (1, DIGIT_PX, DIGIT_PX))
+        read = self.read(images)
+        features = read.new_zeros((*batch.mask.shape, _FEATURES))
+        features[batch.mask] = read
+        return features
+
+
+@dataclass(frozen=True)
+class Published:
+    """How a model of the published table was made and trained, and what it reached on COLLAGE and INV."""
+
+    lr: float
+    weight_decay: float
+    options: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean and standard deviation over five seeds, by variant."""
+    lookahead: bool = False
+    """RAdam with Lookahead instead of AdamW."""
+
+
+def _attention(width: int) -> dict[str, Any]:
+    """Self-attention as published: on the features themselves, one head, no layer behind it."""
+    return {
+        "projection": False,
+        "mix": False,
+        "scale_by_input": True,
+        "heads": 1,
+        "head_dim": width,
+        "value_dim": _FEATURES,
+        "dropout": 0.0,
+    }
+
+
+def _row(collage: tuple[float, float], inv: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    return {"collage": collage, "inv": inv}
+
+
+_POOL = {"hidden": 0, "dropout": 0.0}
+_COMPLETE = {"neighbours": 0, "dropout": 0.0}  # the published graphs join every two digits
+
+# Section 2.3 of the published table; MIL-GNN is its row with deep supervision.
+PUBLISHED = {
+    "max": Published(1e-4, 0.01, _POOL, _row((0.828, 0.033), (0.788, 0.029))),
+    "abmil": Published(1e-4, 0.001, {**_POOL, "attention": 15}, _row((0.740, 0.010), (0.692, 0.015))),
+    "gat": Published(1e-3, 0.1, {**_COMPLETE, "hidden": 20}, _row((0.758, 0.041), (0.716, 0.018))),
+    "gcn": Published(
+        1e-3, 0.1, {**_COMPLETE, "hidden": 15, "distance_weights": True}, _row((0.790, 0.058), (0.794, 0.036))
+    ),
+    "mil-gnn": Published(1e-3, 0.01, {**_COMPLETE, "hidden": 20, "clusters": 1}, _row((0.656, 0.123), (0.756, 0.019))),
+    "iset-transformer": Published(1e-4, 0.1, {"hidden": 15, "heads": 1}, _row((0.734, 0.040), (0.720, 0.016))),
+    "set-transformer": Published(1e-3, 0.1, {"hidden": 10, "heads": 1}, _row((0.832, 0.041), (0.792, 0.045))),
+    "self-attention": Published(1e-3, 0.1, _attention(10), _row((0.848, 0.024), (0.786, 0.077))),
+    "self-attention-axial": Published(
+        1e-4, 0.1, {**_attention(15), "unit_um": 1.0}, _row((0.786, 0.051), (0.774, 0.015))
+    ),
+    "self-attention-fourier": Published(
+        1e-3, 0.001, {**_attention(15), "unit_um": 1.0}, _row((0.820, 0.022), (0.808, 0.029))
+    ),
+    "relative-discrete": Published(
+        1e-4, 0.1, {**_attention(10), "max_distance_um": DIAGONAL_PX}, _row((0.926, 0.030), (0.846, 0.060))
+    ),
+    "transmil-paper": Published(1e-4, 0.1, {}, _row((0.728, 0.054), (0.742, 0.053)), lookahead=True),
+    "das-mil-paper": Published(
+        1e-3, 0.01, {"hidden": 0, "value_dim": 32, "max_distance_um": DIAGONAL_PX}, _row((0.958, 0.013), (0.906, 0.034))
+    ),
+}
