@@ -15,8 +15,11 @@ from wsi_mil.errors import OptionError
 
 DIM, CLASSES = 12, 3
 POOLINGS = ("max", "attention", "log-sum-exp")
+PUBLISHED = {"projection": False, "mix": False, "heads": 1, "head_dim": 10, "value_dim": 32, "scale_by_input": True}
 VARIANTS = {
     **{name: (name, {}) for name in AGGREGATORS},
+    # On so small a grid its first frequencies, per tile, hardly tell tiles apart.
+    "self-attention-fourier": ("self-attention-fourier", {"unit_um": 25.6}),
     **{f"das-mil, {pooling}": ("das-mil", {"pooling": pooling}) for pooling in POOLINGS[1:]},
     "das-mil, one head, values only": ("das-mil", {"heads": 1, "key_bias": False, "query_bias": False}),
     "das-mil, one head, no bias to itself": ("das-mil", {"heads": 1, "self_bias": False}),
@@ -24,6 +27,14 @@ VARIANTS = {
     "das-mil, no projection": ("das-mil", {"projection": False}),
     "das-mil-paper, mean, two heads": ("das-mil-paper", {"pooling": "mean", "heads": 2, "max_distance_um": 4000.0}),
     "self-attention, attention": ("self-attention", {"pooling": "attention"}),
+    "das-mil, nothing mixed": ("das-mil", {**PUBLISHED, "query_bias": True, "pooling": "attention"}),
+    "das-mil-paper, no projection": ("das-mil-paper", {"hidden": 0}),
+    "relative-discrete, keys only, five bins": (
+        "relative-discrete",
+        {"bins": 5, "max_distance_um": 5000.0, "query_bias": False, "value_bias": False, "self_bias": True},
+    ),
+    **{f"{name}, no projection": (name, {"hidden": 0}) for name in ("abmil", "abmil-gated", "max", "mean")},
+    **{f"{name}, as published": (name, PUBLISHED) for name in AGGREGATORS if name.startswith(("self-", "relative-"))},
 }
 
 
@@ -153,6 +164,8 @@ def test_pixels_do_not_matter_only_micrometres_do(model, tmp_path):
 
 
 def test_tiles_of_other_slides_have_no_distance(model):
+    if model.uses_position == "absolute":
+        pytest.skip("declares that it uses positions in the frame of each slide")
     batch = collate([bag(12, 1)])
     apart = batch._replace(slide=torch.arange(12).unsqueeze(0) // 6)
     moved = apart._replace(coords_um=apart.coords_um + 9000.0 * (apart.slide == 1).unsqueeze(-1))
@@ -231,11 +244,18 @@ def test_unknown_names_and_options_are_refused_with_the_known_ones():
         ({"length_scales_um": (100.0, 200.0)}, "length_scales_um.*4 positive"),
         ({"length_scales_um": (100.0, 200.0, 0.0, 1.0)}, "length_scales_um.*4 positive"),
         ({"key_bias": False, "query_bias": False, "value_bias": False}, "self-attention"),
+        ({"value_dim": -1}, "value_dim -1: give a whole number of at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(options, named):
     with pytest.raises(OptionError, match=named):
         build("das-mil", DIM, 2, **options)
+
+
+@pytest.mark.parametrize("name", ["abmil", "abmil-gated", "max", "mean"])
+def test_a_width_below_none_is_refused(name):
+    with pytest.raises(OptionError, match="hidden -1: give a whole number of at least 0"):
+        build(name, DIM, 2, hidden=-1)
 
 
 def test_params_are_frozen_and_say_the_length_scales_of_every_head():
@@ -281,13 +301,28 @@ def test_without_projection_attention_is_on_the_features_themselves(name):
     assert (model.mix[0].in_features, model.mix[0].out_features) == (DIM + 128, 20)
 
 
-@pytest.mark.parametrize("name", ["das-mil", "self-attention"])
+@pytest.mark.parametrize("name", ["abmil", "abmil-gated", "das-mil-paper", "max", "mean"])
+def test_without_projection_features_pass_as_they_are(name):
+    model = build(name, DIM, CLASSES, hidden=0)
+    batch = collate([bag(9)])
+    assert torch.equal(model.project(model.standardise(batch)), batch.features)
+
+
+@pytest.mark.parametrize("name", ["das-mil", "relative-discrete", "self-attention"])
 def test_attention_weights_are_dropped_in_training_if_asked(name):
     batch = collate([bag(23)])
     dropping, keeping = (build(name, DIM, CLASSES, dropout=0.0, attention_dropout=share) for share in (0.5, 0.0))
     keeping.load_state_dict(dropping.state_dict())
     assert not torch.equal(dropping(batch).logits, dropping(batch).logits)
     assert torch.equal(dropping.eval()(batch).logits, keeping(batch).logits)
+
+
+@pytest.mark.parametrize("name", ["max", "mean"])
+def test_published_pooling_is_a_linear_unit_per_class_on_the_pooled_features(name):
+    model, batch = build(name, DIM, CLASSES, hidden=0), collate([bag(9)])
+    assert sum(parameter.numel() for parameter in model.parameters()) == CLASSES * (DIM + 1)
+    pooled = batch.features.amax(1) if name == "max" else batch.features.mean(1)
+    assert_same(model(batch).logits, pooled @ model.classify.weight.T + model.classify.bias)
 
 
 # ---- poolings

@@ -191,7 +191,7 @@ def test_which_of_the_66_cases_run(capsys):
         print(f"\n{len(here)} of {len(every)} oracles run on attention, by backend {by_backend};")
         print(f"skipped, because not installed: {', '.join(absent) or 'none'};")
         print(f"{len(whole)} whole networks (e2e*) in test_das_mil_paper.py;")
-        print(f"{len(discrete)} of discrete distances (disc10*) belong to an aggregator that does not exist yet")
+        print(f"{len(discrete)} of discrete distances (disc10*) in test_attention_discrete.py")
 
 
 # ---- the definition

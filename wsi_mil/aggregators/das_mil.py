@@ -67,10 +67,10 @@ class DasMil(SelfAttention):
         log_scales = torch.tensor(params.length_scales_um).log()
         self.log_theta_um = nn.Parameter(log_scales.repeat(3, 1) if params.separate_phi else log_scales)
         self.log_slope = nn.Parameter(torch.full_like(self.log_theta_um, math.log(4.0)))
-        shape = (params.heads, 2, params.head_dim)
-        self.key_table = nn.Parameter(torch.zeros(shape)) if params.key_bias else None
-        self.query_table = nn.Parameter(torch.zeros(shape)) if params.query_bias else None
-        self.value_table = nn.Parameter(torch.randn(shape)) if params.value_bias else None
+        scores, values = ((params.heads, 2, width) for width in (params.head_dim, params.value_width))
+        self.key_table = nn.Parameter(torch.zeros(scores)) if params.key_bias else None
+        self.query_table = nn.Parameter(torch.zeros(scores)) if params.query_bias else None
+        self.value_table = nn.Parameter(torch.randn(values)) if params.value_bias else None
 
     def distance_bias(self) -> DistanceBias:
         """Near and far of each head, in micrometres."""

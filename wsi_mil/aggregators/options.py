@@ -12,6 +12,13 @@ def require_counts(**values: int) -> None:
             raise OptionError(f"{name} {value}: give a whole number of at least 1")
 
 
+def require_sizes(**values: int) -> None:
+    """Refuse a size below 0, by name; 0 means that there is no such thing, or another size instead."""
+    for name, value in values.items():
+        if value < 0:
+            raise OptionError(f"{name} {value}: give a whole number of at least 0")
+
+
 def require_positive(**values: float) -> None:
     """Refuse a number that is not above 0 and finite, by name."""
     for name, value in values.items():

@@ -115,8 +115,8 @@ def row_weights(
     scores = queries @ k.mT
     if bias is None:
         nothing = torch.zeros_like(scores[:, :1])
-        return RowWeights(_softmax(scores * scale, mask, rows), nothing, nothing)
-    biased = _biased_pairs(coords, rows, bias.self_bias, slide, _edge_mask).to(q.dtype)
+        return RowWeights(softmax_over_real(scores * scale, mask, rows), nothing, nothing)
+    biased = biased_pairs(coords, rows, bias.self_bias, slide, _edge_mask).to(q.dtype)
     far_key, far_query, far_value = (phi * biased for phi in _phis(coords.masked_fill(~mask[..., None], 0), rows, bias))
     if bias.key is not None:
         away, near = _products(queries, bias.key)
@@ -124,24 +124,29 @@ def row_weights(
     if bias.query is not None:
         away, near = _products(k, bias.query)
         scores = scores + far_query * away.unsqueeze(-2) + biased * near.unsqueeze(-2)
-    return RowWeights(_softmax(scores * scale, mask, rows), far_value, biased)
+    return RowWeights(softmax_over_real(scores * scale, mask, rows), far_value, biased)
 
 
 def _phis(coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"], bias: DistanceBias) -> list[Pairs]:
-    """phi of key, query and value. Differences are taken before squaring: nothing cancels far from the origin."""
-    x, y = coords.detach().unbind(-1)
-    distance = torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None]).unsqueeze(1).to(bias.beta)
+    """phi of key, query and value."""
+    distance = distances(coords, rows).unsqueeze(1).to(bias.beta)
     slopes, levels = (torch.atleast_2d(parameter)[..., None, None] for parameter in (bias.beta, bias.theta))
     phis = [torch.sigmoid(slope * (distance - level)) for slope, level in zip(slopes, levels, strict=True)]
     return phis if len(phis) == 3 else phis * 3
 
 
-def _biased_pairs(
+def distances(coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"]) -> Num[Tensor, "bags rows tiles"]:
+    """Of chosen tiles to all. Differences are taken before squaring: nothing cancels far from the origin."""
+    x, y = coords.detach().unbind(-1)
+    return torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None])
+
+
+def biased_pairs(
     coords: Num[Tensor, "bags tiles 2"],
     rows: Int[Tensor, " rows"],
     self_bias: bool,
     slide: Int[Tensor, "bags tiles"] | None,
-    edge_mask: Bool[Tensor, "bags tiles tiles"] | None,
+    edge_mask: Bool[Tensor, "bags tiles tiles"] | None = None,
 ) -> Bool[Tensor, "bags 1 rows tiles"]:
     """Which pairs of tiles carry a bias."""
     bags, tiles = coords.shape[:2]
@@ -163,7 +168,7 @@ def _products(
     return away, near
 
 
-def _softmax(scores: Pairs, mask: Bool[Tensor, "bags tiles"], rows: Int[Tensor, " rows"]) -> Pairs:
+def softmax_over_real(scores: Pairs, mask: Bool[Tensor, "bags tiles"], rows: Int[Tensor, " rows"]) -> Pairs:
     """Softmax over real keys; rows of padding, and rows without any real key, are 0."""
     keys, queries = mask[:, None, None, :], mask[:, None, rows, None]
     weights = torch.softmax(scores.masked_fill(~keys, torch.finfo(scores.dtype).min), dim=-1)
