@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_mil import store
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, build
@@ -24,6 +25,8 @@ VARIANTS = {
     "das-mil, no projection": ("das-mil", {"projection": False}),
     "das-mil-paper, mean, two heads": ("das-mil-paper", {"pooling": "mean", "heads": 2, "max_distance_um": 4000.0}),
     "self-attention, attention": ("self-attention", {"pooling": "attention"}),
+    "set-transformer, published": ("set-transformer", {"hidden": 10, "heads": 1}),
+    "iset-transformer, published": ("iset-transformer", {"hidden": 15, "heads": 1}),
 }
 
 
@@ -173,6 +176,32 @@ def test_gradients_reach_every_parameter(model):
     (model(batch).logits * torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(0))).sum().backward()
     starved = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not starved
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest array that torch makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.size = max(self.size, one.numel())
+        return made
+
+
+@pytest.mark.parametrize("name", ["set-transformer", "iset-transformer"])
+def test_no_array_of_all_pairs_of_tiles_is_made(name):
+    tiles, sizes = 400, []
+    for copies in (1, 2):
+        one = bag(tiles)
+        coords = torch.cat([one.coords_um + 8000.0 * copy for copy in range(copies)])
+        many = one._replace(features=one.features.repeat(copies, 1), coords_um=coords)
+        with Largest() as largest:
+            build(name, DIM, CLASSES, hidden=8)(collate([many])).logits.sum().backward()
+        sizes.append(largest.size)
+    assert sizes[1] <= 2 * sizes[0] < tiles**2
 
 
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):

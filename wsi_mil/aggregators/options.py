@@ -30,3 +30,9 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
         raise OptionError(f"{name} {value}: choose one of {', '.join(choices)}")
+
+
+def require_heads(hidden: int, heads: int) -> None:
+    """Refuse a width that heads cannot share evenly."""
+    if hidden % heads:
+        raise OptionError(f"hidden {hidden}, heads {heads}: give a width that is a multiple of the heads")
