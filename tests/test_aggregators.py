@@ -27,6 +27,13 @@ VARIANTS = {
     "self-attention, attention": ("self-attention", {"pooling": "attention"}),
     "set-transformer, published": ("set-transformer", {"hidden": 10, "heads": 1}),
     "iset-transformer, published": ("iset-transformer", {"hidden": 15, "heads": 1}),
+    "gcn, published": ("gcn", {"neighbours": 0, "hidden": 15, "distance_weights": True}),
+    "gcn, all neighbours": ("gcn", {"neighbours": 0}),
+    "gcn, three layers, mean": ("gcn", {"neighbours": 3, "layers": 3, "pooling": "mean"}),
+    "gat, published": ("gat", {"neighbours": 0, "hidden": 20}),
+    "gat, heads": ("gat", {"neighbours": 5, "heads": 4}),
+    "mil-gnn, published": ("mil-gnn", {"neighbours": 0, "hidden": 20, "clusters": 1, "cluster_mean": False}),
+    "mil-gnn, sums": ("mil-gnn", {"cluster_mean": False}),
 }
 
 
@@ -191,7 +198,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("name", ["set-transformer", "iset-transformer"])
+@pytest.mark.parametrize("name", ["set-transformer", "iset-transformer", "gcn", "gat", "mil-gnn"])
 def test_no_array_of_all_pairs_of_tiles_is_made(name):
     tiles, sizes = 400, []
     for copies in (1, 2):
@@ -327,6 +334,14 @@ def test_max_pooling_gives_a_tile_the_share_of_features_that_it_won():
     pooled = max_pool(tiles, torch.tensor([[True, True, False]]))
     assert pooled.embedding.tolist() == [[3, 2, 5, 1]]
     assert pooled.attention.tolist() == [[0.625, 0.375, 0]]
+
+
+def test_max_pooling_can_call_a_tie_what_differs_by_rounding():
+    tiles, mask = torch.tensor([[[100.0, 1.0], [99.9995, 0.5]]]), torch.ones(1, 2, dtype=torch.bool)
+    assert max_pool(tiles, mask).attention.tolist() == [[1, 0]]
+    pooled = max_pool(tiles, mask, rounding=1e-5)
+    assert pooled.attention.tolist() == [[0.75, 0.25]]
+    assert pooled.embedding.tolist() == [[100, 1]]
 
 
 def test_mean_pooling_looks_at_all_real_tiles_alike():

@@ -12,7 +12,10 @@ from wsi_mil.aggregators.abmil import AbMil, GatedAbMil
 from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.das_mil import DasMil
 from wsi_mil.aggregators.das_mil_paper import DasMilPaper
+from wsi_mil.aggregators.gat import Gat
+from wsi_mil.aggregators.gcn import Gcn
 from wsi_mil.aggregators.inference import Answer, infer
+from wsi_mil.aggregators.mil_gnn import MilGnn
 from wsi_mil.aggregators.self_attention import SelfAttention
 from wsi_mil.aggregators.set_transformer import InducedSetTransformer, SetTransformer
 from wsi_mil.errors import OptionError
@@ -27,6 +30,9 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "self-attention": SelfAttention,
     "set-transformer": SetTransformer,
     "iset-transformer": InducedSetTransformer,
+    "gcn": Gcn,
+    "gat": Gat,
+    "mil-gnn": MilGnn,
 }
 
 
