@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_mil import store
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, build
@@ -35,6 +36,15 @@ VARIANTS = {
     ),
     **{f"{name}, no projection": (name, {"hidden": 0}) for name in ("abmil", "abmil-gated", "max", "mean")},
     **{f"{name}, as published": (name, PUBLISHED) for name in AGGREGATORS if name.startswith(("self-", "relative-"))},
+    "set-transformer, published": ("set-transformer", {"hidden": 10, "heads": 1}),
+    "iset-transformer, published": ("iset-transformer", {"hidden": 15, "heads": 1}),
+    "gcn, published": ("gcn", {"neighbours": 0, "hidden": 15, "distance_weights": True}),
+    "gcn, all neighbours": ("gcn", {"neighbours": 0}),
+    "gcn, three layers, mean": ("gcn", {"neighbours": 3, "layers": 3, "pooling": "mean"}),
+    "gat, published": ("gat", {"neighbours": 0, "hidden": 20}),
+    "gat, heads": ("gat", {"neighbours": 5, "heads": 4}),
+    "mil-gnn, published": ("mil-gnn", {"neighbours": 0, "hidden": 20, "clusters": 1, "cluster_mean": False}),
+    "mil-gnn, sums": ("mil-gnn", {"cluster_mean": False}),
 }
 
 
@@ -188,6 +198,32 @@ def test_gradients_reach_every_parameter(model):
     assert not starved
 
 
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest array that torch makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.size = max(self.size, one.numel())
+        return made
+
+
+@pytest.mark.parametrize("name", ["set-transformer", "iset-transformer", "gcn", "gat", "mil-gnn"])
+def test_no_array_of_all_pairs_of_tiles_is_made(name):
+    tiles, sizes = 400, []
+    for copies in (1, 2):
+        one = bag(tiles)
+        coords = torch.cat([one.coords_um + 8000.0 * copy for copy in range(copies)])
+        many = one._replace(features=one.features.repeat(copies, 1), coords_um=coords)
+        with Largest() as largest:
+            build(name, DIM, CLASSES, hidden=8)(collate([many])).logits.sum().backward()
+        sizes.append(largest.size)
+    assert sizes[1] <= 2 * sizes[0] < tiles**2
+
+
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     options = {field.name: getattr(model.params, field.name) for field in fields(model.params)}
@@ -333,6 +369,14 @@ def test_max_pooling_gives_a_tile_the_share_of_features_that_it_won():
     pooled = max_pool(tiles, torch.tensor([[True, True, False]]))
     assert pooled.embedding.tolist() == [[3, 2, 5, 1]]
     assert pooled.attention.tolist() == [[0.625, 0.375, 0]]
+
+
+def test_max_pooling_can_call_a_tie_what_differs_by_rounding():
+    tiles, mask = torch.tensor([[[100.0, 1.0], [99.9995, 0.5]]]), torch.ones(1, 2, dtype=torch.bool)
+    assert max_pool(tiles, mask).attention.tolist() == [[1, 0]]
+    pooled = max_pool(tiles, mask, rounding=1e-5)
+    assert pooled.attention.tolist() == [[0.75, 0.25]]
+    assert pooled.embedding.tolist() == [[100, 1]]
 
 
 def test_mean_pooling_looks_at_all_real_tiles_alike():

@@ -34,8 +34,9 @@ class Aggregator(nn.Module):
         params: an instance of ``Params``.
     """
 
-    uses_position: ClassVar[Literal["none", "relative", "absolute"]]
-    """none: coordinates are ignored. relative: only distances count. absolute: a shift of the slide counts too."""
+    uses_position: Literal["none", "relative", "absolute"]
+    """none: coordinates are ignored. relative: only distances count. absolute: a shift of the slide counts too. An
+    instance says so itself where an option decides."""
     standardises: ClassVar[bool] = True
     """Whether the units of features are irrelevant; False for a model that was published without."""
     Params: ClassVar[type[Any]]

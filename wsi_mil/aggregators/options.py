@@ -37,3 +37,15 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
         raise OptionError(f"{name} {value}: choose one of {', '.join(choices)}")
+
+
+def require_heads(hidden: int, heads: int) -> None:
+    """Refuse a width that heads cannot share evenly."""
+    if hidden % heads:
+        raise OptionError(f"hidden {hidden}, heads {heads}: give a width that is a multiple of the heads")
+
+
+def require_neighbours(neighbours: int) -> None:
+    """Refuse a number of neighbours below 0."""
+    if neighbours < 0:
+        raise OptionError(f"neighbours {neighbours}: give a whole number, or 0 for all other tiles of the slide")
