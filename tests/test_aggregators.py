@@ -85,6 +85,8 @@ def test_a_batch_gives_what_its_bags_give_alone(model):
 
 
 def test_the_order_of_tiles_is_irrelevant(model):
+    if model.ordered:
+        pytest.skip("declares that the order of the array counts, as it was published")
     one = bag(23)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(5))
     wanted, got = (
@@ -124,6 +126,8 @@ MOVES = {
 def test_where_the_tissue_lies_on_the_glass_is_irrelevant(model, move):
     if model.uses_position == "absolute":
         pytest.skip("declares that it uses absolute positions")
+    if model.uses_position == "oriented" and move is not MOVES["shifted"]:
+        pytest.skip("declares that it tells directions apart")
     one = bag(23)
     wanted, got = (model(collate([b])) for b in (one, one._replace(coords_um=move(one.coords_um))))
     assert_same(got.logits, wanted.logits, 2e-4)
