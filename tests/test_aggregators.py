@@ -24,6 +24,12 @@ VARIANTS = {
     "das-mil, no projection": ("das-mil", {"projection": False}),
     "das-mil-paper, mean, two heads": ("das-mil-paper", {"pooling": "mean", "heads": 2, "max_distance_um": 4000.0}),
     "self-attention, attention": ("self-attention", {"pooling": "attention"}),
+    "transmil": ("transmil", {"hidden": 32, "heads": 4}),
+    "transmil, more tiles than landmarks, pitch given": (
+        "transmil",
+        {"hidden": 32, "heads": 2, "landmarks": 6, "tile_um": 256.0},
+    ),
+    "transmil-paper": ("transmil-paper", {"hidden": 32, "heads": 4, "landmarks": 6}),
 }
 
 

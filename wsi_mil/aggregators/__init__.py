@@ -14,6 +14,7 @@ from wsi_mil.aggregators.das_mil import DasMil
 from wsi_mil.aggregators.das_mil_paper import DasMilPaper
 from wsi_mil.aggregators.inference import Answer, infer
 from wsi_mil.aggregators.self_attention import SelfAttention
+from wsi_mil.aggregators.transmil import TransMil, TransMilPaper
 from wsi_mil.errors import OptionError
 
 __all__ = ["AGGREGATORS", "Aggregator", "Answer", "Output", "build", "infer", "params_of"]
@@ -24,6 +25,8 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "abmil": AbMil,
     "abmil-gated": GatedAbMil,
     "self-attention": SelfAttention,
+    "transmil": TransMil,
+    "transmil-paper": TransMilPaper,
 }
 
 
