@@ -64,16 +64,30 @@ def as_cells(rows_and_columns, slide=0):
 
 def test_the_pseudo_inverse_approaches_that_of_torch():
     matrices = torch.softmax(4 * torch.eye(12, dtype=torch.float64) + random(3, 12, 12), dim=-1)
-    assert_same(pseudo_inverse(matrices, 25), torch.linalg.pinv(matrices))
-    errors = [(pseudo_inverse(matrices, n) - torch.linalg.pinv(matrices)).abs().max() for n in (2, 4, 6, 8)]
+    once = torch.ones(12, dtype=torch.float64)
+    assert_same(pseudo_inverse(matrices, once, 25), torch.linalg.pinv(matrices))
+    errors = [(pseudo_inverse(matrices, once, n) - torch.linalg.pinv(matrices)).abs().max() for n in (2, 4, 6, 8)]
     assert errors == sorted(errors, reverse=True)
 
 
-def test_the_pseudo_inverse_of_one_step_is_the_formula_of_the_paper():
-    a, one = torch.softmax(random(1, 4, 4), dim=-1)[0], torch.eye(4, dtype=torch.float64)
-    z = a.T / (a.sum(dim=0).max() * a.sum(dim=1).max())
-    az = a @ z
-    assert_same(pseudo_inverse(a.unsqueeze(0), 1)[0], z @ (13 * one - 15 * az + 7 * az @ az - az @ az @ az) / 4)
+def newton(matrices, iterations):
+    """The paper's iteration, as released."""
+    z = matrices.mT / (matrices.sum(dim=1).max() * matrices.sum(dim=2).max())
+    for _ in range(iterations):
+        az = matrices @ z
+        z = z @ (13 * torch.eye(len(az[0]), dtype=az.dtype) - 15 * az + 7 * az @ az - az @ az @ az) / 4
+    return z
+
+
+@pytest.mark.parametrize("iterations", [1, 6])
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (5, 1, 1, 1), (2, 3, 1, 4)])
+def test_rows_that_are_the_same_are_inverted_as_if_written_out(counts, iterations):
+    counts = torch.tensor(counts)
+    different = torch.softmax(random(2, 4, 4), dim=-1)
+    written_out = different.repeat_interleave(counts, dim=1).repeat_interleave(counts, dim=2)
+    got = pseudo_inverse(different, counts.double(), iterations)
+    got = got.repeat_interleave(counts, dim=1).repeat_interleave(counts, dim=2)
+    assert_same(got, newton(written_out, iterations))
 
 
 def test_with_a_landmark_per_token_it_is_exact_attention():
@@ -97,11 +111,11 @@ def dense_nystrom(q, k, v, landmarks, iterations):
     return (first, middle, last @ v), len(zeros)
 
 
-@pytest.mark.parametrize(("tokens", "landmarks"), [(12, 4), (13, 4), (3, 8), (1, 4), (8, 8)])
+@pytest.mark.parametrize(("tokens", "landmarks"), [(12, 4), (13, 4), (3, 8), (1, 4), (8, 8), (9, 8), (21, 16)])
 def test_it_is_the_three_softmaxes_with_zeros_in_front(tokens, landmarks):
     q, k, v = (random(2, tokens, 6, seed=seed) for seed in range(3))
     parts = [dense_nystrom(q[head], k[head], v[head], landmarks, 6) for head in range(2)]
-    inverse = pseudo_inverse(torch.stack([part[0][1] for part in parts]), 6)
+    inverse = newton(torch.stack([part[0][1] for part in parts]), 6)
     wanted = [(first @ inverse[head] @ values)[zeros:] for head, ((first, _, values), zeros) in enumerate(parts)]
     assert_same(nystrom_attention(q, k, v, landmarks, 6), torch.stack(wanted))
 
@@ -233,7 +247,7 @@ def published(model, features):
             for linear in (attend.query, attend.key, attend.value)
         )
         parts = [dense_nystrom(*head, options.landmarks, options.iterations) for head in zip(q, k, v, strict=True)]
-        inverse = pseudo_inverse(torch.stack([part[0][1] for part in parts]), options.iterations)
+        inverse = newton(torch.stack([part[0][1] for part in parts]), options.iterations)
         outs = []
         for head, ((first, _, values), zeros) in enumerate(parts):
             weights = attend.residual.weight[head, 0, :, 0]
@@ -423,6 +437,12 @@ def test_the_convolution_keeps_no_window():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         convolve(cells, kernel, grid)
     assert sum(saved) <= cells.numel() + kernel.numel() + grid.neighbours.numel()
+
+
+def test_a_small_bag_does_not_pay_for_all_landmarks():
+    with Biggest() as biggest:
+        made("transmil", landmarks=256)(on_grid(tiles=10))
+    assert biggest.numbers < 256 * 256
 
 
 # ---- options

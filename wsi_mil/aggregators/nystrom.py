@@ -33,27 +33,44 @@ def nystrom_attention(
     missing = -q.shape[1] % landmarks
     q = q * q.shape[-1] ** -0.5
     whole_q, whole_k, whole_v = (nn.functional.pad(t, (0, 0, missing, 0)) for t in (q, k, v))
-    landmark_q, landmark_k = (t.unflatten(1, (landmarks, -1)).mean(dim=2) for t in (whole_q, whole_k))
-    to_landmarks = torch.softmax(q @ landmark_k.mT, dim=-1)
-    among_landmarks = torch.softmax(landmark_q @ landmark_k.mT, dim=-1)
+    # Landmarks that are zeros alone are all the same: one stands for them, which spares a bag of few tiles nearly all.
+    zeros = max(missing // (whole_q.shape[1] // landmarks), 1)
+    means = (t.unflatten(1, (landmarks, -1)).mean(dim=2) for t in (whole_q, whole_k))
+    landmark_q, landmark_k = (mean[:, zeros - 1 :] for mean in means)
+    counts = q.new_ones(landmark_q.shape[1])
+    counts[0] = zeros
+    to_landmarks = torch.softmax(q @ landmark_k.mT + counts.log(), dim=-1)
+    among_landmarks = torch.softmax(landmark_q @ landmark_k.mT + counts.log(), dim=-1) / counts
     from_landmarks = torch.softmax(landmark_q @ whole_k.mT, dim=-1)
     # From right to left, so that nothing but the two softmaxes is tokens x landmarks.
-    return to_landmarks @ (pseudo_inverse(among_landmarks, iterations) @ (from_landmarks @ whole_v))
+    found = counts.unsqueeze(-1) * (from_landmarks @ whole_v)
+    return to_landmarks @ (pseudo_inverse(among_landmarks, counts, iterations) @ found)
 
 
-def pseudo_inverse(matrices: Float[Tensor, "heads rows rows"], iterations: int) -> Float[Tensor, "heads rows rows"]:
+def pseudo_inverse(
+    matrices: Float[Tensor, "heads rows rows"], counts: Float[Tensor, " rows"], iterations: int
+) -> Float[Tensor, "heads rows rows"]:
     """Approach the Moore-Penrose inverse by matrix products alone, of third order.
 
     As released, the start is scaled by the largest sums of rows and columns over all matrices together, so what one
     gives depends on the others: give it the heads of one bag.
+
+    Args:
+        matrices: what to invert, rows and columns that are the same given once.
+        counts: how many times each row and column is there. The inverse repeats where they do.
+        iterations: how many steps.
     """
-    largest_row, largest_column = (matrices.abs().sum(dim=dim).amax() for dim in (-1, -2))
+    largest_row = (matrices * counts).sum(dim=-1).amax()
+    largest_column = (matrices * counts.unsqueeze(-1)).sum(dim=-2).amax()
+    # Products over all rows are those over different rows, if each carries the root of its count on both sides.
+    roots = counts.sqrt().unsqueeze(-1) * counts.sqrt()
+    matrices = matrices * roots
     inverse = matrices.mT / (largest_row * largest_column)
     one = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     for _ in range(iterations):
         product = matrices @ inverse
         inverse = 0.25 * inverse @ (13 * one - product @ (15 * one - product @ (7 * one - product)))
-    return inverse
+    return inverse / roots
 
 
 class NystromAttention(nn.Module):
