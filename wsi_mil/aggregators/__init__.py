@@ -22,6 +22,7 @@ from wsi_mil.aggregators.self_attention import SelfAttention
 from wsi_mil.aggregators.self_attention_axial import AxialSelfAttention
 from wsi_mil.aggregators.self_attention_fourier import FourierSelfAttention
 from wsi_mil.aggregators.set_transformer import InducedSetTransformer, SetTransformer
+from wsi_mil.aggregators.transmil import TransMil, TransMilPaper
 from wsi_mil.errors import OptionError
 
 __all__ = ["AGGREGATORS", "Aggregator", "Answer", "Output", "build", "infer", "params_of"]
@@ -42,6 +43,8 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "gcn": Gcn,
     "gat": Gat,
     "mil-gnn": MilGnn,
+    "transmil": TransMil,
+    "transmil-paper": TransMilPaper,
 }
 
 
