@@ -28,6 +28,8 @@ DIGIT_PX = 28
 _LEAST_DISTANCE_PX = 20  # of two digits: they may overlap a little
 _MEAN_SIZE, _STD_SIZE, _LEAST_SIZE = 10, 2, 2
 _PIXEL_MEAN, _PIXEL_STD = 0.1307, 0.3081  # of MNIST, as is usual
+BACKGROUND = -_PIXEL_MEAN / _PIXEL_STD
+"""Of images, as features have it."""
 
 _SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 # SHA-256 of the four files.

@@ -1,13 +1,15 @@
 """Models of MNIST-COLLAGE: the published network that reads digits, with any aggregator of the registry behind it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from collage_data import CANVAS_PX, DIGIT_PX
+from collage_data import BACKGROUND, CANVAS_PX, DIGIT_PX
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wsi_mil.aggregators import Aggregator, Output, build
 from wsi_mil.bags import Batch
@@ -16,7 +18,26 @@ DIAGONAL_PX = CANVAS_PX * math.sqrt(2)
 _FEATURES = 32
 
 
-def digit_reader() -> nn.Sequential:
+class Jitter(nn.Module):
+    """In training, small affine changes of each image: what a digit is stays."""
+
+    turn, stretch, shear, shift = math.radians(15), 0.15, 0.2, 2 / 14
+    """At most so much: angle, share of the size, slope, and share of half the side."""
+
+    def forward(self, images: Float[Tensor, "digits 1 28 28"]) -> Float[Tensor, "digits 1 28 28"]:
+        """Images of the same size; what comes in from outside is background."""
+        if not self.training:
+            return images
+        angle, shear, wide, high, right, down = torch.rand(6, len(images)).mul(2).sub(1)
+        angle, shear = angle * self.turn, shear * self.shear
+        wide, high = 1 + wide * self.stretch, 1 + high * self.stretch
+        first = torch.stack((angle.cos() * wide, shear - angle.sin(), right * self.shift), dim=-1)
+        second = torch.stack((angle.sin(), angle.cos() * high, down * self.shift), dim=-1)
+        grid = functional.affine_grid(torch.stack((first, second), dim=1), images.shape, align_corners=False)
+        return functional.grid_sample(images - BACKGROUND, grid, align_corners=False) + BACKGROUND
+
+
+def published_reader() -> nn.Sequential:
     """The published network from images (digits, 1, 28, 28) to features (digits, 32): 15,552 parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 10, 5),
@@ -33,25 +54,29 @@ def digit_reader() -> nn.Sequential:
     )
 
 
+def fresh_reader() -> nn.Sequential:
+    """The same, with normalised convolutions and digits that jitter in training."""
+    first, relu, pool, dropout, second, *rest = published_reader()
+    normalised = (first, nn.BatchNorm2d(10), relu, pool, dropout, second, nn.BatchNorm2d(20), *rest)
+    return nn.Sequential(Jitter(), *normalised)
+
+
 class CollageModel(Aggregator):
     """Reads digits, then aggregates; both learn together. Coordinates in um are pixels here.
 
     Args:
         name: a key of `wsi_mil.aggregators.AGGREGATORS`.
         options: those of that aggregator.
+        reader: from images to features of 32 numbers.
     """
 
     standardises = False
 
-    def __init__(self, name: str, options: dict[str, Any]):
+    def __init__(self, name: str, options: dict[str, Any], reader: nn.Module):
         aggregator = build(name, _FEATURES, 2, **options)
         super().__init__(DIGIT_PX**2, 2, aggregator.params)
-        self.read, self.aggregator = digit_reader(), aggregator
-
-    @property
-    def uses_position(self) -> str:  # type: ignore[override]
-        """As the aggregator declares."""
-        return self.aggregator.uses_position
+        self.uses_position = aggregator.uses_position
+        self.read, self.aggregator = reader, aggregator
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each collage."""
@@ -105,9 +130,17 @@ PUBLISHED = {
     "abmil": Published(1e-4, 0.001, {**_POOL, "attention": 15}, _row((0.740, 0.010), (0.692, 0.015))),
     "gat": Published(1e-3, 0.1, {**_COMPLETE, "hidden": 20}, _row((0.758, 0.041), (0.716, 0.018))),
     "gcn": Published(
-        1e-3, 0.1, {**_COMPLETE, "hidden": 15, "distance_weights": True}, _row((0.790, 0.058), (0.794, 0.036))
+        1e-3,
+        0.1,
+        {**_COMPLETE, "hidden": 15, "distance_weights": True, "max_distance_um": DIAGONAL_PX},
+        _row((0.790, 0.058), (0.794, 0.036)),
     ),
-    "mil-gnn": Published(1e-3, 0.01, {**_COMPLETE, "hidden": 20, "clusters": 1}, _row((0.656, 0.123), (0.756, 0.019))),
+    "mil-gnn": Published(
+        1e-3,
+        0.01,
+        {**_COMPLETE, "hidden": 20, "clusters": 1, "cluster_mean": False},
+        _row((0.656, 0.123), (0.756, 0.019)),
+    ),
     "iset-transformer": Published(1e-4, 0.1, {"hidden": 15, "heads": 1}, _row((0.734, 0.040), (0.720, 0.016))),
     "set-transformer": Published(1e-3, 0.1, {"hidden": 10, "heads": 1}, _row((0.832, 0.041), (0.792, 0.045))),
     "self-attention": Published(1e-3, 0.1, _attention(10), _row((0.848, 0.024), (0.786, 0.077))),
@@ -125,3 +158,30 @@ PUBLISHED = {
         1e-3, 0.01, {"hidden": 0, "value_dim": 32, "max_distance_um": DIAGONAL_PX}, _row((0.958, 0.013), (0.906, 0.034))
     ),
 }
+
+
+def fresh_options(name: str, length_scales_px: Sequence[float]) -> dict[str, Any]:
+    """Options under the protocol *fresh*: of one size for all models; lengths in pixels.
+
+    Args:
+        name: a key of `wsi_mil.aggregators.AGGREGATORS`.
+        length_scales_px: of the four heads of das-mil, from the training collages.
+    """
+    attention = {"heads": 4, "head_dim": 16, "hidden": 64}
+    transformer = {"hidden": 64, "heads": 4}
+    graph = {"hidden": 64, "neighbours": 3}
+    return {
+        "das-mil": {**attention, "sharpness": 10.0, "length_scales_um": tuple(length_scales_px)},
+        "das-mil-paper": {"hidden": 0, "value_dim": 32, "max_distance_um": DIAGONAL_PX},
+        "self-attention": attention,
+        "self-attention-axial": {**attention, "unit_um": 1.0},
+        "self-attention-fourier": {**attention, "unit_um": 1.0},
+        "relative-discrete": {**attention, "max_distance_um": DIAGONAL_PX},
+        "transmil": transformer,
+        "transmil-paper": transformer,
+        "set-transformer": transformer,
+        "iset-transformer": transformer,
+        "gcn": graph,
+        "gat": graph,
+        "mil-gnn": graph,
+    }.get(name, {"hidden": 64})

@@ -1,29 +1,32 @@
 """Protocols of MNIST-COLLAGE: which collages, how a model learns, and what is reported.
 
-* *paper*: as published. 300 collages to learn from and 100 to test on, both drawn from seed 1, so that every positive test
-  collage has the layout of a training collage; one collage per step, 50 epochs, the last one reported; what was chosen by
-  the published authors was chosen on the test collages.
+* *paper*: as published. 300 collages to learn from and 100 to test on, both drawn from seed 1, so that every positive
+  test collage has the layout of a training collage; one collage per step, 50 epochs, the last one reported. What was
+  chosen (learning rates, widths) had been chosen on the test collages.
 * *fresh*: 300 collages to learn from and 100 for every choice, of different training digits, 2,000 to test on, of test
-  digits; layouts from three seeds. The test collages are looked at once.
+  digits; layouts from three seeds. The learning rate is chosen on the 100, from as many trials for every model; the
+  test collages are looked at once.
 """
 
-import random
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from collage_data import RULES, Digits, Source, draw_layouts, with_images
-from collage_models import PUBLISHED, CollageModel
+from collage_models import PUBLISHED, CollageModel, fresh_options, fresh_reader, published_reader
 from torch.nn import functional
 
 from wsi_mil import metrics
 from wsi_mil.aggregators import infer
 from wsi_mil.bags import collate
 from wsi_mil.learning import Example
-from wsi_mil.progress import progress
 
-_PAPER_SEED, _PAPER_EPOCHS = 1, 50
+_PAPER_SEED, PAPER_EPOCHS = 1, 50
+_FRESH_SEEDS, FRESH_EPOCHS, _FRESH_BATCH = (1001, 1002, 1003), 120, 10
+LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+"""Trials of every model under *fresh*."""
 
 
 class Collages(NamedTuple):
@@ -56,32 +59,69 @@ def _collages(variant: str, count: int, seed: int, digits: Digits) -> list[Examp
     return with_images(draw_layouts(RULES[variant], count, drawing), digits, drawing)
 
 
-def learn_as_published(model: CollageModel, name: str, examples: Sequence[Example], seed: int) -> None:
+def fresh_collages(variant: str, source: Source) -> Collages:
+    """The same 300 training collages for every model and seed; half of the digits are never seen twice."""
+    half = np.random.RandomState(_FRESH_SEEDS[0]).permutation(len(source.train.labels))
+    held_out = len(half) // 6
+    val, train = (
+        Digits(source.train.images[chosen], source.train.labels[chosen]) for chosen in np.split(half, [held_out])
+    )
+    splits = zip((300, 100, 2000), _FRESH_SEEDS, (train, val, source.test), strict=True)
+    return Collages(*(_collages(variant, count, seed, digits) for count, seed, digits in splits))
+
+
+def length_scales_px(examples: Sequence[Example], heads: int = 4) -> list[float]:
+    """In equal ratios from the smallest distance to the 0.95 quantile of all, as training on slides has it."""
+    distances = np.concatenate([torch.pdist(example.bag.coords_um).numpy() for example in examples])
+    low, high = distances.min(), np.quantile(distances, 0.95)
+    return [float(low * (high / low) ** (head / (heads - 1))) for head in range(heads)]
+
+
+def learn_as_published(
+    model: CollageModel, name: str, examples: Sequence[Example], seed: int, epochs: int = PAPER_EPOCHS
+) -> None:
     """Train as published, in place: a collage per step, a constant learning rate, the last epoch kept."""
     published = PUBLISHED[name]
-    optimiser = _optimiser(model, name)
+    kind = torch.optim.RAdam if published.lookahead else torch.optim.AdamW
+    optimiser = kind(model.parameters(), published.lr, weight_decay=published.weight_decay)
     slow = Lookahead(model) if published.lookahead else None
-    order, shuffler = list(range(len(examples))), random.Random(seed)
-    with progress(f"{name}, seed {seed}", _PAPER_EPOCHS) as track:
-        for epoch in range(_PAPER_EPOCHS):
-            model.train()
-            shuffler.shuffle(order)
-            for index in order:
-                bag, target = examples[index]
-                loss = functional.cross_entropy(model(collate([bag])).logits, torch.tensor([target]))
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                if slow is not None:
-                    slow.step()
-            track.advance(f"epoch {epoch}")
+    for epoch in range(epochs):
+        for batch in _shuffled(examples, 1, epoch, seed):
+            _step(model, optimiser, batch)
+            if slow is not None:
+                slow.step()
     model.eval()
 
 
-def _optimiser(model: CollageModel, name: str) -> torch.optim.Optimizer:
-    published = PUBLISHED[name]
-    kind = torch.optim.RAdam if published.lookahead else torch.optim.AdamW
-    return kind(model.parameters(), published.lr, weight_decay=published.weight_decay)
+def learn_fresh(
+    model: CollageModel, examples: Sequence[Example], lr: float, seed: int, epochs: int = FRESH_EPOCHS
+) -> None:
+    """Train in place: ten collages per step, a warm-up and a cosine, the last epoch kept."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
+    steps = epochs * math.ceil(len(examples) / _FRESH_BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=0.1, cycle_momentum=False)
+    for epoch in range(epochs):
+        for batch in _shuffled(examples, _FRESH_BATCH, epoch, seed):
+            _step(model, optimiser, batch, clip=1.0)
+            schedule.step()
+    model.eval()
+
+
+def _shuffled(examples: Sequence[Example], size: int, epoch: int, seed: int) -> Iterator[list[Example]]:
+    order = np.random.RandomState([seed, epoch]).permutation(len(examples))
+    for start in range(0, len(order), size):
+        yield [examples[index] for index in order[start : start + size]]
+
+
+def _step(model: CollageModel, optimiser: torch.optim.Optimizer, batch: list[Example], clip: float = math.inf) -> None:
+    model.train()
+    logits = model(collate([example.bag for example in batch])).logits
+    loss = functional.cross_entropy(logits, torch.tensor([example.target for example in batch]))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip < math.inf:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimiser.step()
 
 
 class Lookahead:
@@ -100,17 +140,44 @@ class Lookahead:
                 fast.copy_(slow.lerp_(fast, self.share))
 
 
-def test(model: CollageModel, examples: Sequence[Example]) -> tuple[float, float]:
-    """Accuracy and AUROC."""
+def evaluate(model: CollageModel, examples: Sequence[Example]) -> tuple[float, float, float]:
+    """Accuracy, AUROC and cross-entropy."""
     targets = np.array([example.target for example in examples])
     scores = np.stack([infer(model, example.bag).probabilities for example in examples])
-    return float((scores.argmax(axis=1) == targets).mean()), metrics.auroc(targets, scores)
+    surprise = -np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-12)).mean()
+    return float((scores.argmax(axis=1) == targets).mean()), metrics.auroc(targets, scores), float(surprise)
 
 
-def run_paper(name: str, variant: str, seed: int, source: Source) -> Score:
+def run_paper(
+    name: str, variant: str, seed: int, source: Source, epochs: int = PAPER_EPOCHS
+) -> tuple[Score, CollageModel]:
     """Train and test one row of the published table."""
     collages = paper_collages(variant, source)
     torch.manual_seed(seed)
-    model = CollageModel(name, PUBLISHED[name].options)
-    learn_as_published(model, name, collages.train, seed)
-    return Score(name, variant, "paper", seed, *test(model, collages.test))
+    model = CollageModel(name, PUBLISHED[name].options, published_reader())
+    learn_as_published(model, name, collages.train, seed, epochs)
+    accuracy, auroc, _ = evaluate(model, collages.test)
+    return Score(name, variant, "paper", seed, accuracy, auroc), model
+
+
+def try_lr(name: str, variant: str, lr: float, source: Source, epochs: int = FRESH_EPOCHS) -> float:
+    """Validation loss at seed 0, by which the learning rate of a model is chosen."""
+    collages = fresh_collages(variant, source)
+    return evaluate(_fresh_model(name, collages, lr, 0, epochs), collages.val)[2]
+
+
+def run_fresh(
+    name: str, variant: str, seed: int, lr: float, source: Source, epochs: int = FRESH_EPOCHS
+) -> tuple[Score, CollageModel]:
+    """Train a model and look at the test collages, once."""
+    collages = fresh_collages(variant, source)
+    model = _fresh_model(name, collages, lr, seed, epochs)
+    accuracy, auroc, _ = evaluate(model, collages.test)
+    return Score(name, variant, "fresh", seed, accuracy, auroc), model
+
+
+def _fresh_model(name: str, collages: Collages, lr: float, seed: int, epochs: int) -> CollageModel:
+    torch.manual_seed(seed)
+    model = CollageModel(name, fresh_options(name, length_scales_px(collages.train)), fresh_reader())
+    learn_fresh(model, collages.train, lr, seed, epochs)
+    return model

@@ -5,7 +5,7 @@ It knows neither cohort nor folder, so anything that makes bags can be learnt wi
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -20,11 +20,6 @@ from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import Bag, collate
 from wsi_mil.errors import OptionError, TrainingError
 from wsi_mil.progress import progress
-
-
-# Bags of a step go through the model together while they, padded, are no more tiles than this. Larger ones go alone:
-# starting an operation then costs nothing beside it, and padding would cost what tiles cost.
-_TILES_TOGETHER = 512
 
 
 @dataclass(frozen=True)
@@ -147,12 +142,12 @@ class _Descent(NamedTuple):
 def _one_epoch(
     model: Aggregator, examples: Examples, steps: list[list[int]], weights: Tensor, descent: _Descent
 ) -> float:
-    """One pass over all examples, a step of the optimiser for each list of them."""
+    """One pass; bags go through one by one, because they differ in size and padding would cost what tiles cost."""
     model.train()
     total = 0.0
     for step in steps:
-        for together in _together(examples, step):
-            loss = _loss(model, together, weights)
+        for index in step:
+            loss = _loss(model, examples[index], weights)
             total += loss.item()
             (loss / len(step)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,26 +170,11 @@ def _validate(model: Aggregator, examples: Examples, weights: Tensor) -> tuple[f
     return loss, metrics.auroc(targets, scores), metrics.balanced_accuracy(targets, scores.argmax(axis=1))
 
 
-def _together(examples: Examples, step: list[int]) -> Iterator[list[Example]]:
-    """Examples of a step, those of small bags several at a time; none is held longer than needed."""
-    group: list[Example] = []
-    for index in step:
-        example = examples[index]
-        longest = max(len(member.bag.features) for member in (*group, example))
-        if group and longest * (len(group) + 1) > _TILES_TOGETHER:
-            yield group
-            group = []
-        group.append(example)
-    yield group
-
-
-def _loss(model: Aggregator, examples: list[Example], weights: Tensor) -> Tensor:
-    """Cross-entropy, weighted by class, summed over examples."""
+def _loss(model: Aggregator, example: Example, weights: Tensor) -> Tensor:
     device = _device(model)
-    logits = model(collate([example.bag for example in examples]).to(device)).logits
-    targets = torch.tensor([example.target for example in examples], device=device)
-    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-    return (losses * weights[targets]).sum()
+    logits = model(collate([example.bag]).to(device)).logits
+    target = torch.tensor([example.target], device=device)
+    return functional.cross_entropy(logits.float(), target) * weights[example.target]
 
 
 def _warmup_cosine(step: int, steps: int) -> float:

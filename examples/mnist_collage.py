@@ -1,0 +1,229 @@
+"""MNIST-COLLAGE: which models learn that it is a distance that tells the classes apart.
+
+    python examples/mnist_collage.py --mnist DIR --protocol fresh --models das-mil self-attention --seeds 5
+    python examples/mnist_collage.py --mnist DIR --protocol paper --variant inv --seeds 5 --out inv.csv
+
+A collage is a bag of digits, positive if some 0 and some 1 are closer than 80 px (*collage*) or farther apart than
+170 px (*inv*): see collage_data.py, for the protocols collage_runs.py. DIR holds the four files of MNIST; without it
+they are downloaded to --cache, and offline scikit-learn's digits stand in. Each run is a row of --out (model, variant,
+protocol, seed, accuracy, auroc), written as soon as it is known: started again, the script goes on where it stopped.
+For das-mil it draws, beside the table, collages with their attention and the learned distance curves.
+"""
+
+import argparse
+import csv
+import itertools
+import multiprocessing
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from collage_data import RULES, Source, load_source
+from collage_models import PUBLISHED
+from collage_pictures import draw_collages, draw_curves, transitions_px
+from collage_runs import (
+    FRESH_EPOCHS,
+    LEARNING_RATES,
+    PAPER_EPOCHS,
+    Score,
+    fresh_collages,
+    paper_collages,
+    run_fresh,
+    run_paper,
+    try_lr,
+)
+
+from wsi_mil.aggregators import AGGREGATORS
+from wsi_mil.errors import WsiMilError
+from wsi_mil.executors import available_cores
+from wsi_mil.progress import print_table, progress, show_messages
+
+
+class Trial(NamedTuple):
+    """Validation loss of a learning rate."""
+
+    model: str
+    variant: str
+    lr: float
+    loss: float
+
+
+class Run(NamedTuple):
+    """What is to be trained and tested."""
+
+    model: str
+    variant: str
+    protocol: str
+    seed: int
+
+
+def read_rows(path: Path, kind: type[Any]) -> list[Any]:
+    """The rows of an earlier run; none if there was none."""
+    if not path.exists():
+        return []
+    types = kind.__annotations__
+    with path.open(newline="") as file:
+        return [kind(**{name: types[name](line[name]) for name in kind._fields}) for line in csv.DictReader(file)]
+
+
+def write_rows(path: Path, rows: list[Any]) -> None:
+    """Write a table anew; it is whole at any moment."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0]._fields, *sorted(rows)])
+    part.replace(path)
+
+
+def in_processes(
+    function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, what: str
+) -> Iterator[Any]:
+    """Results as they come. Each process computes on one thread: bags are small."""
+    jobs = list(jobs)
+    if not jobs:
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["wsi_mil.aggregators", "wsi_mil.learning"])
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool, progress(what, len(jobs)) as track:
+        for future in as_completed([pool.submit(function, *job) for job in jobs]):
+            yield future.result()
+            track.advance(what)
+
+
+def trial(model: str, variant: str, lr: float, epochs: int | None, source: Source) -> Trial:
+    """Measure a learning rate."""
+    return Trial(model, variant, lr, try_lr(model, variant, lr, source, epochs or FRESH_EPOCHS))
+
+
+def run(
+    job: Run, lr: float | None, epochs: int | None, source: Source, pictures: Path | None
+) -> tuple[Score, list[float]]:
+    """Train and test; das-mil draws pictures if a folder is given. Also gives its learned transitions, in px."""
+    if lr is None:
+        score, model = run_paper(job.model, job.variant, job.seed, source, epochs or PAPER_EPOCHS)
+        examples = paper_collages(job.variant, source).test
+    else:
+        score, model = run_fresh(job.model, job.variant, job.seed, lr, source, epochs or FRESH_EPOCHS)
+        examples = fresh_collages(job.variant, source).test
+    transitions = transitions_px(model)
+    if pictures is not None and transitions:
+        positive = [example for example in examples if example.target][:2]
+        negative = [example for example in examples if not example.target][:1]
+        stem = f"{job.model}-{job.variant}-{job.protocol}"
+        draw_collages(model, positive + negative, job.variant, pictures / f"{stem}-collages.png")
+        draw_curves(model, job.variant, pictures / f"{stem}-curves.png")
+    return score, transitions
+
+
+def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], float]:
+    """The learning rate of each model and variant, of as many trials each; trials of earlier runs count."""
+    path = options.out.with_suffix(".trials.csv")
+    trials: list[Trial] = read_rows(path, Trial)
+    known = {(done.model, done.variant, done.lr) for done in trials}
+    wanted = itertools.product(options.models, options.variant, LEARNING_RATES)
+    jobs = [(*job, options.epochs, source) for job in wanted if job not in known]
+    for done in in_processes(trial, jobs, options.workers, "trials"):
+        trials.append(done)
+        write_rows(path, trials)
+    best: dict[tuple[str, str], Trial] = {}
+    for done in trials:
+        key = done.model, done.variant
+        best[key] = min(best.get(key, done), done, key=lambda each: each.loss)
+    return {key: done.lr for key, done in best.items()}
+
+
+def summary(scores: list[Score], protocol: str) -> list[list[str]]:
+    """A row per variant and model, best first: mean and standard deviation over seeds, in percent."""
+    rows = []
+    for variant in RULES:
+        groups: dict[str, list[Score]] = {}
+        for score in scores:
+            if (score.variant, score.protocol) == (variant, protocol):
+                groups.setdefault(score.model, []).append(score)
+        for model, mine in sorted(groups.items(), key=lambda item: -statistics.mean(s.accuracy for s in item[1])):
+            accuracies = [score.accuracy for score in mine]
+            row = [variant, model, str(len(mine)), spread(accuracies), spread([score.auroc for score in mine])]
+            rows.append(row + ([verdict(model, variant, accuracies)] if protocol == "paper" else []))
+    return rows
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, in percent."""
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def verdict(model: str, variant: str, accuracies: list[float]) -> str:
+    """The published accuracy, and how far ours is from it in standard errors of the difference."""
+    mean, deviation = PUBLISHED[model].accuracy[variant]
+    published = f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+    if len(accuracies) < 2:
+        return published
+    error = ((deviation**2 + statistics.stdev(accuracies) ** 2) / 5) ** 0.5
+    return f"{published} ({(statistics.mean(accuracies) - mean) / error:+.1f} SE)"
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--mnist", type=Path, help="folder of the four files of MNIST; none: they are downloaded")
+    add("--cache", type=Path, default=Path.home() / ".cache" / "wsi_mil" / "mnist", help="where downloads are kept")
+    add("--variant", choices=RULES, nargs="+", default=list(RULES))
+    add("--protocol", choices=("paper", "fresh"), default="fresh")
+    add("--models", choices=AGGREGATORS, nargs="+", metavar="MODEL", default=["das-mil"], help=", ".join(AGGREGATORS))
+    add("--seeds", type=int, default=1, help="how many")
+    add("--lr", type=float, help="of protocol fresh; none: chosen among trials on the validation collages")
+    add("--epochs", type=int, help="none: those of the protocol; fewer show the way, not the result")
+    add("--out", type=Path, default=Path("mnist-collage.csv"))
+    add("--workers", type=int, default=available_cores(), help="runs at a time")
+    options = parser.parse_args()
+    unpublished = [model for model in options.models if model not in PUBLISHED]
+    if options.protocol == "paper" and unpublished:
+        parser.error(f"{', '.join(unpublished)}: not in the published table, which has {', '.join(PUBLISHED)}")
+    if options.seeds < 1 or options.workers < 1:
+        parser.error("--seeds and --workers: give positive numbers")
+    return options
+
+
+def main() -> None:
+    """Search, run, tabulate."""
+    options = parse()
+    show_messages()
+    try:
+        source = load_source(options.mnist, options.cache)
+    except WsiMilError as error:
+        raise SystemExit(f"error: {error}") from None
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    scores: list[Score] = read_rows(options.out, Score)
+    known = {tuple(score)[:4] for score in scores}
+    jobs = itertools.product(options.models, options.variant, [options.protocol], range(options.seeds))
+    runs = [Run(*job) for job in jobs if job not in known]
+    rates: dict[tuple[str, str], float] = {}
+    if options.protocol == "fresh":
+        given = dict.fromkeys(itertools.product(options.models, options.variant), options.lr)
+        rates = given if options.lr else search(options, source)
+    arguments = [
+        (job, rates.get((job.model, job.variant)), options.epochs, source, None if job.seed else options.out.parent)
+        for job in runs
+    ]
+    for score, transitions in in_processes(run, arguments, options.workers, "runs"):
+        scores.append(score)
+        write_rows(options.out, scores)
+        learned = ", ".join(f"{each:.0f}" for each in transitions)
+        print(
+            f"{' '.join(map(str, score[:4]))}: accuracy {score.accuracy:.4f}, AUROC {score.auroc:.4f}"
+            + (f"; near becomes far at {learned} px" if learned else ""),
+            flush=True,
+        )
+    header = ["variant", "model", "seeds", "accuracy %", "AUROC %"]
+    header += ["published %"] if options.protocol == "paper" else []
+    print_table(f"{source.name}, protocol {options.protocol}", header, summary(scores, options.protocol))
+
+
+if __name__ == "__main__":
+    main()
