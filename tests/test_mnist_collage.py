@@ -1,0 +1,238 @@
+"""MNIST-COLLAGE: the collages are the published ones, the models have the published sizes, and the script goes on."""
+
+import csv
+import importlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_mil.bags import collate
+from wsi_mil.errors import ArtifactMissing, WsiMilError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHARED = Path(os.environ.get("WSIMIL_SHARED", Path(__file__).parents[2] / "shared"))
+needs_mnist = pytest.mark.skipif(not (SHARED / "data" / "mnist").is_dir(), reason="../shared/data/mnist is not here")
+
+
+@pytest.fixture(autouse=True)
+def examples(monkeypatch):
+    """Modules of examples/ are imported as its scripts do."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+@pytest.fixture
+def data():
+    return importlib.import_module("collage_data")
+
+
+@pytest.fixture
+def models():
+    return importlib.import_module("collage_models")
+
+
+@pytest.fixture
+def runs():
+    return importlib.import_module("collage_runs")
+
+
+@pytest.fixture(scope="session")
+def stand_in():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module("collage_data")._stand_in()
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+# ---- collages
+
+
+@pytest.mark.parametrize(
+    ("variant", "count", "first", "both", "by_presence"),
+    [
+        ("collage", 100, [6, 2, 2, 4, 8, 4, 4, 9, 3, 9, 9, 9, 0, 2], 62, 0.88),
+        ("inv", 100, None, 66, 0.84),
+        ("collage", 300, None, 189, 0.87),
+    ],
+)
+def test_seed_1_gives_the_published_collages(data, variant, count, first, both, by_presence):
+    """First test bag, bags with both digits and the accuracy of their presence, as the authors' logs have them."""
+    collages = data.draw_layouts(data.RULES[variant], count, np.random.RandomState(1))
+    assert sum(collage.positive for collage in collages) == count // 2
+    assert first is None or collages[0].digits.tolist() == first
+    presence = [data.presence(collage) for collage in collages]
+    assert sum(presence) == both
+    right = [has == collage.positive for has, collage in zip(presence, collages, strict=True)]
+    assert np.mean(right) == pytest.approx(by_presence)
+
+
+@pytest.mark.parametrize("variant", ["collage", "inv"])
+def test_labels_follow_the_rule(data, variant):
+    for collage in data.draw_layouts(data.RULES[variant], 40, np.random.RandomState(7)):
+        zeros, ones = (collage.xy_px[collage.digits == digit].astype(float) for digit in (0, 1))
+        apart = [np.hypot(*(zero - one)) for zero in zeros for one in ones]
+        met = any(d < 80 for d in apart) if variant == "collage" else any(d > 170 for d in apart)
+        assert collage.positive == met
+        assert torch.pdist(torch.from_numpy(collage.xy_px)).min() > 19.99
+        assert collage.xy_px.min() >= 14
+        assert collage.xy_px.max() <= 242
+
+
+def test_images_are_those_of_the_digits_and_none_comes_twice(data, stand_in):
+    drawing = np.random.RandomState(3)
+    collages = data.draw_layouts(data.RULES["collage"], 20, drawing)
+    seen = []
+    for collage, (bag, target) in zip(collages, data.with_images(collages, stand_in.train, drawing), strict=True):
+        assert target == collage.positive
+        pixels = ((bag.features * 0.3081 + 0.1307) * 255).round().to(torch.uint8).view(-1, 28, 28).numpy()
+        places = [np.flatnonzero((stand_in.train.images == image).all(axis=(1, 2)))[0] for image in pixels]
+        assert stand_in.train.labels[places].tolist() == collage.digits.tolist()
+        seen += places
+    assert len(seen) == len(set(seen))
+
+
+def test_fresh_collages_share_no_digit_and_no_layout(data, runs, stand_in):
+    collages = runs.fresh_collages("collage", stand_in)
+    assert [len(part) for part in collages] == [300, 100, 2000]
+    layouts = [{tuple(example.bag.coords_um.flatten().tolist()) for example in part} for part in collages]
+    assert len(set.union(*layouts)) == 2400
+    digits = [{tuple(digit) for example in part for digit in example.bag.features.tolist()} for part in collages]
+    # scikit-learn's digits hold a few twins.
+    assert all(len(one & other) < 5 for one, other in ((digits[0], digits[1]), (digits[0], digits[2])))
+
+
+@needs_mnist
+def test_mnist_is_read_and_what_is_not_mnist_is_refused(data, tmp_path):
+    source = data.load_source(SHARED / "data" / "mnist", tmp_path)
+    assert source.train.images.shape == (60_000, 28, 28)
+    assert source.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    with pytest.raises(ArtifactMissing, match=r"train-images-idx3-ubyte\.gz is missing: --mnist takes a folder"):
+        data.load_source(tmp_path, tmp_path)
+    for path in (SHARED / "data" / "mnist").iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"none")
+    with pytest.raises(WsiMilError, match="is not the file of MNIST"):
+        data.load_source(tmp_path, tmp_path)
+
+
+def test_offline_other_digits_stand_in_and_it_is_said(data, monkeypatch, tmp_path, capsys):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(data.urllib.request, "urlopen", offline)
+    source = data.load_source(None, tmp_path / "cache")
+    assert source.name == "scikit-learn's digits, not MNIST"
+    assert "MNIST cannot be downloaded (no network)" in capsys.readouterr().err
+
+
+# ---- models
+
+PUBLISHED_SIZES = {  # thousands of parameters, digit reader and all (arXiv 2305.10552, logs of its code)
+    "max": 15.6,
+    "abmil": 16.1,
+    "gat": 16.7,
+    "gcn": 16.3,
+    "iset-transformer": 22.1,
+    "set-transformer": 17.6,
+    "self-attention": 17.2,
+    "self-attention-axial": 17.6,
+    "self-attention-fourier": 18.4,
+    "relative-discrete": 17.8,
+    "transmil-paper": 2180,
+    "das-mil-paper": 17.4,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_models_have_the_published_sizes(models, name):
+    """Ours have a linear unit for each of two classes, where published ones have one: less than 0.6 thousand."""
+    model = models.CollageModel(name, models.PUBLISHED[name].options, models.published_reader())
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1000
+    assert size == pytest.approx(PUBLISHED_SIZES[name], abs=0.6 if name == "transmil-paper" else 0.1)
+
+
+def test_padding_is_not_read(models, runs, stand_in):
+    examples = runs.paper_collages("collage", stand_in).test[:3]
+    model = models.CollageModel(
+        "das-mil", models.fresh_options("das-mil", (20, 40, 80, 160)), models.fresh_reader()
+    ).eval()
+    together = model(collate([example.bag for example in examples])).logits
+    for row, example in enumerate(examples):
+        torch.testing.assert_close(model(collate([example.bag])).logits[0], together[row], rtol=1e-4, atol=1e-5)
+
+
+def test_jitter_moves_digits_a_little_and_only_in_training(models, stand_in):
+    images = torch.from_numpy(stand_in.train.images[:50]).float().unsqueeze(1) / 255 / 0.3081 + models.BACKGROUND
+    jitter = models.Jitter()
+    assert torch.equal(jitter.eval()(images), images)
+    moved = jitter.train()(images)
+    assert not torch.equal(moved, images)
+    ink, before = ((each - models.BACKGROUND).sum(dim=(1, 2, 3)) for each in (moved, images))
+    assert (ink / before - 1).abs().max() < 0.6
+    assert moved.min() >= models.BACKGROUND - 1e-4
+
+
+def test_lookahead_goes_half_the_way_every_six_steps(runs):
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ahead = runs.Lookahead(model)
+    for step in range(1, 13):
+        with torch.no_grad():
+            model.weight += 1
+        ahead.step()
+        assert model.weight.item() == {6: 3.0, 12: 6.0}.get(step, step if step < 6 else step - 3)
+
+
+def test_length_scales_cover_the_distances_of_the_training_collages(runs, stand_in):
+    scales = runs.length_scales_px(runs.paper_collages("collage", stand_in).train)
+    assert scales[0] == pytest.approx(20, abs=0.5)
+    assert 180 < scales[-1] < 240
+    assert np.diff(np.log(scales)) == pytest.approx([np.log(scales[1] / scales[0])] * 3)
+
+
+# ---- the script
+
+
+def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys, stand_in):
+    script = importlib.import_module("mnist_collage")
+    monkeypatch.setattr(script, "load_source", lambda folder, cache: stand_in)
+
+    def run(*more):
+        arguments = ["--variant", "collage", "--epochs", "1", "--workers", "1", "--out", tmp_path / "out.csv", *more]
+        monkeypatch.setattr(sys, "argv", ["mnist_collage.py", *map(str, arguments)])
+        script.main()
+        with (tmp_path / "out.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    (first,) = run("--lr", "0.002")
+    assert (first["model"], first["variant"], first["protocol"], first["seed"]) == ("das-mil", "collage", "fresh", "0")
+    assert 0 <= float(first["accuracy"]) <= 1
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "das-mil-collage-fresh-collages.png",
+        "das-mil-collage-fresh-curves.png",
+    }
+    assert "near becomes far at" in capsys.readouterr().out
+    rows = run("--protocol", "paper", "--models", "max", "--seeds", "2")
+    assert rows[0] == first
+    assert [(row["model"], row["protocol"], row["seed"]) for row in rows[1:]] == [
+        ("max", "paper", "0"),
+        ("max", "paper", "1"),
+    ]
+    told = capsys.readouterr().out
+    assert "82.8 ± 3.3" in told
+    assert "scikit-learn's digits, not MNIST" in told
+    assert run("--lr", "0.002") == rows
+    assert "collage fresh 0:" not in capsys.readouterr().out
+
+
+def test_models_that_were_not_published_have_no_place_in_the_published_table(monkeypatch, capsys):
+    script = importlib.import_module("mnist_collage")
+    monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--protocol", "paper", "--models", "das-mil"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "das-mil: not in the published table, which has max, abmil" in capsys.readouterr().err
