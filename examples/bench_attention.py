@@ -155,7 +155,8 @@ class Patience:
                 if seconds <= self.seconds:
                     rounds[variant] = max(1, min(self.rounds, int(self.seconds / max(seconds, 1e-9))))
                 else:
-                    say(f"left out: {case.tiles} tiles, {case.heads} heads, {variant}: {seconds:.0f} s > --seconds")
+                    what = f"{variant.name}, {variant.phi} phi, {case.tiles} tiles, {case.heads} heads"
+                    say(f"left out: {what}: {seconds:.0f} s > --seconds")
         return rounds
 
 
@@ -220,8 +221,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    add("--sizes", type=int, nargs="*", default=[1024 * 2**power for power in range(6)], help="tiles")
-    add("--forward-sizes", type=int, nargs="*", default=[100_000], help="tiles of cases without backward")
+    add("--sizes", type=int, nargs="*", help="tiles; none given: 1,024 to 32,768, and 100,000 without backward")
+    add("--forward-sizes", type=int, nargs="*", help="tiles of cases without backward")
     add("--heads", type=int, nargs="+", default=[1, 8])
     add("--dtypes", choices=("float32", "bfloat16"), nargs="+", help="none: float32, on CUDA bfloat16 too")
     add("--phi", choices=("shared", "three"), nargs="+", default=["shared", "three"])
@@ -231,6 +232,11 @@ def parse() -> argparse.Namespace:
     add("--out", type=Path, default=Path("bench-attention"), help="folder of attention.csv and attention.png")
     add("--quick", action="store_true", help="tiny sizes")
     options = parser.parse_args()
+    if options.sizes is None:
+        options.sizes, default = [1024 * 2**power for power in range(6)], [100_000]
+    else:
+        default = []
+    options.forward_sizes = default if options.forward_sizes is None else options.forward_sizes
     if options.quick:
         options.sizes, options.forward_sizes, options.heads, options.repeats = [256], [320], [1], 2
     try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_attention import assert_close, brute, random_case, some_mask
 
 from wsi_mil.attention import DistanceBias, backends, dense_distance_attention, distance_attention, tiled
+from wsi_mil.attention.checks import require_operands
 from wsi_mil.attention.dropout import codes, keep
 from wsi_mil.attention.packing import plan
 from wsi_mil.errors import OptionError
@@ -539,6 +540,8 @@ def test_kinds_of_operands_are_checked():
         attend(case[0], case[1].float(), *case[2:])
     with pytest.raises(ValueError, match=r"q is of torch\.int64: give real numbers"):
         attend(*(tensor.long() for tensor in case[:3]), *case[3:])
+    with pytest.raises(ValueError, match="coords is a ndarray: give a torch tensor"):
+        inspect.unwrap(require_operands)(*case[:3], case[3].numpy(), case[4], None, None)
     with pytest.raises(ValueError, match="coords is on meta, q on cpu"):
         attend(*case[:3], case[3].to("meta"), case[4])
     with pytest.raises(ValueError, match=r"mask is of torch\.uint8: give torch\.bool"):

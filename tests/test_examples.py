@@ -93,7 +93,7 @@ def test_what_would_take_too_long_is_left_out_and_what_is_slow_is_run_less_often
     assert patience.choose(small, [fast, slow]) == {fast: 5, slow: 5}
     patience.speeds = {(fast, torch.float32): 4 / large.operations, (slow, torch.float32): 1 / small.operations}
     assert patience.choose(large, [fast, slow]) == {fast: 2}
-    assert "left out: 4096 tiles, 1 heads, Variant(name='tiled', phi='shared'): 16 s" in capsys.readouterr().err
+    assert "left out: tiled, shared phi, 4096 tiles, 1 heads: 16 s" in capsys.readouterr().err
 
 
 def test_variants_with_arrays_of_all_pairs_stop_where_these_get_out_of_hand(load):

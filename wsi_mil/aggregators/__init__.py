@@ -4,6 +4,7 @@
 >>> model = build("das-mil", dim=768, classes=2, heads=4)
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -90,4 +91,5 @@ def _like(default: Any, key: str, value: Any) -> Any:
     if type(value) is type(default):
         return value
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list of numbers"}
-    raise OptionError(f"--option {key}={value}: give {kinds[type(default)]}, such as {default!r}")
+    example = json.dumps(list(default) or [500, 2000]) if isinstance(default, tuple) else json.dumps(default)
+    raise OptionError(f"--option {key}={value}: give {kinds[type(default)]}, such as {example}")

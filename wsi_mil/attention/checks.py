@@ -20,6 +20,9 @@ def require_operands(
     Raises:
         ValueError: names the operand, and what it has to be.
     """
+    for name, operand in {"q": q, "k": k, "v": v, "coords": coords, "mask": mask, "slide": slide}.items():
+        if operand is not None and not isinstance(operand, Tensor):
+            raise ValueError(f"{name} is a {type(operand).__name__}: give a torch tensor")
     if q.dim() != 4 or not q.shape[-1]:
         raise ValueError(f"q has shape {tuple(q.shape)}: give (bags, heads, tiles, dim), of at least one dimension")
     bags, heads, tiles, dim = q.shape
