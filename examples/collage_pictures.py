@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from collage_data import CANVAS_PX, DIGIT_PX, RULES
+from collage_data import CANVAS_PX, DIGIT_PX, RULES, Collage
 from collage_models import CollageModel
 from jaxtyping import Float
 from matplotlib import colormaps
@@ -17,7 +17,7 @@ from wsi_mil.bags import collate
 from wsi_mil.learning import Example
 
 _LINES = 12  # of a collage: the pairs of most attention
-_FAR, _NEAR, _TRUE = "#4477aa", "#cc6677", "#228833"
+_ATTENTION, _TRUE = "#cc6677", "#228833"
 
 
 def pair_attention(model: CollageModel, example: Example) -> Float[np.ndarray, "digits digits"]:
@@ -60,17 +60,13 @@ def _draw_collage(axis: Axes, example: Example, attention: Float[np.ndarray, "di
         here = canvas[y - half : y + half, x - half : x + half]
         np.maximum(here, digit - digit.min(), out=here)
     axis.imshow(canvas, cmap=colormaps["gray_r"], extent=(0, CANVAS_PX, CANVAS_PX, 0))
-    digits, threshold = example.bag.attrs["digits"], RULES[variant]
-    for zero in np.flatnonzero(digits == 0):
-        for one in np.flatnonzero(digits == 1):
-            distance = np.linalg.norm(xy[zero] - xy[one])
-            met = distance < threshold.threshold_px if threshold.near else distance > threshold.threshold_px
-            if met:
-                axis.plot(*xy[[zero, one]].T, color=_TRUE, linewidth=6, alpha=0.4, solid_capstyle="round")
+    collage = Collage(example.bag.attrs["digits"], xy, bool(example.target))
+    for pair in np.argwhere(RULES[variant].pairs(collage)):
+        axis.plot(*xy[pair].T, color=_TRUE, linewidth=6, alpha=0.4, solid_capstyle="round")
     between = attention * (1 - np.eye(len(xy)))
     for place in np.argsort(between, axis=None)[::-1][:_LINES]:
         row, col = np.unravel_index(place, between.shape)
-        axis.plot(*xy[[row, col]].T, color=_NEAR, linewidth=1.2, alpha=min(float(between[row, col]) * 2, 1.0))
+        axis.plot(*xy[[row, col]].T, color=_ATTENTION, linewidth=1.2, alpha=min(float(between[row, col]) * 2, 1.0))
     axis.set(xticks=[], yticks=[], xlim=(0, CANVAS_PX), ylim=(CANVAS_PX, 0))
 
 
@@ -92,7 +88,7 @@ def draw_curves(model: CollageModel, variant: str, path: Path) -> None:
     axis.axvline(RULES[variant].threshold_px, color=_TRUE, linewidth=4, alpha=0.4)
     axis.set(xlabel="distance, px", ylabel="phi: 0 near, 1 far", xlim=(0, float(distance[-1])))
     axis.set_title(f"green: the true threshold, {RULES[variant].threshold_px:.0f} px", loc="left", fontsize=10)
-    axis.legend(title="learned level", frameon=False)
+    axis.legend(title="near becomes far at", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 

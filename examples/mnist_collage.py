@@ -13,6 +13,8 @@ For das-mil it draws, beside the table, collages with their attention and the le
 import argparse
 import csv
 import itertools
+import json
+import math
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Iterator
@@ -86,22 +88,27 @@ def in_processes(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wsi_mil.aggregators", "wsi_mil.learning"])
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool, progress(what, len(jobs)) as track:
-        for future in as_completed([pool.submit(function, *job) for job in jobs]):
-            yield future.result()
-            track.advance(what)
+    pool = ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
+    try:
+        with progress(what, len(jobs)) as track:
+            for future in as_completed([pool.submit(function, *job) for job in jobs]):
+                yield future.result()
+                track.advance(what)
+    finally:
+        pool.shutdown(cancel_futures=True)  # who stops early does not wait for what has not begun
 
 
 def trial(model: str, variant: str, lr: float, epochs: int | None, source: Source) -> Trial:
-    """Measure a learning rate."""
-    return Trial(model, variant, lr, try_lr(model, variant, lr, source, epochs or FRESH_EPOCHS))
+    """Measure a learning rate; what diverges is the worst."""
+    loss = try_lr(model, variant, lr, source, epochs or FRESH_EPOCHS)
+    return Trial(model, variant, lr, loss if math.isfinite(loss) else math.inf)
 
 
 def run(
     job: Run, lr: float | None, epochs: int | None, source: Source, pictures: Path | None
 ) -> tuple[Score, list[float]]:
     """Train and test; das-mil draws pictures if a folder is given. Also gives its learned transitions, in px."""
-    if lr is None:
+    if job.protocol == "paper" or lr is None:
         score, model = run_paper(job.model, job.variant, job.seed, source, epochs or PAPER_EPOCHS)
         examples = paper_collages(job.variant, source).test
     else:
@@ -129,9 +136,22 @@ def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str],
         write_rows(path, trials)
     best: dict[tuple[str, str], Trial] = {}
     for done in trials:
-        key = done.model, done.variant
-        best[key] = min(best.get(key, done), done, key=lambda each: each.loss)
+        if done.lr in LEARNING_RATES:
+            key = done.model, done.variant
+            best[key] = min(best.get(key, done), done, key=lambda each: each.loss)
     return {key: done.lr for key, done in best.items()}
+
+
+def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
+    """Results made of other digits, with other epochs or another learning rate do not go into one table."""
+    path = options.out.with_suffix(".json")
+    known = json.loads(path.read_text()) if path.exists() else {}
+    now = {"digits": source.name, "epochs": options.epochs, "lr": options.lr}
+    before = known.get(options.protocol, now)
+    if differing := [name for name, value in now.items() if before[name] != value]:
+        told = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in differing)
+        raise SystemExit(f"error: {options.out} was made with {told}: give another --out")
+    path.write_text(json.dumps({**known, options.protocol: now}))
 
 
 def summary(scores: list[Score], protocol: str) -> list[list[str]]:
@@ -161,7 +181,7 @@ def verdict(model: str, variant: str, accuracies: list[float]) -> str:
     published = f"{100 * mean:.1f} ± {100 * deviation:.1f}"
     if len(accuracies) < 2:
         return published
-    error = ((deviation**2 + statistics.stdev(accuracies) ** 2) / 5) ** 0.5
+    error = (deviation**2 / 5 + statistics.stdev(accuracies) ** 2 / len(accuracies)) ** 0.5
     return f"{published} ({(statistics.mean(accuracies) - mean) / error:+.1f} SE)"
 
 
@@ -185,8 +205,12 @@ def parse() -> argparse.Namespace:
     unpublished = [model for model in options.models if model not in PUBLISHED]
     if options.protocol == "paper" and unpublished:
         parser.error(f"{', '.join(unpublished)}: not in the published table, which has {', '.join(PUBLISHED)}")
-    if options.seeds < 1 or options.workers < 1:
-        parser.error("--seeds and --workers: give positive numbers")
+    for name in ("seeds", "workers", "epochs", "lr"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name} {value}: give a positive number")
+    if options.protocol == "paper" and options.lr is not None:
+        parser.error("--lr: protocol paper has its own")
     return options
 
 
@@ -199,14 +223,15 @@ def main() -> None:
     except WsiMilError as error:
         raise SystemExit(f"error: {error}") from None
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_a_mixture(options, source)
     scores: list[Score] = read_rows(options.out, Score)
     known = {tuple(score)[:4] for score in scores}
     jobs = itertools.product(options.models, options.variant, [options.protocol], range(options.seeds))
     runs = [Run(*job) for job in jobs if job not in known]
     rates: dict[tuple[str, str], float] = {}
-    if options.protocol == "fresh":
+    if options.protocol == "fresh" and runs:
         given = dict.fromkeys(itertools.product(options.models, options.variant), options.lr)
-        rates = given if options.lr else search(options, source)
+        rates = search(options, source) if options.lr is None else given
     arguments = [
         (job, rates.get((job.model, job.variant)), options.epochs, source, None if job.seed else options.out.parent)
         for job in runs

@@ -5,6 +5,7 @@ import importlib
 import os
 import shutil
 import sys
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +123,12 @@ def test_mnist_is_read_and_what_is_not_mnist_is_refused(data, tmp_path):
 
 def test_offline_other_digits_stand_in_and_it_is_said(data, monkeypatch, tmp_path, capsys):
     def offline(*_, **__):
-        raise OSError("no network")
+        raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(data.urllib.request, "urlopen", offline)
     source = data.load_source(None, tmp_path / "cache")
     assert source.name == "scikit-learn's digits, not MNIST"
-    assert "MNIST cannot be downloaded (no network)" in capsys.readouterr().err
+    assert "MNIST cannot be downloaded (<urlopen error no network>)" in capsys.readouterr().err
 
 
 # ---- models
@@ -228,6 +229,32 @@ def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(m
     assert "scikit-learn's digits, not MNIST" in told
     assert run("--lr", "0.002") == rows
     assert "collage fresh 0:" not in capsys.readouterr().out
+    for other in (["--lr", "0.004"], ["--lr", "0.002", "--epochs", "2"]):
+        with pytest.raises(
+            SystemExit, match=r"out\.csv was made with (lr 0\.002, now 0\.004|epochs 1, now 2): give another"
+        ):
+            run(*other)
+
+
+def test_the_best_trial_is_chosen_and_what_diverged_is_not(monkeypatch, tmp_path, models):
+    script = importlib.import_module("mnist_collage")
+    losses = {1e-3: float("nan"), 2e-3: 0.3, 4e-3: 0.2, 8e-3: 0.5}
+    monkeypatch.setattr(script, "try_lr", lambda name, variant, lr, source, epochs: losses[lr])
+    monkeypatch.setattr(script, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
+    monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--variant", "inv", "--out", str(tmp_path / "out.csv")])
+    assert script.search(script.parse(), None) == {("das-mil", "inv"): 4e-3}
+    losses.clear()  # trials of an earlier run count
+    assert script.search(script.parse(), None) == {("das-mil", "inv"): 4e-3}
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--lr", "0"], ["--epochs", "0"], ["--protocol", "paper", "--models", "max", "--lr", "1"]]
+)
+def test_numbers_that_cannot_be_meant_are_refused(monkeypatch, wrong):
+    script = importlib.import_module("mnist_collage")
+    monkeypatch.setattr(sys, "argv", ["mnist_collage.py", *wrong.split()])
+    with pytest.raises(SystemExit):
+        script.parse()
 
 
 def test_models_that_were_not_published_have_no_place_in_the_published_table(monkeypatch, capsys):

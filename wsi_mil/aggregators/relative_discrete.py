@@ -47,10 +47,10 @@ class RelativeDiscrete(SelfAttention):
     Bins are of equal width and centred on multiples of ``max_distance_um / (bins - 1)``, so the first and the last are
     half as wide. Tables start at N(0, 1).
 
-    What was published is the published form of `SelfAttention` with these defaults (CAMELYON16), or with
-    ``max_distance_um`` 362.04 where coordinates are pixels (MNIST-COLLAGE). Its code counted queries times keys twice,
-    which is this model with the query's weights doubled and the key's table halved: it learns the same functions from
-    another start.
+    What was published is the published form of `SelfAttention` with ``attention_dropout`` 0.1 and these defaults
+    (CAMELYON16), or with ``max_distance_um`` 362.04 where coordinates are pixels (MNIST-COLLAGE). Its code counted
+    queries times keys twice, which is this model with the query's weights doubled and the key's table halved: it learns
+    the same functions from another start.
 
     ``Output.attention`` is that of `SelfAttention`.
     """
