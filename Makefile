@@ -34,6 +34,7 @@ check: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m typer wsi_mil.cli utils docs --name wsimil --output docs/cli.md
+	$(BIN)/python docs/aggregators.py > docs/aggregators.md
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("wsi_mil needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

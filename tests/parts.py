@@ -11,4 +11,5 @@ def retrace_of(task: Task, part: Part, grads: Part) -> Retrace:
     steady = (of_value * value).sum(-1) + grads.far * part.far - grads.lse * math.log2(math.e)
     if task.dropout_p:
         steady = steady + grads.kept * part.kept
-    return Retrace(part.lse, steady.contiguous(), grads.value, grads.far, grads.kept)
+    lse = part.lse.masked_fill(part.lse == -math.inf, math.inf)
+    return Retrace(lse, steady.contiguous(), grads.value, grads.far, grads.kept)

@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_mil import store
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, build
@@ -15,8 +16,11 @@ from wsi_mil.errors import OptionError
 
 DIM, CLASSES = 12, 3
 POOLINGS = ("max", "attention", "log-sum-exp")
+PUBLISHED = {"projection": False, "mix": False, "heads": 1, "head_dim": 10, "value_dim": 32, "scale_by_input": True}
 VARIANTS = {
     **{name: (name, {}) for name in AGGREGATORS},
+    # On so small a grid its first frequencies, per tile, hardly tell tiles apart.
+    "self-attention-fourier": ("self-attention-fourier", {"unit_um": 25.6}),
     **{f"das-mil, {pooling}": ("das-mil", {"pooling": pooling}) for pooling in POOLINGS[1:]},
     "das-mil, one head, values only": ("das-mil", {"heads": 1, "key_bias": False, "query_bias": False}),
     "das-mil, one head, no bias to itself": ("das-mil", {"heads": 1, "self_bias": False}),
@@ -24,6 +28,29 @@ VARIANTS = {
     "das-mil, no projection": ("das-mil", {"projection": False}),
     "das-mil-paper, mean, two heads": ("das-mil-paper", {"pooling": "mean", "heads": 2, "max_distance_um": 4000.0}),
     "self-attention, attention": ("self-attention", {"pooling": "attention"}),
+    "das-mil, nothing mixed": ("das-mil", {**PUBLISHED, "query_bias": True, "pooling": "attention"}),
+    "das-mil-paper, no projection": ("das-mil-paper", {"hidden": 0}),
+    "relative-discrete, keys only, five bins": (
+        "relative-discrete",
+        {"bins": 5, "max_distance_um": 5000.0, "query_bias": False, "value_bias": False, "self_bias": True},
+    ),
+    **{f"{name}, no projection": (name, {"hidden": 0}) for name in ("abmil", "abmil-gated", "max", "mean")},
+    **{f"{name}, as published": (name, PUBLISHED) for name in AGGREGATORS if name.startswith(("self-", "relative-"))},
+    "set-transformer, published": ("set-transformer", {"hidden": 10, "heads": 1}),
+    "iset-transformer, published": ("iset-transformer", {"hidden": 15, "heads": 1}),
+    "gcn, published": ("gcn", {"neighbours": 0, "hidden": 15, "distance_weights": True}),
+    "gcn, all neighbours": ("gcn", {"neighbours": 0}),
+    "gcn, three layers, mean": ("gcn", {"neighbours": 3, "layers": 3, "pooling": "mean"}),
+    "gat, published": ("gat", {"neighbours": 0, "hidden": 20}),
+    "gat, heads": ("gat", {"neighbours": 5, "heads": 4}),
+    "mil-gnn, published": ("mil-gnn", {"neighbours": 0, "hidden": 20, "clusters": 1, "cluster_mean": False}),
+    "mil-gnn, sums": ("mil-gnn", {"cluster_mean": False}),
+    "transmil": ("transmil", {"hidden": 32, "heads": 4}),
+    "transmil, more tiles than landmarks, pitch given": (
+        "transmil",
+        {"hidden": 32, "heads": 2, "landmarks": 6, "tile_um": 256.0},
+    ),
+    "transmil-paper": ("transmil-paper", {"hidden": 32, "heads": 4, "landmarks": 6}),
 }
 
 
@@ -85,6 +112,8 @@ def test_a_batch_gives_what_its_bags_give_alone(model):
 
 
 def test_the_order_of_tiles_is_irrelevant(model):
+    if model.ordered:
+        pytest.skip("declares that the order of the array counts, as it was published")
     one = bag(23)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(5))
     wanted, got = (
@@ -124,6 +153,8 @@ MOVES = {
 def test_where_the_tissue_lies_on_the_glass_is_irrelevant(model, move):
     if model.uses_position == "absolute":
         pytest.skip("declares that it uses absolute positions")
+    if model.uses_position == "oriented" and move is not MOVES["shifted"]:
+        pytest.skip("declares that it tells directions apart")
     one = bag(23)
     wanted, got = (model(collate([b])) for b in (one, one._replace(coords_um=move(one.coords_um))))
     assert_same(got.logits, wanted.logits, 2e-4)
@@ -153,6 +184,8 @@ def test_pixels_do_not_matter_only_micrometres_do(model, tmp_path):
 
 
 def test_tiles_of_other_slides_have_no_distance(model):
+    if model.uses_position == "absolute":
+        pytest.skip("declares that it uses positions in the frame of each slide")
     batch = collate([bag(12, 1)])
     apart = batch._replace(slide=torch.arange(12).unsqueeze(0) // 6)
     moved = apart._replace(coords_um=apart.coords_um + 9000.0 * (apart.slide == 1).unsqueeze(-1))
@@ -173,6 +206,32 @@ def test_gradients_reach_every_parameter(model):
     (model(batch).logits * torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(0))).sum().backward()
     starved = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not starved
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest array that torch makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.size = max(self.size, one.numel())
+        return made
+
+
+@pytest.mark.parametrize("name", ["set-transformer", "iset-transformer", "gcn", "gat", "mil-gnn"])
+def test_no_array_of_all_pairs_of_tiles_is_made(name):
+    tiles, sizes = 400, []
+    for copies in (1, 2):
+        one = bag(tiles)
+        coords = torch.cat([one.coords_um + 8000.0 * copy for copy in range(copies)])
+        many = one._replace(features=one.features.repeat(copies, 1), coords_um=coords)
+        with Largest() as largest:
+            build(name, DIM, CLASSES, hidden=8)(collate([many])).logits.sum().backward()
+        sizes.append(largest.size)
+    assert sizes[1] <= 2 * sizes[0] < tiles**2
 
 
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):
@@ -231,11 +290,18 @@ def test_unknown_names_and_options_are_refused_with_the_known_ones():
         ({"length_scales_um": (100.0, 200.0)}, "length_scales_um.*4 positive"),
         ({"length_scales_um": (100.0, 200.0, 0.0, 1.0)}, "length_scales_um.*4 positive"),
         ({"key_bias": False, "query_bias": False, "value_bias": False}, "self-attention"),
+        ({"value_dim": -1}, "value_dim -1: give a whole number of at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(options, named):
     with pytest.raises(OptionError, match=named):
         build("das-mil", DIM, 2, **options)
+
+
+@pytest.mark.parametrize("name", ["abmil", "abmil-gated", "max", "mean"])
+def test_a_width_below_none_is_refused(name):
+    with pytest.raises(OptionError, match="hidden -1: give a whole number of at least 0"):
+        build(name, DIM, 2, hidden=-1)
 
 
 def test_params_are_frozen_and_say_the_length_scales_of_every_head():
@@ -281,13 +347,28 @@ def test_without_projection_attention_is_on_the_features_themselves(name):
     assert (model.mix[0].in_features, model.mix[0].out_features) == (DIM + 128, 20)
 
 
-@pytest.mark.parametrize("name", ["das-mil", "self-attention"])
+@pytest.mark.parametrize("name", ["abmil", "abmil-gated", "das-mil-paper", "max", "mean"])
+def test_without_projection_features_pass_as_they_are(name):
+    model = build(name, DIM, CLASSES, hidden=0)
+    batch = collate([bag(9)])
+    assert torch.equal(model.project(model.standardise(batch)), batch.features)
+
+
+@pytest.mark.parametrize("name", ["das-mil", "relative-discrete", "self-attention"])
 def test_attention_weights_are_dropped_in_training_if_asked(name):
     batch = collate([bag(23)])
     dropping, keeping = (build(name, DIM, CLASSES, dropout=0.0, attention_dropout=share) for share in (0.5, 0.0))
     keeping.load_state_dict(dropping.state_dict())
     assert not torch.equal(dropping(batch).logits, dropping(batch).logits)
     assert torch.equal(dropping.eval()(batch).logits, keeping(batch).logits)
+
+
+@pytest.mark.parametrize("name", ["max", "mean"])
+def test_published_pooling_is_a_linear_unit_per_class_on_the_pooled_features(name):
+    model, batch = build(name, DIM, CLASSES, hidden=0), collate([bag(9)])
+    assert sum(parameter.numel() for parameter in model.parameters()) == CLASSES * (DIM + 1)
+    pooled = batch.features.amax(1) if name == "max" else batch.features.mean(1)
+    assert_same(model(batch).logits, pooled @ model.classify.weight.T + model.classify.bias)
 
 
 # ---- poolings
@@ -298,6 +379,14 @@ def test_max_pooling_gives_a_tile_the_share_of_features_that_it_won():
     pooled = max_pool(tiles, torch.tensor([[True, True, False]]))
     assert pooled.embedding.tolist() == [[3, 2, 5, 1]]
     assert pooled.attention.tolist() == [[0.625, 0.375, 0]]
+
+
+def test_max_pooling_can_call_a_tie_what_differs_by_rounding():
+    tiles, mask = torch.tensor([[[100.0, 1.0], [99.9995, 0.5]]]), torch.ones(1, 2, dtype=torch.bool)
+    assert max_pool(tiles, mask).attention.tolist() == [[1, 0]]
+    pooled = max_pool(tiles, mask, rounding=1e-5)
+    assert pooled.attention.tolist() == [[0.75, 0.25]]
+    assert pooled.embedding.tolist() == [[100, 1]]
 
 
 def test_mean_pooling_looks_at_all_real_tiles_alike():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ SHARED = Path(os.environ.get("WSIMIL_SHARED", Path(__file__).parents[2] / "share
 GOLDEN = SHARED / "golden" / "das"
 FORWARD, GRADIENT = 1e-12, 1e-10
 # float32 backends on the same oracles: worst output, and worst gradient relative to the largest of its kind.
-FORWARD_32, GRADIENT_32 = 1e-5, 1e-4
+FORWARD_32, GRADIENT_32, LARGE_32 = 1e-5, 1e-4, 5e-4
 EXACT = ("reference", "tiled")
 
 # Of the 66 oracles, those that other tests run, or that are another model.
@@ -38,9 +39,7 @@ def backends_of(name):
 
 
 def golden_cases_of(backend):
-    """Without those of large inputs for float32, which loses scores of that size."""
-    cases = [name for name in golden_cases() if backend in backends_of(name)]
-    return cases if backend in EXACT else [name for name in cases if "bigx" not in name]
+    return [name for name in golden_cases() if backend in backends_of(name)]
 
 
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden/das is not here")
@@ -165,13 +164,16 @@ def test_published_layer(name, backend):
 
 
 @needs_golden
-@pytest.mark.parametrize("name", golden_cases_of("numba"))
-def test_published_layer_in_float32(name):
-    pytest.importorskip("numba", reason="numba, the extra wsi-mil[fast], is not installed")
-    for backend in (*EXACT, "numba"):
-        forward, backward = golden_errors(name, backend, torch.float32)
-        assert forward <= FORWARD_32
-        assert backward <= GRADIENT_32
+@pytest.mark.parametrize(
+    ("name", "backend"), [(name, backend) for backend in (*EXACT, "numba") for name in golden_cases_of("numba")]
+)
+def test_published_layer_in_float32(name, backend):
+    if backend == "numba":
+        pytest.importorskip("numba", reason="numba, the extra wsi-mil[fast], is not installed")
+    forward, backward = golden_errors(name, backend, torch.float32)
+    # Large inputs have scores that float32 knows less well.
+    assert forward <= (LARGE_32 if "bigx" in name else FORWARD_32)
+    assert backward <= (LARGE_32 if "bigx" in name else GRADIENT_32)
 
 
 @needs_golden
@@ -181,13 +183,15 @@ def test_which_of_the_66_cases_run(capsys):
     by_backend = {backend: len(golden_cases_of(backend)) for backend in (*EXACT, "numba", "triton")}
     whole, discrete = ([name for name in every if name.startswith(kind)] for kind in (WHOLE_NETWORKS, DISCRETE))
     assert (len(every), len(here), len(whole), len(discrete)) == (66, 57, 3, 6)
-    assert by_backend == {"reference": 57, "tiled": 56, "numba": 55, "triton": 55}
+    assert by_backend == {"reference": 57, "tiled": 56, "numba": 56, "triton": 56}
     assert sum("_t3_" in name for name in here) == 14
     assert sum(name.startswith("plain_sa") for name in here) == 2
+    absent = [backend for backend in ("numba", "triton") if not find_spec(backend)]
     with capsys.disabled():
         print(f"\n{len(here)} of {len(every)} oracles run on attention, by backend {by_backend};")
+        print(f"skipped, because not installed: {', '.join(absent) or 'none'};")
         print(f"{len(whole)} whole networks (e2e*) in test_das_mil_paper.py;")
-        print(f"{len(discrete)} of discrete distances (disc10*) belong to an aggregator that does not exist yet")
+        print(f"{len(discrete)} of discrete distances (disc10*) in test_attention_discrete.py")
 
 
 # ---- the definition

@@ -11,6 +11,7 @@ from wsi_mil.attention import (
     attention_received,
     attention_rows,
     dense_distance_attention,
+    public,
     readout,
 )
 from wsi_mil.attention.public import DENSE_TILES
@@ -56,12 +57,28 @@ def test_received_with_shares_of_the_rows(case):
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_received_is_found_by_the_linear_code(inference):
+def test_received_is_found_by_the_linear_code(monkeypatch, inference):
     q, k, v, coords, bias = random_case(tiles=DENSE_TILES + 8)
     wanted = dense_distance_attention(q, k, v, coords, bias).weights.mean(dim=2)
+    monkeypatch.setattr(public, "dense_distance_attention", None)
     with torch.inference_mode(inference):
         received = attention_received(q * 1, k * 1, coords * 1, bias._replace(beta=bias.beta * 1))
     assert_close(received, wanted)
+
+
+def test_an_autocast_around_it_changes_nothing(case):
+    (q, k, coords, bias), options, weights = case
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(attention_rows(q, k, coords, bias, torch.arange(TILES), **options), weights)
+        low = q.float(), k.float(), torch.zeros(2, 3, TILES, 5)
+        dense = dense_distance_attention(*low, coords, bias, **options)
+    assert_close(dense.weights.double(), weights, 1e-5)
+
+
+def test_shares_of_another_shape_are_refused(case):
+    operands, options, _ = case
+    with pytest.raises(ValueError, match=r"row_share has shape \(1, 23\), with this q it has to be \(2, 23\)"):
+        inspect.unwrap(attention_received)(*operands, **options, row_share=torch.ones(1, TILES))
 
 
 @pytest.mark.parametrize("rows", [[], [4], [22, 0, 7, 7, 1, 2, 3, 4]])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from parts import retrace_of
-from test_attention import FORWARD_32, GRADIENT_32, golden_cases_of, golden_errors, needs_golden
+from test_attention import FORWARD_32, GRADIENT_32, LARGE_32, golden_cases_of, golden_errors, needs_golden
 
 from wsi_mil.attention import tiled
 from wsi_mil.attention.dropout import codes
@@ -191,8 +191,8 @@ def test_interpreted_kernels_agree_with_tiled(name, interpreter):
 @pytest.mark.parametrize("name", golden_cases_of("triton"))
 def test_interpreted_kernels_agree_with_the_published_layer(name, interpreter):
     forward, backward = interpreter.submit(golden_errors, name, "triton", torch.float32).result()
-    assert forward <= FORWARD_32
-    assert backward <= GRADIENT_32
+    assert forward <= (LARGE_32 if "bigx" in name else FORWARD_32)
+    assert backward <= (LARGE_32 if "bigx" in name else GRADIENT_32)
 
 
 # ---- compiled

@@ -79,7 +79,7 @@ def test_das_mil_learns_a_distance_from_forty_bags():
     assert held_out_auroc(model, cohort(60, seed=1)) >= 0.95
 
 
-@pytest.mark.parametrize("name", ["abmil", "abmil-gated", "self-attention"])
+@pytest.mark.parametrize("name", ["abmil", "abmil-gated", "max", "mean", "self-attention"])
 def test_a_model_without_positions_cannot_tell_these_bags_apart_at_all(name):
     torch.manual_seed(0)
     model = build(name, 3, 2).eval()
@@ -100,6 +100,12 @@ def test_noisy_features_do_not_hide_the_distance(seed):
     train, test = (cohort(bags, seed=first + seed, noise=28) for bags, first in ((60, 10), (100, 100)))
     model = learnt("das-mil", train, seed, 40, length_scales_um=LENGTH_SCALES_UM)
     assert held_out_auroc(model, test) >= 0.9  # four of the five seeds reach 0.95, the worst 0.93
+
+
+@pytest.mark.slow
+def test_bins_of_half_a_millimetre_tell_the_distance_too():
+    model = learnt("relative-discrete", cohort(40, seed=0), seed=0, max_distance_um=4608.0)
+    assert held_out_auroc(model, cohort(60, seed=1)) >= 0.95
 
 
 @pytest.mark.slow

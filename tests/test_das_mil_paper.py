@@ -94,6 +94,25 @@ def test_has_as_many_parameters_as_published():
     assert sum(parameter.numel() for parameter in build("das-mil-paper", 768, 2).parameters()) == 412_251
 
 
+def test_without_projection_it_has_as_many_parameters_as_published_for_mnist_collage():
+    model = build("das-mil-paper", 32, 2, hidden=0, value_dim=32)
+    classifier = sum(parameter.numel() for parameter in model.classify.parameters())
+    assert (sum(parameter.numel() for parameter in model.parameters()) - classifier, classifier) == (1770, 33)
+
+
+def test_scores_are_divided_by_the_width_that_enters_the_layer():
+    torch.manual_seed(0)
+    bare = build("das-mil-paper", 8, 2, hidden=0).eval()
+    whole = build("das-mil-paper", 8, 2, hidden=8).eval()
+    whole.load_state_dict(bare.state_dict(), strict=False)
+    with torch.no_grad():
+        whole.project[0].weight.copy_(torch.eye(8))
+        whole.project[0].bias.zero_()
+    batch = random_bag()
+    batch = batch._replace(features=batch.features.abs())
+    torch.testing.assert_close(bare(batch).logits, whole(batch).logits)
+
+
 def test_starts_as_published():
     torch.manual_seed(0)
     model = build("das-mil-paper", 768, 2, heads=300)  # many heads, to see distributions
@@ -160,6 +179,7 @@ def test_mean_pooling_looks_at_all_tiles_alike():
     ("options", "named"),
     [
         ({"value_dim": 0}, "value_dim 0"),
+        ({"hidden": -1}, "hidden -1: give a whole number of at least 0"),
         ({"pooling": "attention"}, "pooling attention: choose one of max, mean"),
         ({"max_distance_um": 0}, r"max_distance_um 0\.0: give a positive number"),
         ({"max_distance_um": math.inf}, "max_distance_um inf"),

@@ -65,6 +65,14 @@ def test_the_readme_names_every_aggregator() -> None:
     assert not [name for name in AGGREGATORS if f"`{name}`" not in README]
 
 
+def test_the_page_of_aggregators_is_made_anew() -> None:
+    made = subprocess.run(
+        [sys.executable, ROOT / "docs" / "aggregators.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert made == (ROOT / "docs" / "aggregators.md").read_text(), "run `make docs`"
+    assert all(f"## {name}\n" in made for name in AGGREGATORS)
+
+
 def test_the_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     done = shell(f"bash {ROOT / 'examples' / 'pipeline.sh'} --quick", tmp_path, environment)
     assert "predictions/predictions.csv" in done.stdout

@@ -144,3 +144,14 @@ def test_the_gpu_check_takes_another_interpreter_as_it_is():
     assert "some-python -m pytest -o addopts= -m gpu" in done.stdout
     assert "some-python examples/bench_attention.py --device cuda" in done.stdout
     assert "venv" not in done.stdout
+
+
+def test_the_benchmark_of_a_step_compares_with_plain_self_attention(load, monkeypatch, capsys):
+    bench = load("bench_step")
+    monkeypatch.setattr(sys, "argv", ["bench_step.py", "das-mil", "--tiles", "400", "--threads", "1"])
+    bench.main()
+    header, _, baseline, row = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert cells(header) == ["tiles", "model", "seconds", "memory MB", "time to self-attention"]
+    assert (cells(baseline)[1], cells(baseline)[4]) == ("self-attention", "1.00")
+    assert cells(row)[:2] == ["400", "das-mil"]
+    assert all(float(cell) > 0 for cell in cells(row)[2:])

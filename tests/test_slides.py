@@ -84,7 +84,7 @@ def test_each_axis_has_its_own_resolution(tmp_path):
 
 
 def test_unknown_resolution_is_refused_with_the_option(tmp_path):
-    with pytest.raises(ResolutionError, match=r"a\.tif does not say .* for --slides-csv, or --slide-mpp"):
+    with pytest.raises(ResolutionError, match=r"a\.tif does not say .*--slide-mpp .*`wsimil tile --slides-csv`"):
         open_slide(tiff(tmp_path))
 
 

@@ -218,7 +218,8 @@ def test_every_aggregator_comes_back_from_its_checkpoint(tmp_path: Path, name: s
     assert torch.equal(before.attention, after.attention)
 
 
-LATER_OPTIONS = {"projection", "attention_dropout", "separate_phi"}  # unknown to wsimil 0.1.0
+# Unknown to wsimil 0.1.0.
+LATER_OPTIONS = {"projection", "attention_dropout", "separate_phi", "mix", "value_dim", "scale_by_input"}
 SELF_ATTENTION = {"query", "key", "value", "project.0", "mix.0", "classify"}
 
 

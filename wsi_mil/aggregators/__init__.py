@@ -12,8 +12,17 @@ from wsi_mil.aggregators.abmil import AbMil, GatedAbMil
 from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.das_mil import DasMil
 from wsi_mil.aggregators.das_mil_paper import DasMilPaper
+from wsi_mil.aggregators.gat import Gat
+from wsi_mil.aggregators.gcn import Gcn
 from wsi_mil.aggregators.inference import Answer, infer
+from wsi_mil.aggregators.max_mean import MaxMil, MeanMil
+from wsi_mil.aggregators.mil_gnn import MilGnn
+from wsi_mil.aggregators.relative_discrete import RelativeDiscrete
 from wsi_mil.aggregators.self_attention import SelfAttention
+from wsi_mil.aggregators.self_attention_axial import AxialSelfAttention
+from wsi_mil.aggregators.self_attention_fourier import FourierSelfAttention
+from wsi_mil.aggregators.set_transformer import InducedSetTransformer, SetTransformer
+from wsi_mil.aggregators.transmil import TransMil, TransMilPaper
 from wsi_mil.errors import OptionError
 
 __all__ = ["AGGREGATORS", "Aggregator", "Answer", "Output", "build", "infer", "params_of"]
@@ -23,7 +32,19 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "das-mil-paper": DasMilPaper,
     "abmil": AbMil,
     "abmil-gated": GatedAbMil,
+    "max": MaxMil,
+    "mean": MeanMil,
     "self-attention": SelfAttention,
+    "self-attention-axial": AxialSelfAttention,
+    "self-attention-fourier": FourierSelfAttention,
+    "relative-discrete": RelativeDiscrete,
+    "set-transformer": SetTransformer,
+    "iset-transformer": InducedSetTransformer,
+    "gcn": Gcn,
+    "gat": Gat,
+    "mil-gnn": MilGnn,
+    "transmil": TransMil,
+    "transmil-paper": TransMilPaper,
 }
 
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import nn
 
 from wsi_mil.aggregators.base import Aggregator, Output
-from wsi_mil.aggregators.options import require_counts, require_fraction
+from wsi_mil.aggregators.layers import dense
+from wsi_mil.aggregators.options import require_counts, require_fraction, require_sizes
 from wsi_mil.aggregators.pooling import AttentionPool
 from wsi_mil.bags import Batch
 
@@ -16,14 +17,15 @@ class AbMilParams:
     """Options of `AbMil` and `GatedAbMil`."""
 
     hidden: int = 128
-    """Width that features are projected to."""
+    """Width that features are projected to; 0 = no projection."""
     attention: int = 64
     """Width of the network that gives the attention."""
     dropout: float = 0.1
     """Share of the projected features dropped in training."""
 
     def __post_init__(self) -> None:
-        require_counts(hidden=self.hidden, attention=self.attention)
+        require_sizes(hidden=self.hidden)
+        require_counts(attention=self.attention)
         require_fraction(dropout=self.dropout)
 
 
@@ -36,9 +38,9 @@ class AbMil(Aggregator):
 
     def __init__(self, dim: int, classes: int, params: AbMilParams):
         super().__init__(dim, classes, params)
-        self.project = nn.Sequential(nn.Linear(dim, params.hidden), nn.ReLU(), nn.Dropout(params.dropout))
-        self.pool = AttentionPool(params.hidden, params.attention, self.gated)
-        self.classify = nn.Linear(params.hidden, classes)
+        self.project = dense(dim, params.hidden, params.dropout)
+        self.pool = AttentionPool(params.hidden or dim, params.attention, self.gated)
+        self.classify = nn.Linear(params.hidden or dim, classes)
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""

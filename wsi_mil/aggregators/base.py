@@ -26,7 +26,7 @@ class Aggregator(nn.Module):
 
     A subclass sets the class variables and implements `forward`; `wsi_mil.aggregators.AGGREGATORS` names it.
     Its contract (``tests/test_aggregators.py``): padding and the order of tiles do not matter, a batch gives what its
-    bags give alone, and positions matter as ``uses_position`` declares.
+    bags give alone, and positions matter as ``uses_position`` declares. ``ordered`` declares the one exception.
 
     Args:
         dim: dimension of the features.
@@ -34,8 +34,12 @@ class Aggregator(nn.Module):
         params: an instance of ``Params``.
     """
 
-    uses_position: ClassVar[Literal["none", "relative", "absolute"]]
-    """none: coordinates are ignored. relative: only distances count. absolute: a shift of the slide counts too."""
+    uses_position: Literal["none", "relative", "oriented", "absolute"]
+    """none: coordinates are ignored. relative: only distances count. oriented: directions count too, so that turning
+    or mirroring the slide matters. absolute: a shift of the slide counts too. An instance says so itself where an
+    option decides."""
+    ordered: ClassVar[bool] = False
+    """Whether the order of tiles in the array counts, which it should not; True for a model published that way."""
     standardises: ClassVar[bool] = True
     """Whether the units of features are irrelevant; False for a model that was published without."""
     Params: ClassVar[type[Any]]

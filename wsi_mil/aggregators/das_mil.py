@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from wsi_mil.aggregators.options import require_positive
 from wsi_mil.aggregators.self_attention import SelfAttention, SelfAttentionParams
 from wsi_mil.attention import DistanceBias
 from wsi_mil.errors import OptionError
@@ -21,6 +22,9 @@ class DasMilParams(SelfAttentionParams):
     length_scales_um: Sequence[float] = ()
     """Distance at which each head starts to tell near from far, one per head; training takes them from the distances
     of its patients. Empty = from 256 um (a tile) to 16 mm (a section) in equal ratios."""
+    sharpness: float = 4.0
+    """How steeply each head passes from near to far at first: phi goes from 0.1 to 0.9 within 4.4 / sharpness of its
+    length scale."""
     key_bias: bool = True
     """Whether distance changes what a tile looks for."""
     query_bias: bool = False
@@ -35,6 +39,7 @@ class DasMilParams(SelfAttentionParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive(sharpness=self.sharpness)
         if not (self.key_bias or self.query_bias or self.value_bias):
             raise OptionError("key_bias, query_bias and value_bias are all off: use self-attention instead")
         scales = tuple(map(float, self.length_scales_um)) or self._default_scales()
@@ -51,10 +56,10 @@ class DasMil(SelfAttention):
     """`SelfAttention` whose scores and values depend on the distance of tiles.
 
     Each head knows near from far by ``phi = sigmoid(beta * (distance - theta))``. theta starts at the head's length
-    scale and 1 / beta at a quarter of it, so that phi rises from 0.1 to 0.9 within about that scale. Both are learned
-    as logarithms: they stay positive, and a step means the same at every scale. What distance does to scores starts at
-    nothing, what it tells through values at random: attention that distance steers at random from the start overfits a
-    small cohort (``docs/decisions.md``).
+    scale and beta at ``sharpness`` divided by it: by default phi rises from 0.1 to 0.9 within about that scale. Both
+    are learned as logarithms: they stay positive, and a step means the same at every scale. What distance does to
+    scores starts at nothing, what it tells through values at random: attention that distance steers at random from the
+    start overfits a small cohort (``docs/decisions.md``).
 
     ``Output.attention`` is that of `SelfAttention`.
     """
@@ -66,11 +71,11 @@ class DasMil(SelfAttention):
         super().__init__(dim, classes, params)
         log_scales = torch.tensor(params.length_scales_um).log()
         self.log_theta_um = nn.Parameter(log_scales.repeat(3, 1) if params.separate_phi else log_scales)
-        self.log_slope = nn.Parameter(torch.full_like(self.log_theta_um, math.log(4.0)))
-        shape = (params.heads, 2, params.head_dim)
-        self.key_table = nn.Parameter(torch.zeros(shape)) if params.key_bias else None
-        self.query_table = nn.Parameter(torch.zeros(shape)) if params.query_bias else None
-        self.value_table = nn.Parameter(torch.randn(shape)) if params.value_bias else None
+        self.log_slope = nn.Parameter(torch.full_like(self.log_theta_um, math.log(params.sharpness)))
+        scores, values = ((params.heads, 2, width) for width in (params.head_dim, params.value_width))
+        self.key_table = nn.Parameter(torch.zeros(scores)) if params.key_bias else None
+        self.query_table = nn.Parameter(torch.zeros(scores)) if params.query_bias else None
+        self.value_table = nn.Parameter(torch.randn(values)) if params.value_bias else None
 
     def distance_bias(self) -> DistanceBias:
         """Near and far of each head, in micrometres."""

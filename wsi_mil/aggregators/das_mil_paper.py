@@ -1,4 +1,4 @@
-"""DAS-MIL exactly as published for CAMELYON16 (Wölflein et al. 2023, arXiv 2305.10552): paper and released code."""
+"""DAS-MIL exactly as published (Wölflein et al. 2023, arXiv 2305.10552): paper and released code."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from wsi_mil.aggregators.base import Aggregator, Output
-from wsi_mil.aggregators.options import require_choice, require_counts, require_fraction, require_positive
+from wsi_mil.aggregators.layers import dense
+from wsi_mil.aggregators.options import (
+    require_choice,
+    require_counts,
+    require_fraction,
+    require_positive,
+    require_sizes,
+)
 from wsi_mil.aggregators.pooling import max_pool, mean_pool
 from wsi_mil.attention import DistanceBias, distance_attention
 from wsi_mil.bags import Batch
@@ -18,10 +25,10 @@ LARGEST_DISTANCE_UM = 46_816 * math.sqrt(2) * 256 / 224
 
 @dataclass(frozen=True)
 class DasMilPaperParams:
-    """Options of `DasMilPaper`; the defaults are what was published."""
+    """Options of `DasMilPaper`; the defaults are what was published for CAMELYON16."""
 
     hidden: int = 512
-    """Width that features are projected to."""
+    """Width that features are projected to; 0 = no projection, as published for MNIST-COLLAGE."""
     heads: int = 1
     """Attention heads."""
     head_dim: int = 10
@@ -36,19 +43,20 @@ class DasMilPaperParams:
     """Share of the attention weights dropped in training."""
 
     def __post_init__(self) -> None:
-        require_counts(hidden=self.hidden, heads=self.heads, head_dim=self.head_dim, value_dim=self.value_dim)
+        require_sizes(hidden=self.hidden)
+        require_counts(heads=self.heads, head_dim=self.head_dim, value_dim=self.value_dim)
         require_choice("pooling", self.pooling, ("max", "mean"))
         require_positive(max_distance_um=self.max_distance_um)
         require_fraction(attention_dropout=self.attention_dropout)
 
 
 class DasMilPaper(Aggregator):
-    """Projection, one layer of distance-aware self-attention, pooling over tiles, one linear unit.
+    """Projection (optional), one layer of distance-aware self-attention, pooling over tiles, one linear unit.
 
     Per head ``phi = sigmoid(beta * (distance / max_distance_um - theta))``, with theta 0.5 and beta 10 at first. Keys,
-    queries and values are biased, a tile towards itself is not. Scores are divided by the square root of ``hidden``,
-    not of ``head_dim``. Tables start at N(0, 1), linear layers as torch starts them. Features are taken as they are,
-    not standardised.
+    queries and values are biased, a tile towards itself is not. Scores are divided by the square root of the width that
+    enters the layer, not of ``head_dim``. Tables start at N(0, 1), linear layers as torch starts them. Features are
+    taken as they are, not standardised.
 
     Two classes have one logit z and a sigmoid, as published, given as the logits (0, z): a softmax over them gives the
     same probability, and cross-entropy the same gradients. More classes have a logit each.
@@ -66,10 +74,10 @@ class DasMilPaper(Aggregator):
 
     def __init__(self, dim: int, classes: int, params: DasMilPaperParams):
         super().__init__(dim, classes, params)
-        hidden, heads = params.hidden, params.heads
-        self.project = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU())
+        entering, heads = params.hidden or dim, params.heads
+        self.project = dense(dim, params.hidden)
         self.query, self.key, self.value = (
-            nn.Linear(hidden, heads * width, bias=False)
+            nn.Linear(entering, heads * width, bias=False)
             for width in (params.head_dim, params.head_dim, params.value_dim)
         )
         self.theta = nn.Parameter(torch.full((heads,), 0.5))
@@ -90,7 +98,7 @@ class DasMilPaper(Aggregator):
             v,
             batch.coords_um,
             self.distance_bias(),
-            scale=self.params.hidden**-0.5,
+            scale=self.query.in_features**-0.5,
             mask=batch.mask,
             slide=batch.slide,
             dropout_p=self.params.attention_dropout if self.training else 0.0,

@@ -14,11 +14,19 @@ class Pooled(NamedTuple):
     attention: Float[Tensor, "bags tiles"]
 
 
-def max_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags tiles"]) -> Pooled:
-    """Maximum per feature. Attention: the share of the features that a tile won, ties shared equally."""
+def max_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags tiles"], rounding: float = 0.0) -> Pooled:
+    """Maximum per feature. Attention: the share of the features that a tile won, ties shared equally.
+
+    Args:
+        tiles: what is pooled.
+        mask: True = real tile.
+        rounding: how far below the maximum is still a tie, as a share of the largest maximum of the bag: for tiles that
+            are equal but for rounding, of which chance would choose one.
+    """
     tiles = tiles.masked_fill(~mask.unsqueeze(-1), -torch.inf)
     embedding = tiles.amax(dim=1)
-    won = (tiles == embedding.unsqueeze(1)).to(tiles.dtype)
+    least = embedding - rounding * embedding.abs().amax(dim=1, keepdim=True)
+    won = (tiles >= least.unsqueeze(1)).to(tiles.dtype)
     return Pooled(embedding, (won / won.sum(dim=1, keepdim=True)).mean(dim=-1))
 
 

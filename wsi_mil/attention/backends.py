@@ -28,7 +28,7 @@ def choose(backend: str, q: Tensor, v: Tensor) -> str:
     """
     dim, on = max(q.shape[-1], v.shape[-1]), q.device.type
     able = {
-        "triton": (on == "cuda" or (backend != "auto" and _interpreted()))
+        "triton": (_fit_gpu(q.device) or (backend != "auto" and _interpreted()))
         and q.dtype != torch.float64
         and dim <= _TRITON_DIM,
         "numba": on == "cpu" and q.dtype != torch.float64,
@@ -57,6 +57,13 @@ def _hindrance(backend: str, warn: bool) -> str | None:
             warnings.warn(f"attention does without {backend}, which cannot be imported: {error}", stacklevel=2)
         return f"cannot be imported: {error}"
     return None
+
+
+def _fit_gpu(device: torch.device) -> bool:
+    """Whether it is a GPU that knows the kernels' instructions: NVIDIA's, Ampere or later."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _interpreted() -> bool:

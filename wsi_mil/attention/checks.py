@@ -20,8 +20,8 @@ def require_operands(
     Raises:
         ValueError: names the operand, and what it has to be.
     """
-    if q.dim() != 4:
-        raise ValueError(f"q has shape {tuple(q.shape)}: give (bags, heads, tiles, dim)")
+    if q.dim() != 4 or not q.shape[-1]:
+        raise ValueError(f"q has shape {tuple(q.shape)}: give (bags, heads, tiles, dim), of at least one dimension")
     bags, heads, tiles, dim = q.shape
     dim_v = dim if v is None else v.shape[-1]
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
@@ -41,10 +41,15 @@ def require_operands(
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, with this q it has to be {shape}")
         if tensor is not None and tensor.device != q.device:
             raise ValueError(f"{name} is on {tensor.device}, q on {q.device}: bring them together")
-    _require_kinds(mask, slide)
+    _require_kinds(q, k, v, mask, slide)
 
 
-def _require_kinds(mask: Tensor | None, slide: Tensor | None) -> None:
+def _require_kinds(q: Tensor, k: Tensor, v: Tensor | None, mask: Tensor | None, slide: Tensor | None) -> None:
+    if not q.is_floating_point():
+        raise ValueError(f"q is of {q.dtype}: give real numbers")
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor is not None and tensor.dtype != q.dtype:
+            raise ValueError(f"{name} is of {tensor.dtype}, q of {q.dtype}: bring them to one type")
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask is of {mask.dtype}: give torch.bool, True = real tile")
     if slide is not None and (slide.is_floating_point() or slide.dtype == torch.bool):
@@ -71,5 +76,5 @@ def wide_bias(bias: DistanceBias | None, q: Tensor) -> DistanceBias | None:
 
 
 def real_coords(coords: Tensor) -> Tensor:
-    """Coordinates as numbers that have differences and no gradient; float64 stays, for large ones need it."""
-    return coords.detach() if coords.is_floating_point() else coords.detach().double()
+    """Coordinates as numbers whose differences are exact enough, without gradient: whole ones in float64."""
+    return wide(coords.detach()) if coords.is_floating_point() else coords.detach().double()

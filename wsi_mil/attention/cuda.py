@@ -7,6 +7,7 @@ accurate functions and true float32 products (``ieee``): for speed there are 16-
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -87,12 +88,12 @@ def backward(operands: Operands, task: Task, retrace: Retrace) -> Gradients:
     # Sums over partners of the gradient of phi's exponent, alone and times the distance; not all need be written.
     phis = 0 if operands.beta is None else len(operands.beta)
     sums = operands.q.new_zeros((phis, 2, *operands.q.shape[:2]), dtype=torch.float32)
-    # Weights relative to these are those of kept pairs, times 1 / (1 - p); without keys they are 0.
-    shift = torch.where(retrace.lse == -math.inf, math.inf, retrace.lse - math.log2(amplify))
+    # Weights relative to these are those of kept pairs, times 1 / (1 - p).
+    shift = retrace.lse - math.log2(amplify)
     given: dict[str, Any] = {
-        **_view("dvalue", retrace.value.to(operands.v.dtype)),
-        "dfar_ptr": _numbers(retrace.far) if task.far else None,
-        "dkept_ptr": _numbers(retrace.kept) if task.dropout_p else None,
+        **_view("dvalue", retrace.of_value.to(operands.v.dtype)),
+        "dfar_ptr": _numbers(retrace.of_far) if task.far else None,
+        "dkept_ptr": _numbers(retrace.of_kept) if task.dropout_p else None,
         "shift_ptr": _numbers(shift),
         "steady_ptr": _numbers(retrace.steady / amplify),
         "dcurve_ptr": sums,
@@ -159,17 +160,19 @@ class _Call(NamedTuple):
         work = _work(self.task, own, partner, q.device)
         if not len(work):
             return
-        getattr(kernels, kernel)[len(work), len(q)](
-            **self.arguments,
-            **more,
-            work_ptr=work,
-            ROWS=launch.rows,
-            COLS=launch.cols,
-            EDGE=partner // 2 if partner > 32 else partner,  # a mask takes registers
-            num_warps=launch.warps,
-            STAGES=launch.stages,
-            enable_fp_fusion=True,
-        )
+        # Triton starts kernels on the current device, wherever their arguments lie.
+        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+            getattr(kernels, kernel)[len(work), len(q)](
+                **self.arguments,
+                **more,
+                work_ptr=work,
+                ROWS=launch.rows,
+                COLS=launch.cols,
+                EDGE=partner // 2 if partner > 32 else partner,  # a mask takes registers
+                num_warps=launch.warps,
+                STAGES=launch.stages,
+                enable_fp_fusion=True,
+            )
 
 
 def launch_of(kernel: str, item_size: int, pad: int, light: bool) -> Launch:

@@ -6,9 +6,10 @@ With c = scale, away = far - near, and phi 0 where a pair carries no bias::
                        + c q_i . near_key          for pairs with a bias; c q_i . k_j for the others
     z_i = sum_j weight_ij v_j + far_i away_value + kept_i near_value
 
-The pairs of one slide, the pairs of different slides and, when a tile has no bias towards itself, the diagonal are
-parts of one softmax. Each is computed alone, where all its pairs are of one kind and what is constant in a row cancels,
-and joined by the logarithms of their sums. Everything here is O(tiles) and differentiated by autograd.
+`wsi_mil.attention.operator` brings this to numbers per tile. The pairs of one slide, the pairs of different slides and,
+when a tile has no bias towards itself, the diagonal are parts of one softmax. Each is computed alone, where all its
+pairs are of one kind and what is constant in a row cancels, and joined by the logarithms of their sums. Everything here
+is O(tiles) and differentiated by autograd.
 """
 
 import math

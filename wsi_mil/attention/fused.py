@@ -1,4 +1,7 @@
-"""Distance-aware attention fused by Numba: float32 on the CPU, exact, linear in memory, faster than `tiled`."""
+"""Distance-aware attention fused by Numba: float32 on the CPU, exact, faster than `tiled`.
+
+Memory is linear in the tiles but for the list of blocks: 8 MB at 100,000 tiles, 70 MB at 300,000.
+"""
 
 import math
 
@@ -37,10 +40,8 @@ def backward(operands: Operands, task: Task, retraced: Retrace) -> Gradients:
     heads, tiles, dim_v = operands.v.shape
     given = _inputs(operands, task)
     pieces, threads = schedule(task, heads, ROWS, COLS)
-    # Scores minus infinity have weight 0, which is what a row without keys wants.
-    lse = retraced.lse.masked_fill(retraced.lse == -math.inf, math.inf)
-    of_kept = retraced.kept if task.dropout_p else torch.zeros_like(retraced.kept)
-    rows = (lse, retraced.steady, of_kept, retraced.far, _padded(retraced.value), _across(operands.v))
+    of_kept = retraced.of_kept if task.dropout_p else torch.zeros_like(retraced.of_kept)
+    rows = (retraced.lse, retraced.steady, of_kept, retraced.of_far, _padded(retraced.of_value), _across(operands.v))
     known = Known(*map(_array, rows))
     of_q, of_k, of_v = (operands.q.new_zeros(array.shape) for array in (given.q, given.k, given.v))
     of_row, of_col = operands.q.new_zeros((2, heads, tiles))
@@ -76,9 +77,9 @@ def _of_phi(operands: Operands, sums: Float[Tensor, "heads 3 2"]) -> tuple[Tenso
 def _inputs(operands: Operands, task: Task) -> Inputs:
     """Operands as the kernels want them: what is absent is without effect."""
     if operands.q.dtype != torch.float32:
-        raise ValueError(f"the fused backend computes in float32, not in {operands.q.dtype}")
+        raise ValueError(f"backend numba computes in float32, not in {operands.q.dtype}")
     if operands.q.device.type != "cpu":
-        raise ValueError(f"the fused backend computes on the CPU, not on {operands.q.device.type}")
+        raise ValueError(f"backend numba computes on the CPU, not on {operands.q.device.type}")
     heads, tiles, _ = operands.q.shape
     nothing = operands.q.new_zeros(heads, tiles)
     none = operands.q.new_zeros(0, heads)

@@ -49,13 +49,13 @@ class Sums(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What the backward pass knows of each row, and v with a row per dimension."""
+    """What the backward pass knows of each row (``of_`` = gradient of), and v with a row per dimension."""
 
     lse: Float32[np.ndarray, "heads tiles"]
     steady: Float32[np.ndarray, "heads tiles"]
-    kept: Float32[np.ndarray, "heads tiles"]
-    far: Float32[np.ndarray, "heads tiles"]
-    value: Float32[np.ndarray, "heads tiles dim_v"]
+    of_kept: Float32[np.ndarray, "heads tiles"]
+    of_far: Float32[np.ndarray, "heads tiles"]
+    of_value: Float32[np.ndarray, "heads tiles dim_v"]
     v_across: Float32[np.ndarray, "heads dim_v more_tiles"]
 
 

@@ -204,8 +204,8 @@ def _retrace(given, known, made, head, place, top, left, width, weights, changes
     lse, steady, of_kept, of_far = (
         known.lse[head, here],
         known.steady[head, here],
-        known.kept[head, here],
-        known.far[head, here],
+        known.of_kept[head, here],
+        known.of_far[head, here],
     )
     of_row, of_cols, sums = made.row[head, here], made.col[head, there], made.exponent[place, head]
     for i in range(len(weights)):
@@ -233,12 +233,11 @@ def retrace(given, known, made, pieces, scratch):
         ceiling = -(-width // WIDTH) * WIDTH
         weights, changes = scratch.pairs[0, : bottom - top], scratch.pairs[1, : bottom - top]
         matmul(weights[:, :ceiling], given.q[head, top:bottom], given.k_across[head, :, left : left + ceiling], False)
-        matmul(
-            changes[:, :ceiling], known.value[head, top:bottom], known.v_across[head, :, left : left + ceiling], False
-        )
+        across = known.v_across[head, :, left : left + ceiling]
+        matmul(changes[:, :ceiling], known.of_value[head, top:bottom], across, False)
         _retrace(given, known, made, head, place, top, left, width, weights, changes, scratch.lines)
         weights, changes = weights[:, :width], changes[:, :width]
-        matmul(made.v[head, left:right], weights.T, known.value[head, top:bottom], True)
+        matmul(made.v[head, left:right], weights.T, known.of_value[head, top:bottom], True)
         matmul(made.q[head, top:bottom], changes, given.k[head, left:right], True)
         matmul(made.k[head, left:right], changes.T, given.q[head, top:bottom], True)
         finish(pieces, block, head)

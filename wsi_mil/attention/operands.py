@@ -9,8 +9,8 @@ There remains, in powers of two and with one phi for all three or one each::
     value_i   = sum_j kept_ij weight_ij v_j          far_i  = sum_j kept_ij weight_ij phi_value_ij
     lse_i     = log2 sum_j 2 ** score_ij             kept_i = sum_j kept_ij weight_ij
 
-where ``kept_ij`` is 1, or with dropout 0 or 1 / (1 - p). ``weight``, ``value`` and ``far`` of several parts (pairs of
-one slide, pairs of two slides) are joined by their ``lse`` afterwards, which makes ``lse`` an output with a gradient.
+where ``kept_ij`` is 1, or with dropout 0 or 1 / (1 - p). What several parts give (pairs of one slide, pairs of two) is
+joined by their ``lse`` afterwards, which makes ``lse`` an output with a gradient.
 """
 
 import math
@@ -74,16 +74,18 @@ class Retrace(NamedTuple):
     """What the backward pass is given: the outcome of the forward pass and the gradients of its sums, per row.
 
     The gradient of a score is ``weight_ij * (kept_ij * of_weight_ij - steady_i)`` times ln 2, with
-    ``of_weight_ij = value_i . v_j + far_i * phi_value_ij + kept_i``; without dropout ``kept`` is left out of both.
+    ``of_weight_ij = of_value_i . v_j + of_far_i * phi_value_ij + of_kept_i``; without dropout ``kept`` is left out of
+    both. ``of_`` = gradient of.
     """
 
     lse: Float[Tensor, "heads tiles"]
+    """inf instead of -inf for a tile without keys, whose weights then are 0."""
     steady: Float[Tensor, "heads tiles"]
     """What is taken off every weight's gradient, because the weights of a row sum to one."""
-    value: Float[Tensor, "heads tiles dim_v"]
-    far: Float[Tensor, "heads tiles"]
+    of_value: Float[Tensor, "heads tiles dim_v"]
+    of_far: Float[Tensor, "heads tiles"]
     """Zeros where it is not wanted."""
-    kept: Float[Tensor, "heads tiles"]
+    of_kept: Float[Tensor, "heads tiles"]
 
 
 class Gradients(NamedTuple):

@@ -36,14 +36,14 @@ def distance_attention(
 ) -> Float[Tensor, "bags heads tiles dim_v"]:
     """Attend with scores and values that depend on distance.
 
-    Memory is linear in the tiles, forward and backward. float16 and bfloat16 are summed in float32. Second and
-    forward-mode derivatives are refused but by the reference.
+    Memory is linear in the tiles, forward and backward. float16 and bfloat16 are summed in float32. Who needs second or
+    forward-mode derivatives, or `torch.func`, takes ``backend="reference"``: the others refuse them.
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
-        coords: positions; distances have their unit. They get no gradient.
+        q: queries (bags, heads, tiles, dim).
+        k: keys, as the queries.
+        v: values (bags, heads, tiles, dim_v).
+        coords: positions (bags, tiles, 2); distances have their unit. They get no gradient.
         bias: the distance dependence, in the unit of ``coords``; None = plain attention.
         scale: factor of the scores; None = ``dim ** -0.5``.
         mask: True = real tile. Padding is neither attended to nor updated, whatever it holds: its output is 0.
@@ -56,7 +56,7 @@ def distance_attention(
             of those that are installed.
 
     Returns:
-        The attended values; 0 where there was nothing to attend to.
+        The attended values (bags, heads, tiles, dim_v), of the type of ``v``; 0 where there was nothing to attend to.
 
     Raises:
         OptionError: the backend is unknown, not installed or cannot take these tensors, or ``dropout_p`` is no share.

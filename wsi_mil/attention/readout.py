@@ -53,7 +53,11 @@ def attention_received(
             all real rows alike.
 
     Returns:
-        Shares that sum to 1 over the tiles of each bag and head (to the sum of ``row_share``); 0 on padding.
+        Shares that sum to 1 over the tiles of each bag and head (to the sum of ``row_share``), in float32 at least; 0
+        on padding.
+
+    Raises:
+        ValueError: shapes or kinds of operands do not belong together.
     """
     require_operands(q, k, None, coords, bias, mask, slide)
     real = torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
@@ -97,7 +101,7 @@ def attention_rows(
     mask: Bool[Tensor, "bags tiles"] | None = None,
     slide: Int[Tensor, "bags tiles"] | None = None,
 ) -> Float[Tensor, "bags heads rows tiles"]:
-    """Attention that chosen tiles pay to all tiles: each row sums to 1, rows of padding are 0.
+    """Attention that chosen tiles pay to all, in float32 at least: each row sums to 1, rows of padding are 0.
 
     Args:
         q: queries.
@@ -111,6 +115,7 @@ def attention_rows(
 
     Raises:
         OptionError: there is no such row.
+        ValueError: shapes or kinds of operands do not belong together.
     """
     _require_rows(rows, q.shape[2])
     weights = [weights for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide)]
@@ -130,7 +135,7 @@ def attention_partners(
     mask: Bool[Tensor, "bags tiles"] | None = None,
     slide: Int[Tensor, "bags tiles"] | None = None,
 ) -> Partners:
-    """The tiles that chosen tiles attend to most: memory is rows x count, whatever the number of tiles.
+    """The tiles that chosen tiles attend to most: never more than some rows of weights are held.
 
     Args:
         q: queries.
@@ -146,6 +151,7 @@ def attention_partners(
 
     Raises:
         OptionError: there is no such row, or there are fewer tiles than ``count``.
+        ValueError: shapes or kinds of operands do not belong together.
     """
     _require_rows(rows, q.shape[2])
     if not 1 <= count <= q.shape[2]:

@@ -50,30 +50,51 @@ def dense_distance_attention(
     seed: Int[Tensor, ""] | None = None,
     _edge_mask: Bool[Tensor, "bags tiles tiles"] | None = None,
 ) -> Attended:
-    """`distance_attention` with its weights, at the price of n x n numbers per head (memory and time).
+    """`wsi_mil.attention.distance_attention` with its weights, at the price of n x n numbers per head.
 
-    ``seed`` decides what dropout drops; None draws one. ``_edge_mask`` says which pairs carry a bias (True); it exists
-    for the golden cases with neighbour graphs.
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        coords: positions, in the unit of ``bias``.
+        bias: the distance dependence; None = plain attention.
+        scale: factor of the scores; None = ``dim ** -0.5``.
+        mask: True = real tile.
+        slide: which slide each tile is of; no bias between different ones.
+        dropout_p: share of the attention weights dropped.
+        seed: decides what is dropped; None = drawn from torch's global CPU generator.
+        _edge_mask: which pairs carry a bias (True), for the golden cases with neighbour graphs.
+
+    Returns:
+        Values and weights, in float32 at least.
+
+    Raises:
+        ValueError: shapes or kinds of operands do not belong together.
     """
     require_operands(q, k, v, coords, bias, mask, slide)
+    rows = torch.arange(q.shape[2], device=q.device)
     mask = mask if mask is not None else torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device)
     bias, coords = wide_bias(bias, q), real_coords(coords)
     # Padding may hold anything, NaN included, which 0 times would not remove.
     q, k, v = (tensor.to(wide_dtype(q)).masked_fill(~mask[:, None, :, None], 0.0) for tensor in (q, k, v))
-    rows = torch.arange(q.shape[2], device=q.device)
-    weights, far, biased = row_weights(
-        q, k, coords, bias, rows, scale=scale, mask=mask, slide=slide, _edge_mask=_edge_mask
-    )
-    kept = weights
-    if dropout_p:
-        codes = dropout.codes(dropout.draw_seed() if seed is None else seed, *q.shape[:3], q.device)
-        stay = dropout.keep(codes.row.unsqueeze(-1), codes.col.unsqueeze(-2), dropout_p)
-        kept = weights * stay / (1 - dropout_p)
-    values = kept @ v
-    if bias is not None and bias.value is not None:
-        away, near = bias.value[:, None, 0] - bias.value[:, None, 1], bias.value[:, None, 1]
-        values = values + (kept * far).sum(-1, keepdim=True) * away + (kept * biased).sum(-1, keepdim=True) * near
-    return Attended(values, weights)
+    # Attention has its own rule for precision, whatever an autocast around it says.
+    with torch.autocast(q.device.type, enabled=False):
+        looked = row_weights(q, k, coords, bias, rows, scale=scale, mask=mask, slide=slide, _edge_mask=_edge_mask)
+        kept = looked.weights
+        if dropout_p:
+            codes = dropout.codes(dropout.draw_seed() if seed is None else seed, *q.shape[:3], q.device)
+            stay = dropout.keep(codes.row.unsqueeze(-1), codes.col.unsqueeze(-2), dropout_p)
+            kept = kept * stay / (1 - dropout_p)
+        values = kept @ v
+        if bias is not None and bias.value is not None:
+            values = values + _attended_bias(kept, looked, bias.value)
+    return Attended(values, looked.weights)
+
+
+def _attended_bias(kept: Pairs, looked: RowWeights, table: Float[Tensor, "heads 2 dim_v"]) -> Tensor:
+    """What the value bias adds: the attended phi times far minus near, and the attended share of biased pairs."""
+    away, near = table[:, None, 0] - table[:, None, 1], table[:, None, 1]
+    return (kept * looked.far).sum(-1, keepdim=True) * away + (kept * looked.biased).sum(-1, keepdim=True) * near
 
 
 def row_weights(
@@ -94,8 +115,8 @@ def row_weights(
     scores = queries @ k.mT
     if bias is None:
         nothing = torch.zeros_like(scores[:, :1])
-        return RowWeights(_softmax(scores * scale, mask, rows), nothing, nothing)
-    biased = _biased_pairs(coords, rows, bias.self_bias, slide, _edge_mask).to(q.dtype)
+        return RowWeights(softmax_over_real(scores * scale, mask, rows), nothing, nothing)
+    biased = biased_pairs(coords, rows, bias.self_bias, slide, _edge_mask).to(q.dtype)
     far_key, far_query, far_value = (phi * biased for phi in _phis(coords.masked_fill(~mask[..., None], 0), rows, bias))
     if bias.key is not None:
         away, near = _products(queries, bias.key)
@@ -103,24 +124,29 @@ def row_weights(
     if bias.query is not None:
         away, near = _products(k, bias.query)
         scores = scores + far_query * away.unsqueeze(-2) + biased * near.unsqueeze(-2)
-    return RowWeights(_softmax(scores * scale, mask, rows), far_value, biased)
+    return RowWeights(softmax_over_real(scores * scale, mask, rows), far_value, biased)
 
 
 def _phis(coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"], bias: DistanceBias) -> list[Pairs]:
-    """phi of key, query and value. Differences are taken before squaring: nothing cancels far from the origin."""
-    x, y = coords.detach().unbind(-1)
-    distance = torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None]).unsqueeze(1).to(bias.beta)
+    """phi of key, query and value."""
+    distance = distances(coords, rows).unsqueeze(1).to(bias.beta)
     slopes, levels = (torch.atleast_2d(parameter)[..., None, None] for parameter in (bias.beta, bias.theta))
     phis = [torch.sigmoid(slope * (distance - level)) for slope, level in zip(slopes, levels, strict=True)]
     return phis if len(phis) == 3 else phis * 3
 
 
-def _biased_pairs(
+def distances(coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"]) -> Num[Tensor, "bags rows tiles"]:
+    """Of chosen tiles to all. Differences are taken before squaring: nothing cancels far from the origin."""
+    x, y = coords.detach().unbind(-1)
+    return torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None])
+
+
+def biased_pairs(
     coords: Num[Tensor, "bags tiles 2"],
     rows: Int[Tensor, " rows"],
     self_bias: bool,
     slide: Int[Tensor, "bags tiles"] | None,
-    edge_mask: Bool[Tensor, "bags tiles tiles"] | None,
+    edge_mask: Bool[Tensor, "bags tiles tiles"] | None = None,
 ) -> Bool[Tensor, "bags 1 rows tiles"]:
     """Which pairs of tiles carry a bias."""
     bags, tiles = coords.shape[:2]
@@ -142,7 +168,7 @@ def _products(
     return away, near
 
 
-def _softmax(scores: Pairs, mask: Bool[Tensor, "bags tiles"], rows: Int[Tensor, " rows"]) -> Pairs:
+def softmax_over_real(scores: Pairs, mask: Bool[Tensor, "bags tiles"], rows: Int[Tensor, " rows"]) -> Pairs:
     """Softmax over real keys; rows of padding, and rows without any real key, are 0."""
     keys, queries = mask[:, None, None, :], mask[:, None, rows, None]
     weights = torch.softmax(scores.masked_fill(~keys, torch.finfo(scores.dtype).min), dim=-1)

@@ -66,8 +66,6 @@ def forward(operands: Operands, task: Task) -> Part:
 def backward(operands: Operands, task: Task, retrace: Retrace) -> Gradients:
     """Gradients of the operands; the scores of every block are computed again."""
     made, sums = _no_gradients(operands), _PhiSums.like(operands)
-    # Scores minus infinity have weight 0, which is what a row without keys wants.
-    retrace = retrace._replace(lse=retrace.lse.masked_fill(retrace.lse == -math.inf, math.inf))
     for tile in _tiles(operands, task):
         _retrace(operands, task, tile, retrace, made)
         if operands.beta is not None:
@@ -131,17 +129,17 @@ def _retrace(operands: Operands, task: Task, tile: _Tile, retrace: Retrace, made
     weights, change = _scores(operands, task, tile), tile.spare[1]
     rows, cols = (tile.head, tile.rows), (tile.head, tile.cols)
     weights.sub_(retrace.lse[rows].unsqueeze(1)).exp2_()
-    torch.mm(retrace.value[rows], operands.v[cols].t(), out=change)
+    torch.mm(retrace.of_value[rows], operands.v[cols].t(), out=change)
     if task.far:
-        change.addcmul_(tile.phis[2], retrace.far[rows].unsqueeze(1))
+        change.addcmul_(tile.phis[2], retrace.of_far[rows].unsqueeze(1))
     if task.dropout_p:
         kept = _kept(operands, task, tile)
-        change.add_(retrace.kept[rows].unsqueeze(1)).mul_(kept)
+        change.add_(retrace.of_kept[rows].unsqueeze(1)).mul_(kept)
         change.sub_(retrace.steady[rows].unsqueeze(1)).mul_(weights)
         weights.mul_(kept)
     else:
         change.sub_(retrace.steady[rows].unsqueeze(1)).mul_(weights)
-    made.v[cols].addmm_(weights.t(), retrace.value[rows])
+    made.v[cols].addmm_(weights.t(), retrace.of_value[rows])
     made.q[rows].addmm_(change, operands.k[cols])
     made.k[cols].addmm_(change.t(), operands.q[rows])
 
@@ -149,7 +147,7 @@ def _retrace(operands: Operands, task: Task, tile: _Tile, retrace: Retrace, made
 def _trace_phi(operands: Operands, task: Task, tile: _Tile, retrace: Retrace, made: Gradients, sums: _PhiSums) -> None:
     """Gradients of row, col and of phi's exponent, from the weights and changes that `_retrace` left."""
     weights, change = tile.spare
-    far = retrace.far[tile.head, tile.rows].unsqueeze(1).mul(LOG2E)  # in the unit of scores
+    far = retrace.of_far[tile.head, tile.rows].unsqueeze(1).mul(LOG2E)  # in the unit of scores
     terms = list(_score_terms(operands, made, tile))
     if len(sums.alone) > 1:
         if task.far:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 MPP_RANGE = (0.05, 10.0)
 _UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
-_REMEDY = "give the right one in a table slide,mpp for --slides-csv, or --slide-mpp for all slides"
+_REMEDY = "give --slide-mpp for all slides, or a table slide,mpp to `wsimil tile --slides-csv`"
 _CONTRADICTION = 1.05
 
 
