@@ -9,8 +9,8 @@ its two markers. --keep takes what --out holds already as measured, so that mode
 
 * single concept, multi-concept, false frequency: the unit tests of Raff and Holt (2023). The training bags hold a
   trap, a short cut to the labels that is not the rule; the test bags turn it round. A model *fails* if its test AUROC
-  is below 0.5, and *passes* otherwise; where its training AUROC is below 0.9 it was not learnt, and so not tested. In
-  brackets the AUROC on bags without the trap: what the model knows beside it.
+  is below 0.5, and *passes* otherwise. It can only pass what it has learnt, to a training AUROC above 0.9; to fail,
+  0.6 is enough. In brackets the AUROC on bags without the trap: what the model knows beside it.
 * ShiftedMean: AUROC on the test bags, and in brackets how far it is below the best possible, which is computed.
 * collage: accuracy on the test bags.
 
@@ -44,7 +44,7 @@ from wsi_mil.aggregators.pooling import max_pool
 from wsi_mil.bags import Batch
 from wsi_mil.learning import LearnParams
 
-LEARNT, COLLAPSED = 0.9, 0.5
+LEARNT, ABOVE_CHANCE, COLLAPSED = 0.9, 0.6, 0.5
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 SHIFTED_MEAN, COLLAGE = "ShiftedMean", "collage"
 TESTS = (*RAFF_HOLT, SHIFTED_MEAN, COLLAGE)
@@ -166,10 +166,10 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """By the rule of Raff and Holt."""
-        if self.train < LEARNT:
-            return "not learnt"
-        return "**fails**" if self.result < COLLAPSED else "passes"
+        """By the rule of Raff and Holt; it takes less learning to fail than to pass."""
+        if self.result < COLLAPSED:
+            return "**fails**" if self.train > ABOVE_CHANCE else "not learnt"
+        return "passes" if self.train > LEARNT else "not learnt"
 
 
 def _cell(value: str | float | None) -> str | float | None:
@@ -193,7 +193,8 @@ def summarise(rows: list[Row]) -> list[Columns]:
     names = list(dict.fromkeys(row.model for row in rows))
     table: list[Columns] = []
     for name in names:
-        line: Columns = {"model": f"`{name}`", "positions": MODELS[name].uses_position}
+        kind = MODELS[name]
+        line: Columns = {"model": f"`{name}`", "positions": "array order" if kind.ordered else kind.uses_position}
         for test in dict.fromkeys(row.test for row in rows):
             line[test] = _summary([row for row in rows if (row.test, row.model) == (test, name)])
         table.append(line)

@@ -176,9 +176,18 @@ def test_a_model_that_may_use_absence_takes_poison_for_the_label(script, name, m
     assert row.plain > row.result + 0.2  # it is the poison that misleads
 
 
-def test_a_model_that_learnt_nothing_was_not_tested(script):
-    row = script.Row("single concept", "abmil", 0, 0.89, 0.4, 0.4, None, None, 1.0)
-    assert row.verdict == "not learnt"
+@pytest.mark.parametrize(
+    ("train", "result", "verdict"),
+    [
+        (0.95, 0.51, "passes"),
+        (0.85, 0.99, "not learnt"),
+        (0.95, 0.49, "**fails**"),
+        (0.70, 0.10, "**fails**"),
+        (0.55, 0.49, "not learnt"),
+    ],
+)
+def test_it_takes_less_learning_to_fail_than_to_pass(script, train, result, verdict):
+    assert script.Row("single concept", "abmil", 0, train, result, 0.5, None, None, 1.0).verdict == verdict
 
 
 # ---- ShiftedMean
