@@ -1,0 +1,287 @@
+"""Which models keep to the rule that makes a bag positive, which see where things are, and how near the best they come.
+
+    python examples/algorithmic_tests.py                                    # every model: hours
+    python examples/algorithmic_tests.py --models das-mil abmil --seeds 1   # minutes
+    python examples/algorithmic_tests.py --out mil-tests.csv --keep --page docs/mil-tests.md
+
+Prints a Markdown table to stdout, what it is doing to stderr. --page replaces the table of that page, between
+its two markers. --keep takes what --out holds already as measured, so that models can be added later. The tests:
+
+* single concept, multi-concept, false frequency: the unit tests of Raff and Holt (2023). The training bags hold a
+  trap, a short cut to the labels that is not the rule; the test bags turn it round. A model *fails* if its test AUROC
+  is below 0.5, and *passes* otherwise. It can only pass what it has learnt, to a training AUROC above 0.9; to fail,
+  0.6 is enough. In brackets the AUROC on bags without the trap: what the model knows beside it.
+* ShiftedMean: AUROC on the test bags, and in brackets how far it is below the best possible, which is computed.
+* collage: accuracy on the test bags.
+
+Figures are means over the seeds; a seed decides the bags, the first weights and the order of training. `reference` is
+no model of the registry but one made to keep to the rule, so that a failure is the model's and not the test's.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from algorithmic_bags import PARTS, RAFF_HOLT, ShiftedMean, draw_collages
+from bench_report import Columns, markdown, write_csv
+from collage_data import presence
+from fitting import InMemory, accuracy, auroc, fit
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsi_mil import metrics
+from wsi_mil.aggregators import AGGREGATORS, Aggregator, Output
+from wsi_mil.aggregators.pooling import max_pool
+from wsi_mil.bags import Batch
+from wsi_mil.learning import LearnParams
+
+LEARNT, ABOVE_CHANCE, COLLAPSED = 0.9, 0.6, 0.5
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+SHIFTED_MEAN, COLLAGE = "ShiftedMean", "collage"
+TESTS = (*RAFF_HOLT, SHIFTED_MEAN, COLLAGE)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many bags, and how long to learn from them."""
+
+    train: int
+    val: int
+    test: int
+    epochs: int
+
+
+SIZES = {name: Sizes(300, 75, 300, 12) for name in RAFF_HOLT} | {
+    SHIFTED_MEAN: Sizes(300, 100, 1000, 15),
+    COLLAGE: Sizes(200, 100, 1000, 15),
+}
+QUICK = dict.fromkeys(TESTS, Sizes(12, 12, 12, 1))
+
+
+@dataclass(frozen=True)
+class PresenceParams:
+    """Options of `Presence`."""
+
+    hidden: int = 64
+    """Width of all layers."""
+
+
+class Presence(Aggregator):
+    """A model that cannot but keep to the rule: the largest score of any instance, then only weights above zero.
+
+    So one more instance never lowers the answer, whatever it is, and one that is there already does not change it. It
+    is no model for slides: it shows that the tests of Raff and Holt can be learnt and passed.
+
+    ``Output.attention``: the share of the largest scores that an instance gave.
+    """
+
+    uses_position = "none"
+    Params = PresenceParams
+
+    def __init__(self, dim: int, classes: int, params: PresenceParams):
+        super().__init__(dim, classes, params)
+        self.score = nn.Sequential(nn.Linear(dim, params.hidden), nn.ReLU(), nn.Linear(params.hidden, params.hidden))
+        self.join, self.classify = nn.Linear(params.hidden, params.hidden), nn.Linear(params.hidden, 1)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (0, z) and attention of each bag."""
+        pooled = max_pool(self.score(self.standardise(batch)), batch.mask)
+        # Leaky, because a plain ReLU of weights above zero often dies and leaves nothing to learn from.
+        joined = functional.leaky_relu(_rising(self.join, pooled.embedding), 0.1)
+        z = _rising(self.classify, joined)
+        return Output(torch.cat([torch.zeros_like(z), z], dim=1), pooled.attention)
+
+
+def _rising(layer: nn.Linear, x: Tensor) -> Tensor:
+    return functional.linear(x, layer.weight.abs(), layer.bias)
+
+
+REFERENCE = "reference"
+MODELS: dict[str, type[Aggregator]] = {**AGGREGATORS, REFERENCE: Presence}
+
+
+class Trial(NamedTuple):
+    """Bags of all parts, how a model is judged on them, and what is the most that can be had."""
+
+    parts: dict[str, InMemory]
+    figure: Callable[[Aggregator, InMemory], float]
+    best: float | None = None
+    unplaced: float | None = None
+    """The most, or nearly, that a model without positions can have."""
+
+
+def prepare(test: str, sizes: Sizes, seed: int) -> Trial:
+    """The bags of one test."""
+    counts = dict(zip(PARTS, (sizes.train, sizes.val, sizes.test, sizes.test), strict=True))
+    if test in RAFF_HOLT:
+        return Trial({part: RAFF_HOLT[test].draw(part, count, seed) for part, count in counts.items()}, auroc)
+    del counts["plain"]  # there is no trap
+    if test == SHIFTED_MEAN:
+        shifted = ShiftedMean()
+        parts = {part: shifted.draw(part, count, seed) for part, count in counts.items()}
+        bags, targets = [example.bag.features.numpy() for example in parts["test"]], np.array(parts["test"].targets)
+        odds = np.array([(shifted.log_odds(bag), shifted.log_odds_without_order(bag)) for bag in bags])
+        best, unplaced = (metrics.auroc(targets, np.stack([-column, column], axis=1)) for column in odds.T)
+        return Trial(parts, auroc, best, unplaced)
+    drawn = {part: draw_collages(part, count, seed) for part, count in counts.items()}
+    unplaced = statistics.fmean(presence(layout) == layout.positive for layout in drawn["test"].layouts)
+    return Trial({part: collages.bags for part, collages in drawn.items()}, accuracy, 1.0, unplaced)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured: AUROC, or on collages accuracy, over the bags of each part."""
+
+    test: str
+    model: str
+    seed: int
+    train: float
+    result: float
+    """On the test bags."""
+    plain: float | None
+    """On bags without the trap."""
+    best: float | None
+    unplaced: float | None
+    seconds: float
+
+    def columns(self) -> Columns:
+        """The row of the CSV file."""
+        return {field.name: _cell(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def read(cls, line: dict[str, str]) -> "Row":
+        """The row that `columns` wrote."""
+        figures = {name: float(line[name]) if line[name] else None for name in ("plain", "best", "unplaced")}
+        train, result, seconds = (float(line[name]) for name in ("train", "result", "seconds"))
+        return cls(line["test"], line["model"], int(line["seed"]), train, result, **figures, seconds=seconds)
+
+    @property
+    def verdict(self) -> str:
+        """By the rule of Raff and Holt; it takes less learning to fail than to pass."""
+        if self.result < COLLAPSED:
+            return "**fails**" if self.train > ABOVE_CHANCE else "not learnt"
+        return "passes" if self.train > LEARNT else "not learnt"
+
+
+def _cell(value: str | float | None) -> str | float | None:
+    return str(value) if isinstance(value, int) else value
+
+
+def measure(test: str, name: str, seed: int, sizes: Sizes) -> Row:
+    """Train one model on one test."""
+    trial, began = prepare(test, sizes, seed), time.monotonic()
+    params = LearnParams(epochs=sizes.epochs, patience=sizes.epochs, lr=2e-3, seed=seed)
+    model = fit(MODELS[name], trial.parts["train"], trial.parts["val"], params)
+    figures = {part: trial.figure(model, bags) for part, bags in trial.parts.items() if part != "val"}
+    seconds = time.monotonic() - began
+    return Row(
+        test, name, seed, figures["train"], figures["test"], figures.get("plain"), trial.best, trial.unplaced, seconds
+    )
+
+
+def summarise(rows: list[Row]) -> list[Columns]:
+    """A line per model, then what is possible."""
+    names = list(dict.fromkeys(row.model for row in rows))
+    table: list[Columns] = []
+    for name in names:
+        kind = MODELS[name]
+        line: Columns = {"model": f"`{name}`", "positions": "array order" if kind.ordered else kind.uses_position}
+        for test in dict.fromkeys(row.test for row in rows):
+            line[test] = _summary([row for row in rows if (row.test, row.model) == (test, name)])
+        table.append(line)
+    for title, field in (("best possible", "best"), ("without positions", "unplaced")):
+        line = {"model": title, "positions": None}
+        for test in dict.fromkeys(row.test for row in rows):
+            line[test] = _mean([row for row in rows if row.test == test], field)
+        table.append(line)
+    return table
+
+
+def _summary(rows: list[Row]) -> str | None:
+    if not rows:
+        return None
+    result = _mean(rows, "result")
+    if rows[0].test in RAFF_HOLT:
+        verdicts = Counter(row.verdict for row in rows)
+        shares = [word if len(verdicts) == 1 else f"{word} {count}/{len(rows)}" for word, count in verdicts.items()]
+        return f"{', '.join(shares)} {result} ({_mean(rows, 'plain')})"
+    if rows[0].test == SHIFTED_MEAN:
+        gap = statistics.fmean((row.best or 0.0) - row.result for row in rows)
+        return f"{result} ({-gap:+.2f})"
+    return result
+
+
+def _mean(rows: list[Row], field: str) -> str | None:
+    figures = [getattr(row, field) for row in rows if getattr(row, field) is not None]
+    return f"{statistics.fmean(figures):.2f}" if figures else None
+
+
+def replace_table(page: Path, lines: list[str]) -> None:
+    """Put a table between the two markers of a page."""
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"--page {page}: it must hold the lines {BEGIN} and {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of an earlier run; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Row.read(line) for line in csv.DictReader(file)]
+
+
+def say(message: str) -> None:
+    """Tell who waits."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help="of the registry")
+    add("--tests", nargs="+", choices=TESTS, default=list(TESTS), metavar="NAME")
+    add("--seeds", type=int, default=3, help="how many")
+    add("--out", type=Path, default=Path("mil-tests.csv"), help="every figure, one line per training")
+    add("--keep", action="store_true", help="do not measure again what --out holds")
+    add("--page", type=Path, help="page to put the table into")
+    add("--quick", action="store_true", help="tiny sets: shows the way, not the result")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, print, write."""
+    options = parse()
+    torch.set_num_threads(1)  # bags are small: more threads cost more than they give
+    rows = read_rows(options.out) if options.keep else []
+    done = {(row.test, row.model, row.seed) for row in rows}
+    sizes = QUICK if options.quick else SIZES
+    for name in options.models:
+        for test in options.tests:
+            for seed in range(options.seeds):
+                if (test, name, seed) not in done:
+                    rows.append(measure(test, name, seed, sizes[test]))
+                    say(f"{name}, {test}, seed {seed}: {rows[-1].result:.3f} in {rows[-1].seconds:.0f} s")
+                    write_csv([row.columns() for row in rows], options.out)
+    table = list(markdown(summarise(rows)))
+    print("\n".join(table))
+    if options.page:
+        replace_table(options.page, table)
+
+
+if __name__ == "__main__":
+    main()
