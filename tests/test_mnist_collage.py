@@ -247,9 +247,7 @@ def test_the_best_trial_is_chosen_and_what_diverged_is_not(monkeypatch, tmp_path
     assert script.search(script.parse(), None) == {("das-mil", "inv"): 4e-3}
 
 
-@pytest.mark.parametrize(
-    "wrong", [["--lr", "0"], ["--epochs", "0"], ["--protocol", "paper", "--models", "max", "--lr", "1"]]
-)
+@pytest.mark.parametrize("wrong", ["--lr 0", "--epochs 0", "--protocol paper --models max --lr 1"])
 def test_numbers_that_cannot_be_meant_are_refused(monkeypatch, wrong):
     script = importlib.import_module("mnist_collage")
     monkeypatch.setattr(sys, "argv", ["mnist_collage.py", *wrong.split()])
