@@ -15,7 +15,8 @@ its two markers. --keep takes what --out holds already as measured, so that mode
 * collage: accuracy on the test bags.
 
 Figures are means over the seeds; a seed decides the bags, the first weights and the order of training. `reference` is
-no model of the registry but one made to keep to the rule, so that a failure is the model's and not the test's.
+no model of the registry but one made to keep to the rule, so that a failure is the model's and not the test's;
+`reference-free` is the same network without what keeps it to the rule.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +87,8 @@ class Presence(Aggregator):
 
     uses_position = "none"
     Params = PresenceParams
+    rising: ClassVar[bool] = True
+    """Whether the weights after the largest scores are above zero."""
 
     def __init__(self, dim: int, classes: int, params: PresenceParams):
         super().__init__(dim, classes, params)
@@ -96,17 +99,21 @@ class Presence(Aggregator):
         """Logits (0, z) and attention of each bag."""
         pooled = max_pool(self.score(self.standardise(batch)), batch.mask)
         # Leaky, because a plain ReLU of weights above zero often dies and leaves nothing to learn from.
-        joined = functional.leaky_relu(_rising(self.join, pooled.embedding), 0.1)
-        z = _rising(self.classify, joined)
+        z = self._weigh(self.classify, functional.leaky_relu(self._weigh(self.join, pooled.embedding), 0.1))
         return Output(torch.cat([torch.zeros_like(z), z], dim=1), pooled.attention)
 
+    def _weigh(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        return functional.linear(x, layer.weight.abs() if self.rising else layer.weight, layer.bias)
 
-def _rising(layer: nn.Linear, x: Tensor) -> Tensor:
-    return functional.linear(x, layer.weight.abs(), layer.bias)
+
+class FreePresence(Presence):
+    """The same network, whose weights may be of either sign: all that keeps it to the rule is gone."""
+
+    rising = False
 
 
 REFERENCE = "reference"
-MODELS: dict[str, type[Aggregator]] = {**AGGREGATORS, REFERENCE: Presence}
+MODELS: dict[str, type[Aggregator]] = {**AGGREGATORS, REFERENCE: Presence, "reference-free": FreePresence}
 
 
 class Trial(NamedTuple):

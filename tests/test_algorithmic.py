@@ -176,6 +176,13 @@ def test_a_model_that_may_use_absence_takes_poison_for_the_label(script, name, m
     assert row.plain > row.result + 0.2  # it is the poison that misleads
 
 
+def test_a_model_that_averages_counts_instead_of_looking_for_both(script):
+    row = script.measure("false frequency", "abmil", 0, script.Sizes(100, 20, 100, 6))
+    assert row.verdict == "**fails**"
+    assert row.train > 0.7
+    assert row.result < 0.3 < 0.5 < row.plain
+
+
 @pytest.mark.parametrize(
     ("train", "result", "verdict"),
     [
@@ -277,7 +284,7 @@ def collage_results():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
         script = importlib.import_module("algorithmic_tests")
-        sizes = script.Sizes(150, 50, 600, 12)
+        sizes = script.Sizes(200, 50, 600, 13)
         rows = [script.measure("collage", model, 0, sizes) for model in ("das-mil", "abmil", "self-attention")]
     return {row.model: row.result for row in rows} | {"presence": rows[0].unplaced}
 
