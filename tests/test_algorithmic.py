@@ -23,6 +23,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAPPED = ("single concept", "multi-concept", "false frequency")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As the scripts have it: on small bags several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def load(monkeypatch):
     """Import a module of examples/ as its scripts do."""

@@ -20,6 +20,15 @@ SHARED = Path(os.environ.get("WSIMIL_SHARED", Path(__file__).parents[2] / "share
 needs_mnist = pytest.mark.skipif(not (SHARED / "data" / "mnist").is_dir(), reason="../shared/data/mnist is not here")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As the scripts have it: on small bags several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def examples(monkeypatch):
     """Modules of examples/ are imported as its scripts do."""
