@@ -7,6 +7,7 @@
 """
 
 from wsi_mil.encoders.loading import Encoder, load_encoder
-from wsi_mil.encoders.table import EncoderSpec, find_encoder, list_encoders
+from wsi_mil.encoders.spec import EncoderSpec
+from wsi_mil.encoders.table import find_encoder, list_encoders
 
 __all__ = ["Encoder", "EncoderSpec", "find_encoder", "list_encoders", "load_encoder"]

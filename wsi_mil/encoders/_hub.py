@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from wsi_mil.encoders.table import EncoderSpec
+from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import WeightsError
 
 log = logging.getLogger(__name__)

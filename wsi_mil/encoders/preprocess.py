@@ -6,7 +6,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from wsi_mil.encoders.table import EncoderSpec
+from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsi_mil.encoders._hub import hub_file
 from wsi_mil.encoders._timm import import_timm
 from wsi_mil.encoders.preprocess import as_batch, normalise
-from wsi_mil.encoders.table import EncoderSpec
+from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError, OptionError
 from wsi_mil.weights import file_sha256, load_strictly, read_state, state_sha256
 

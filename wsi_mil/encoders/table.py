@@ -6,56 +6,10 @@ since there the name says which weights are meant.
 """
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from wsi_mil.encoders._timm import import_timm
+from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError
-
-Rgb = tuple[float, float, float]
-IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What it takes to load an encoder and to feed it what it was trained on."""
-
-    name: str
-    """What people type."""
-    dim: int
-    """Length of a feature vector."""
-    tile_px: int
-    """Side of the square that the encoder sees; tiles of another size are resized to it."""
-    tile_um: float | None
-    """Side, on the slide, of the tiles in its authors' recipe; None where it has none (natural images)."""
-    licence: str
-    """Of the weights."""
-    gated: bool = False
-    """Whether the hub asks for a login and accepted terms."""
-    arch: str = ""
-    """timm's name of the architecture; empty for what is built in."""
-    arch_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `timm.create_model` beside ``num_classes=0``."""
-    mean: Rgb = IMAGENET[0]
-    """Per channel, of pixels between 0 and 1."""
-    std: Rgb = IMAGENET[1]
-    interpolation: str = "bicubic"
-    """How tiles are resized, always antialiased: "bilinear" or "bicubic"."""
-    hub_id: str = ""
-    """Repository on huggingface.co; empty where there is none."""
-    hub_file: str = "model.safetensors"
-    """The weight file in that repository."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Micrometres per pixel as the encoder sees its tiles in that recipe."""
-        return self.tile_um and self.tile_um / self.tile_px
-
-    @property
-    def source(self) -> str:
-        """Where the weights come from unless others are given, as recorded with features."""
-        return f"hub:{self.hub_id}/{self.hub_file}" if self.arch else "built-in"
 
 
 def _dinov2(size: str, dim: int) -> EncoderSpec:

@@ -1,0 +1,66 @@
+"""What it takes to load an encoder and to feed it what it was trained on: one record."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Rgb = tuple[float, float, float]
+IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The recipe of an encoder, as its authors published it."""
+
+    name: str
+    """What people type."""
+    dim: int
+    """Length of a feature vector."""
+    tile_px: int
+    """Side of the square that the encoder sees; tiles of another size are resized to it."""
+    tile_um: float | None
+    """Side, on the slide, of the tiles in its authors' recipe; None where it has none (natural images)."""
+    licence: str
+    """Of the weights."""
+    gated: bool = False
+    """Whether the hub asks for a login and accepted terms."""
+    arch: str = ""
+    """timm's name of the architecture; empty for what is built in."""
+    arch_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `timm.create_model` beside ``num_classes=0``."""
+    layout: str = "timm"
+    """How its weight files name their tensors: a key of `wsi_mil.encoders.layouts.LAYOUTS`."""
+    pooling: str = "model"
+    """What becomes the vector: "model" (what timm's model returns), "cls" (the class token), "cls+mean" (beside it the
+    mean of the patch tokens) or "map" (the mean over a feature map)."""
+    mean: Rgb = IMAGENET[0]
+    """Per channel, of pixels between 0 and 1."""
+    std: Rgb = IMAGENET[1]
+    interpolation: str = "bicubic"
+    """How tiles are resized, always antialiased: "bilinear" or "bicubic"."""
+    resize_px: int | None = None
+    """Side that tiles are resized to before ``tile_px`` are cut from the middle; None: to ``tile_px``, all of it."""
+    precision: str = "fp32"
+    """In which its authors run it on a GPU: "fp32", "bf16" or "fp16"."""
+    hub_id: str = ""
+    """Repository on huggingface.co; empty where there is none."""
+    hub_file: str = "model.safetensors"
+    """The weight file in that repository."""
+    sha256: str = ""
+    """Of the published weight file, where it is known."""
+    page: str = ""
+    """Where to get the weights by hand, if not from the page of ``hub_id``."""
+    parameters: float | None = None
+    """Published number of parameters, in millions, of what is run here; None where none was published."""
+    note: str = ""
+    """What a user should know, in one sentence: which of several published variants this is."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel as the encoder sees its tiles in that recipe."""
+        return self.tile_um and self.tile_um / (self.resize_px or self.tile_px)
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from unless others are given, as recorded with features."""
+        return f"hub:{self.hub_id}/{self.hub_file}" if self.arch else "built-in"
