@@ -38,7 +38,7 @@ from wsi_mil.arguments import (
     tile_params,
 )
 from wsi_mil.errors import OptionError, WsiMilError, one_line
-from wsi_mil.screen import leave, name_failures, show_predictions, show_training
+from wsi_mil.screen import leave, name_failures, show_encoders, show_predictions, show_training
 
 app = typer.Typer(
     name="wsimil",
@@ -253,23 +253,13 @@ def synthetic(
 
 
 @app.command()
-def encoders() -> None:
-    """List the encoders."""
+def encoders(
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON instead of a table.")] = False,
+) -> None:
+    """List the encoders, and whether their weights are on this machine."""
     from wsi_mil.encoders import list_encoders
-    from wsi_mil.progress import print_table
 
-    rows = [
-        [
-            spec.name,
-            str(spec.dim),
-            str(spec.tile_px),
-            f"{spec.mpp:.3g}" if spec.mpp else "any",
-            spec.licence,
-            spec.source,
-        ]
-        for spec in list_encoders()
-    ]
-    print_table("Encoders, and timm:<any name> beside them", ["name", "dim", "px", "um/px", "licence", "weights"], rows)
+    show_encoders(list_encoders(), as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,14 +1,16 @@
 """What a command prints when it is done: results to stdout, the slides that failed to stderr."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from wsi_mil.errors import one_line
 
 if TYPE_CHECKING:
+    from wsi_mil.encoders import EncoderSpec
     from wsi_mil.predictions import Prediction
     from wsi_mil.runs import Report
     from wsi_mil.train import Trained
@@ -58,3 +60,39 @@ def show_predictions(rows: "list[Prediction]", path: Path, out: Path) -> None:
     name_failures(failed)
     if failed:
         raise typer.Exit(1)
+
+
+def show_encoders(specs: "list[EncoderSpec]", as_json: bool) -> None:
+    """Print encoders, and where on this machine their published weights lie, if they do."""
+    from wsi_mil.progress import print_table
+
+    rows = [_about(spec) for spec in specs]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    title = "Encoders; beside them timm:<name> takes any model of timm, hf-hub:<owner/repo> one on the hub"
+    header = ["name", "dim", "tile um", "um/px", "licence", "gated", "weights"]
+    print_table(title, header, [_cells(row) for row in rows])
+
+
+def _about(spec: "EncoderSpec") -> dict[str, Any]:
+    """What `wsimil encoders` tells about one: a number, a word, a flag or nothing each."""
+    from wsi_mil.encoders.sources import local_file
+
+    found = local_file(spec) if spec.arch else "built-in"
+    return {
+        "name": spec.name,
+        "dim": spec.dim,
+        "tile_um": spec.tile_um,
+        "mpp": spec.mpp and round(spec.mpp, 3),
+        "licence": spec.licence,
+        "gated": spec.gated,
+        "weights": found and str(found),
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    lengths = ["any" if row[key] is None else f"{row[key]:g}" for key in ("tile_um", "mpp")]
+    weights = row["weights"] if row["weights"] == "built-in" else "found" if row["weights"] else "-"
+    return [row["name"], str(row["dim"]), *lengths, row["licence"], "yes" if row["gated"] else "-", weights]

@@ -7,6 +7,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from wsi_mil.devices import pick_device
+from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.encoders.table import find_encoder
 from wsi_mil.errors import OptionError
 
@@ -34,28 +35,31 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(name: str, weights: str | None = None, device: str = "cpu", precision: str = "fp32") -> Encoder:
-    """Load an encoder by name.
+def load_encoder(
+    name: str | EncoderSpec, weights: str | None = None, device: str = "cpu", precision: str = "fp32"
+) -> Encoder:
+    """Load an encoder by name, or by a record of your own.
 
     Args:
-        name: of the table (`list_encoders`), or ``timm:<any model of timm>``.
+        name: of the table (`list_encoders`), ``timm:<any model of timm>`` or ``hf-hub:<owner/repo of a timm model>``.
+            A record that no package brings along serves this process alone: `predict` will not find it again.
         weights: a weight file, safetensors or torch pickle, loaded strictly; ``random:SEED``; or None for the
             published ones.
         device: "cpu", "cuda" or "cuda:1".
         precision: "fp32", "bf16" or "fp16", of the network; preprocessing and result are float32.
 
     Raises:
-        EncoderError: nobody knows the name.
+        EncoderError: nobody knows the name, or it needs a package that is not there.
         OptionError: weights, device or precision make no sense.
         WeightsError: the weights cannot be had, are not what they claim to be, or do not fit.
     """
-    spec = find_encoder(name)
+    spec = name if isinstance(name, EncoderSpec) else find_encoder(name)
     target = pick_device(device)
     if not spec.arch:
         from wsi_mil.encoders.morphology import MorphologyEncoder  # here, since it brings SciPy along
 
         if weights not in (None, spec.source):
-            raise OptionError(f"--weights {weights}: {name} is built in and takes none, leave the option out")
+            raise OptionError(f"--weights {weights}: {spec.name} is built in and takes none, leave the option out")
         return MorphologyEncoder()
     from wsi_mil.encoders.pretrained import TimmEncoder
 

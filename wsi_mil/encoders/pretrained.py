@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from wsi_mil.encoders import extras
 from wsi_mil.encoders._hub import hub_file
-from wsi_mil.encoders._timm import import_timm
+from wsi_mil.encoders.building import build_network
+from wsi_mil.encoders.layouts import convert_layout
+from wsi_mil.encoders.pooling import POOLINGS
 from wsi_mil.encoders.preprocess import as_batch, normalise
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError, OptionError
@@ -22,19 +25,22 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class TimmEncoder:
-    """A frozen network of timm."""
+    """A frozen network of timm, or of its authors' package."""
 
     def __init__(self, spec: EncoderSpec, weights: str | None, device: torch.device, precision: str) -> None:
         """Build the network and load its weights.
 
         Raises:
             OptionError: weights that mean nothing, or an unknown precision.
+            EncoderError: timm does not know the architecture, or the package that runs it is not there.
             WeightsError: the weights cannot be had, or do not fit.
         """
         if precision not in PRECISIONS:
             raise OptionError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
         self.spec, self.device, self.precision = spec, device, precision
         self.name, self.dim, self.tile_px, self.mpp = spec.name, spec.dim, spec.tile_px, spec.mpp
+        if spec.package:
+            extras.require(spec)  # before any weights are fetched for it
         model, self.weights, self.weights_sha256 = _loaded(spec, weights)
         self.model = model.eval().requires_grad_(False).to(device)
 
@@ -53,7 +59,7 @@ class TimmEncoder:
         dtype = PRECISIONS[self.precision]
         mixed = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         with torch.inference_mode(), mixed:
-            features = self.model(normalise(batch.to(self.device), self.spec))
+            features = POOLINGS[self.spec.pooling](self.model, normalise(batch.to(self.device), self.spec))
         if features.shape != (len(batch), self.dim):
             shape = tuple(features.shape)
             raise EncoderError(
@@ -72,21 +78,31 @@ def _loaded(spec: EncoderSpec, weights: str | None) -> tuple[nn.Module, str, str
         log.warning("%s has random weights (%s): its features mean nothing", spec.name, weights)
         return model, weights, state_sha256(model.state_dict())
     path = hub_file(spec) if weights in (None, spec.source) else Path(weights).resolve()
+    if spec.package:
+        sha256 = file_sha256(path)  # before a package opens it in its own way
+        return extras.load_with_package(spec, path), _source(spec, weights, path), sha256
     state = read_state(path)
     model = _build(spec, 0)
+    state = convert_layout(state, spec.layout, model.state_dict(), str(path))
     load_strictly(
         model,
         _without_classifier(model, state),
         str(path),
         convert=lambda state: _without_classifier(model, _from_published(model, state)),
     )
-    return model, spec.source if weights in (None, spec.source) else str(path), file_sha256(path)
+    return model, _source(spec, weights, path), file_sha256(path)
+
+
+def _source(spec: EncoderSpec, weights: str | None, path: Path) -> str:
+    """Where weights came from, as recorded with features."""
+    return spec.source if weights in (None, spec.source) else str(path)
 
 
 def _build(spec: EncoderSpec, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # what others draw afterwards must not depend on what we built
-        torch.default_generator.manual_seed(seed)
-        return import_timm().create_model(spec.arch, num_classes=0, **spec.arch_kwargs)
+    """The network with random weights."""
+    if spec.package:
+        raise OptionError(f"--weights random:{seed}: the package that runs {spec.name} wants a weight file")
+    return build_network(spec, seed)
 
 
 def _without_classifier(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

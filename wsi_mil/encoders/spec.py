@@ -6,6 +6,10 @@ from typing import Any
 
 Rgb = tuple[float, float, float]
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation."""
+HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+TILE_20X_256PX, TILE_20X_224PX = 128.0, 112.0  # um: what papers call 20x is 0.5 um/px
+SWIGLU: Mapping[str, Any] = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,17 @@ class EncoderSpec:
     gated: bool = False
     """Whether the hub asks for a login and accepted terms."""
     arch: str = ""
-    """timm's name of the architecture; empty for what is built in."""
+    """timm's name of the architecture, or that of ``package``; empty for what is built in."""
     arch_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `timm.create_model` beside ``num_classes=0``."""
+    """Arguments of `timm.create_model` beside ``num_classes=0``. Classes are named (``"mlp_layer": "SwiGLUPacked"``),
+    so that reading the table imports nothing, and ``norm_eps`` is the epsilon of every LayerNorm: see `building`."""
+    package: str = ""
+    """Its authors' package where timm cannot run it: a key of `wsi_mil.encoders.extras.PACKAGES`."""
     layout: str = "timm"
     """How its weight files name their tensors: a key of `wsi_mil.encoders.layouts.LAYOUTS`."""
     pooling: str = "model"
-    """What becomes the vector: "model" (what timm's model returns), "cls" (the class token), "cls+mean" (beside it the
-    mean of the patch tokens) or "map" (the mean over a feature map)."""
+    """What becomes the vector: "model" (what the model returns), "cls" (the class token), "cls+mean" (beside it the
+    mean of the patch tokens) or "map" (the mean over the last feature map but one)."""
     mean: Rgb = IMAGENET[0]
     """Per channel, of pixels between 0 and 1."""
     std: Rgb = IMAGENET[1]
@@ -47,9 +54,10 @@ class EncoderSpec:
     hub_file: str = "model.safetensors"
     """The weight file in that repository."""
     sha256: str = ""
-    """Of the published weight file, where it is known."""
+    """Of the file that the authors published, where it is known: the one at ``page`` if there is one, else that of
+    the hub. A copy in another format has another."""
     page: str = ""
-    """Where to get the weights by hand, if not from the page of ``hub_id``."""
+    """Where the authors published the weights, if not on the page of ``hub_id``: a link to follow by hand."""
     parameters: float | None = None
     """Published number of parameters, in millions, of what is run here; None where none was published."""
     note: str = ""
@@ -63,4 +71,11 @@ class EncoderSpec:
     @property
     def source(self) -> str:
         """Where the weights come from unless others are given, as recorded with features."""
-        return f"hub:{self.hub_id}/{self.hub_file}" if self.arch else "built-in"
+        if self.hub_id:
+            return f"hub:{self.hub_id}/{self.hub_file}"
+        return "by hand" if self.arch else "built-in"
+
+
+def sees_224px(name: str, dim: int, note: str = "", **recipe: Any) -> EncoderSpec:
+    """Return the record of an encoder that sees 224 px, as nearly all do."""
+    return EncoderSpec(name, dim, 224, note=note, **recipe)

@@ -1,100 +1,76 @@
 """The encoders that wsimil knows by name: one record each, with the recipe that its authors published.
 
 The recipe lives here and not in timm's ``pretrained_cfg``, because that belongs to the generic architecture: for
-``vit_large_patch16_224`` it says mean 0.5, which is not what UNI was trained with. Only ``timm:<name>`` takes it,
-since there the name says which weights are meant.
+``vit_large_patch16_224`` it says mean 0.5, which is not what UNI was trained with. Only ``timm:<name>`` and
+``hf-hub:<owner/repo>`` take it, since there the name says which weights are meant.
+
+Reading the table imports neither torch nor timm.
 """
 
-import difflib
+import logging
 
-from wsi_mil.encoders._timm import import_timm
+from wsi_mil.encoders.companies import COMPANIES
+from wsi_mil.encoders.from_timm import nearest, of_hub, of_timm
+from wsi_mil.encoders.natural import NATURAL
+from wsi_mil.encoders.packaged import PACKAGED
+from wsi_mil.encoders.plugins import read_plugins
 from wsi_mil.encoders.spec import EncoderSpec
+from wsi_mil.encoders.universities import UNIVERSITIES
 from wsi_mil.errors import EncoderError
 
+log = logging.getLogger(__name__)
 
-def _dinov2(size: str, dim: int) -> EncoderSpec:
-    arch = f"vit_{size}_patch14_dinov2"
-    hub_id = f"timm/{arch}.lvd142m"
-    return EncoderSpec(f"dinov2-{size}", dim, 224, None, "Apache-2.0", False, arch, {"img_size": 224}, hub_id=hub_id)
-
+MORPHOLOGY = EncoderSpec(
+    "morphology",
+    dim=60,
+    tile_px=224,
+    tile_um=256.0,
+    licence="Apache-2.0",
+    interpolation="bilinear",
+    note="no network: colour, texture and nuclei in numbers that have names",
+)
 
 ENCODERS: dict[str, EncoderSpec] = {
-    spec.name: spec
-    for spec in (
-        EncoderSpec("morphology", dim=60, tile_px=224, tile_um=256.0, licence="Apache-2.0"),
-        EncoderSpec(
-            "resnet50",
-            dim=2048,
-            tile_px=224,
-            tile_um=None,
-            licence="BSD-3-Clause",
-            arch="resnet50",
-            interpolation="bilinear",
-            hub_id="timm/resnet50.tv_in1k",
-        ),
-        _dinov2("small", 384),
-        _dinov2("base", 768),
-        _dinov2("large", 1024),
-        EncoderSpec(
-            "uni",
-            dim=1024,
-            tile_px=224,
-            tile_um=128.0,  # 256 px at 0.5 um/px
-            licence="CC-BY-NC-ND-4.0",
-            gated=True,
-            arch="vit_large_patch16_224",
-            arch_kwargs={"img_size": 224, "patch_size": 16, "init_values": 1e-5, "dynamic_img_size": True},
-            interpolation="bilinear",
-            hub_id="MahmoodLab/UNI",
-            hub_file="pytorch_model.bin",
-        ),
-    )
+    spec.name: spec for spec in (MORPHOLOGY, *UNIVERSITIES, *COMPANIES, *PACKAGED, *NATURAL)
 }
 
 
 def list_encoders() -> list[EncoderSpec]:
-    """The encoders of the table; beside them, ``timm:<name>`` takes any model of timm."""
-    return list(ENCODERS.values())
+    """The encoders of the table, then those of other packages; a broken package is a warning.
+
+    Beside them, ``timm:<name>`` takes any model of timm, and ``hf-hub:<owner/repo>`` one on the hub.
+    """
+    plugins = read_plugins(ENCODERS)
+    for what in plugins.broken.values():
+        log.warning("encoders left out: %s", what)
+    return [*ENCODERS.values(), *plugins.specs.values()]
 
 
 def find_encoder(name: str) -> EncoderSpec:
-    """Return the record of an encoder, for ``timm:<name>`` made of what timm knows about it.
+    """Return the record of an encoder; for ``timm:`` and ``hf-hub:`` made of what those know about it.
 
     Raises:
-        EncoderError: nobody knows the name.
+        EncoderError: nobody knows the name, or the package that brings it along is broken.
     """
     if name in ENCODERS:
         return ENCODERS[name]
     if name.startswith("timm:"):
-        return _of_timm(name.removeprefix("timm:"))
-    raise EncoderError(f"there is no encoder {name!r}{_nearest(name, list(ENCODERS))}: see `wsimil encoders`")
+        return of_timm(name.removeprefix("timm:"))
+    if name.startswith("hf-hub:"):
+        return _of_hub(name.removeprefix("hf-hub:"))
+    plugins = read_plugins(ENCODERS)
+    if name in plugins.specs:
+        return plugins.specs[name]
+    if name in plugins.broken:
+        raise EncoderError(f"{plugins.broken[name]}: repair or uninstall it")
+    broken = "".join(f"; left out: {what}" for what in plugins.broken.values())
+    near = nearest(name, [*ENCODERS, *plugins.specs])
+    raise EncoderError(f"there is no encoder {name!r}{near}: see `wsimil encoders`{broken}")
 
 
-def _of_timm(name: str) -> EncoderSpec:
-    import torch  # here, since the table is also read by those who load nothing
-
-    timm = import_timm()
-    published = timm.list_models(pretrained=True)
-    if not (timm.is_model(name) and ("." not in name or name in published)):
-        near = _nearest(name, [*timm.list_models(), *published])
-        raise EncoderError(f"timm has no model {name!r}{near}: see `wsimil encoders`, or timm.list_models()")
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=0)
-    config = model.pretrained_cfg
-    return EncoderSpec(
-        name=f"timm:{name}",
-        dim=getattr(model, "head_hidden_size", model.num_features),
-        tile_px=config["input_size"][-1],
-        tile_um=None,
-        licence=config.get("license") or "unknown",
-        arch=name,
-        mean=config["mean"],
-        std=config["std"],
-        interpolation=config["interpolation"],
-        hub_id=config.get("hf_hub_id") or "",
-    )
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+def _of_hub(repo: str) -> EncoderSpec:
+    """The record of a repository, with a word about those that the table knows better."""
+    known = [spec.name for spec in ENCODERS.values() if spec.hub_id == repo]
+    if known:
+        log.warning("hf-hub:%s: --model %s is the same with the recipe of its authors", repo, " or ".join(known))
+    return of_hub(repo)

@@ -1,0 +1,118 @@
+"""Encoders that timm cannot run, each by its authors' own package: optional, and refused by name where that is absent.
+
+Weights come from the same places as all others; nothing here fetches anything or runs code from a hub.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from wsi_mil.encoders._timm import import_timm
+from wsi_mil.encoders.spec import EncoderSpec
+from wsi_mil.errors import EncoderError
+from wsi_mil.weights import load_strictly, read_state, sniff
+
+
+class Package(NamedTuple):
+    """How to get a package, and how to get a network out of it."""
+
+    modules: tuple[str, ...]
+    """What is imported, in this order."""
+    install: str
+    """What to type to have it."""
+    load: Callable[..., nn.Module]
+    """Takes those modules, the record and the weight file."""
+
+
+class _Calling(nn.Module):
+    """A network, called in another way than by its own ``forward``."""
+
+    def __init__(self, network: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.call = network, call
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.call(self.network, images)
+
+
+def require(spec: EncoderSpec) -> tuple[Any, ...]:
+    """Import the package of an encoder.
+
+    Raises:
+        EncoderError: it is not there; names the line that installs it.
+    """
+    package = PACKAGES[spec.package]
+    if spec.package == "musk":
+        import_timm()  # which it imports, without the cure
+    try:
+        return tuple(import_module(name) for name in package.modules)
+    except ImportError as error:
+        raise EncoderError(
+            f"{spec.name} is run by the package of its authors, which cannot be imported ({error}): "
+            f"type `{package.install}`"
+        ) from error
+
+
+def load_with_package(spec: EncoderSpec, path: Path) -> nn.Module:
+    """Load an encoder by its authors' package: from normalised images (tiles, 3, height, width) to (tiles, dim).
+
+    Raises:
+        EncoderError: the package is not there.
+        WeightsError: the file is no weight file.
+    """
+    sniff(path)  # a web page under that name is told better here than there
+    return PACKAGES[spec.package].load(*require(spec), spec, path)
+
+
+def _conch(conch: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+    """The image tower before the projection that training contrasts with text, not normalised."""
+    model, _ = conch.create_model_from_pretrained(spec.arch, str(path))
+    return _Calling(model, lambda model, images: model.encode_image(images, proj_contrast=False, normalize=False))
+
+
+def _conch_v1_5(trident: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+    model, _ = trident.create_model_from_pretrained(checkpoint_path=str(path), img_size=spec.tile_px)
+    return model
+
+
+def _musk(modeling: Any, utils: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+    """The image tower at two scales, as its authors recommend for multiple instance learning."""
+    del modeling  # importing it told timm about the architecture
+    model = import_timm().create_model(spec.arch)
+    utils.load_model_and_may_interpolate(str(path), model, "model|module", "")
+    options = {"with_head": False, "out_norm": False, "ms_aug": True, "return_global": True}
+    return _Calling(model, lambda model, images: model(image=images, **options)[0])
+
+
+def _plip(transformers: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+    """The image tower of CLIP ViT-B/32 with its projection, not normalised; the text tower is left out."""
+    model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(projection_dim=spec.dim))
+    state = {
+        name: tensor
+        for name, tensor in read_state(path).items()
+        if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith(".position_ids")
+    }
+    load_strictly(model, state, str(path))
+    return _Calling(model, lambda model, images: model(pixel_values=images).image_embeds)
+
+
+PACKAGES: Mapping[str, Package] = {
+    "conch": Package(
+        ("conch.open_clip_custom",), "pip install git+https://github.com/mahmoodlab/CONCH.git", _conch
+    ),
+    "trident": Package(
+        ("trident.patch_encoder_models.model_zoo.conchv1_5.conchv1_5",),
+        "pip install git+https://github.com/mahmoodlab/TRIDENT.git",
+        _conch_v1_5,
+    ),
+    "musk": Package(
+        ("musk.modeling", "musk.utils"),
+        "pip install fairscale git+https://github.com/lilab-stanford/MUSK",
+        _musk,
+    ),
+    "transformers": Package(("transformers",), "pip install transformers", _plip),
+}  # fmt: skip
+"""By `EncoderSpec.package`."""

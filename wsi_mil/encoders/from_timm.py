@@ -1,0 +1,151 @@
+"""Records that are made of what timm and the hub know about a model: ``timm:<name>`` and ``hf-hub:<owner/repo>``."""
+
+import difflib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from wsi_mil.encoders.spec import IMAGENET, EncoderSpec
+from wsi_mil.errors import EncoderError
+
+log = logging.getLogger(__name__)
+_SECONDS = 5.0
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def of_timm(name: str) -> EncoderSpec:
+    """Return the record of a model of timm. Tiles are resized whole, whatever it cuts from pictures.
+
+    Raises:
+        EncoderError: timm has no such model.
+    """
+    import torch  # here, since the table is also read by those who load nothing
+
+    from wsi_mil.encoders._timm import import_timm
+
+    timm = import_timm()
+    published = timm.list_models(pretrained=True)
+    if not (timm.is_model(name) and ("." not in name or name in published)):
+        near = nearest(name, [*timm.list_models(), *published])
+        raise EncoderError(f"timm has no model {name!r}{near}: see `wsimil encoders`, or timm.list_models()")
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    config = model.pretrained_cfg
+    return EncoderSpec(
+        name=f"timm:{name}",
+        dim=getattr(model, "head_hidden_size", model.num_features),
+        tile_px=config["input_size"][-1],
+        tile_um=None,
+        licence=config.get("license") or "unknown",
+        arch=name,
+        mean=config["mean"],
+        std=config["std"],
+        interpolation=config["interpolation"],
+        hub_id=config.get("hf_hub_id") or "",
+    )
+
+
+def of_hub(repo: str) -> EncoderSpec:
+    """Return the record of a timm model on huggingface.co, made of its config.json, cropping included.
+
+    Raises:
+        EncoderError: the repository cannot be asked, or does not describe a model of timm.
+    """
+    import torch
+
+    from wsi_mil.encoders.building import build_network
+
+    name = f"hf-hub:{repo}"
+    config = _config(repo)
+    recipe = config.get("pretrained_cfg") or {}
+    if not isinstance(config.get("architecture"), str) or "input_size" not in recipe:
+        raise EncoderError(f"{name}: its config.json describes no model of timm: see https://huggingface.co/{repo}")
+    tile_px = recipe["input_size"][-1]
+    crop = recipe.get("crop_pct") or 1.0
+    spec = EncoderSpec(
+        name=name,
+        dim=config.get("num_features") or 0,
+        tile_px=tile_px,
+        tile_um=None,
+        licence=recipe.get("license") or "unknown",
+        arch=config["architecture"],
+        arch_kwargs=_arguments(config),
+        mean=_rgb(recipe, "mean", IMAGENET[0]),
+        std=_rgb(recipe, "std", IMAGENET[1]),
+        interpolation=recipe.get("interpolation") or "bicubic",
+        resize_px=int(tile_px / crop) if crop < 1 else None,
+        hub_id=repo,
+        hub_file=_weight_file(repo),
+    )
+    with torch.device("meta"):
+        model = build_network(spec)
+        dim = model.eval()(torch.zeros(1, 3, tile_px, tile_px)).shape[-1]
+    return EncoderSpec(**{**vars(spec), "dim": dim})
+
+
+def _rgb(recipe: dict[str, Any], key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    red, green, blue = recipe.get(key) or default
+    return float(red), float(green), float(blue)
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the architecture, as timm takes them from a config.json."""
+    arguments = dict(config.get("model_args") or {})
+    if "global_pool" in config:
+        arguments.setdefault("global_pool", config["global_pool"])
+    arguments.pop("num_classes", None)
+    return arguments
+
+
+def _config(repo: str) -> dict[str, Any]:
+    """The config.json of a repository, from the cache or within seconds from the hub."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        if path := _cached(repo, "config.json"):
+            return json.loads(path.read_text())
+        # One quick question first: a download alone retries for half a minute where there is no network.
+        hub.get_hf_file_metadata(hub.hf_hub_url(repo, "config.json"), timeout=_SECONDS)
+        return json.loads(Path(hub.hf_hub_download(repo, "config.json")).read_text())
+    except (OSError, errors.HTTPError, errors.HFValidationError, ValueError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            why = f"a login is wanted: accept the terms on https://huggingface.co/{repo}, type `hf auth login`"
+        else:
+            why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise EncoderError(
+            f"hf-hub:{repo}: its config.json is not in the cache and cannot be had ({why}): where there is a network, "
+            f"type `hf download {repo}`, and copy the cache that it fills (HF_HOME) here"
+        ) from error
+
+
+def _cached(repo: str, file: str) -> Path | None:
+    import huggingface_hub as hub
+
+    found = hub.try_to_load_from_cache(repo, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _weight_file(repo: str) -> str:
+    """Which weight file a repository has: safetensors where both are there."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    for file in _WEIGHT_FILES:
+        if _cached(repo, file):
+            return file
+    try:
+        siblings = hub.HfApi().model_info(repo, timeout=_SECONDS).siblings or []
+    except (OSError, errors.HTTPError) as error:
+        log.debug("%s cannot be listed: %s", repo, error)
+        return _WEIGHT_FILES[0]
+    names = [sibling.rfilename for sibling in siblings]
+    return next((file for file in _WEIGHT_FILES if file in names), _WEIGHT_FILES[0])
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return the known names that look like ``name``, as a question in brackets, or nothing."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -1,0 +1,67 @@
+"""Encoders that need the package of their authors: the recipes. `extras` runs them where the package is there."""
+
+from wsi_mil.encoders.spec import HALF, EncoderSpec, Rgb
+
+_CLIP: tuple[Rgb, Rgb] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+PACKAGED: tuple[EncoderSpec, ...] = (
+    EncoderSpec(
+        "conch",
+        dim=512,
+        tile_px=448,
+        tile_um=128.0,
+        licence="CC-BY-NC-ND-4.0",
+        gated=True,
+        arch="conch_ViT-B-16",
+        package="conch",
+        mean=_CLIP[0],
+        std=_CLIP[1],
+        hub_id="MahmoodLab/conch",
+        hub_file="pytorch_model.bin",
+        note="trained on tiles of 256 px at 0.5 um/px, which is followed here; TRIDENT's table says 512 px",
+    ),
+    EncoderSpec(
+        "conch-v1.5",
+        dim=768,
+        tile_px=448,
+        tile_um=256.0,
+        licence="CC-BY-NC-ND-4.0",
+        gated=True,
+        arch="conchv1_5",
+        package="trident",
+        interpolation="bilinear",
+        precision="fp16",
+        hub_id="MahmoodLab/conchv1_5",
+        hub_file="pytorch_model_vision.bin",
+        note="tiles of 512 px at 0.5 um/px, resized to 448 px",
+    ),
+    EncoderSpec(
+        "musk",
+        dim=2048,
+        tile_px=384,
+        tile_um=192.0,
+        licence="CC-BY-NC-ND-4.0",
+        gated=True,
+        arch="musk_large_patch16_384",
+        package="musk",
+        mean=HALF[0],
+        std=HALF[1],
+        precision="fp16",
+        hub_id="xiangjx/musk",
+        note="at two scales, as its authors recommend here; TRIDENT takes one, and 1024 numbers",
+    ),
+    EncoderSpec(
+        "plip",
+        dim=512,
+        tile_px=224,
+        tile_um=None,
+        licence="research only",
+        arch="clip-vit-base-patch32",
+        package="transformers",
+        mean=_CLIP[0],
+        std=_CLIP[1],
+        hub_id="vinid/plip",
+        hub_file="pytorch_model.bin",
+        note="with CLIP's projection, not normalised; trained on pictures of many magnifications",
+    ),
+)
