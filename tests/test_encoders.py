@@ -32,11 +32,7 @@ RNG = np.random.default_rng(0)
 GLASS, PINK, DARK_NUCLEUS, PALE_NUCLEUS = (244, 243, 246), (225, 160, 195), (62, 35, 110), (130, 100, 165)
 
 
-@pytest.fixture(autouse=True)
-def no_hub(monkeypatch, tmp_path):
-    """Nothing of this machine's cache, and nothing of the network."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+pytestmark = pytest.mark.usefixtures("no_hub")
 
 
 @pytest.fixture(scope="module")
@@ -79,56 +75,6 @@ def test_every_encoder_keeps_the_contract(name, weights):
 def test_what_is_not_8_bit_rgb_is_refused(encoder, tiles):
     with pytest.raises(EncoderError, match="give uint8"):
         load_encoder(encoder, None if encoder == "morphology" else "random:0").encode(tiles)
-
-
-# ------------------------------------------------------------------------------------------------------- the table
-
-
-@pytest.mark.parametrize("spec", list_encoders(), ids=lambda spec: spec.name)
-def test_every_row_builds_and_says_its_own_dimension(spec):
-    assert find_encoder(spec.name) is spec
-    if not spec.arch:
-        return
-    with torch.device("meta"):
-        model = import_timm().create_model(spec.arch, num_classes=0, **spec.arch_kwargs).eval()
-        shape = model(torch.zeros(2, 3, spec.tile_px, spec.tile_px)).shape
-    assert shape == (2, spec.dim)
-
-
-@pytest.mark.parametrize(("name", "parameters"), [("resnet50", 23.51), ("dinov2-large", 303.2), ("uni", 303.35)])
-def test_rows_have_the_published_number_of_parameters(name, parameters):
-    spec = find_encoder(name)
-    with torch.device("meta"):
-        model = import_timm().create_model(spec.arch, num_classes=0, **spec.arch_kwargs)
-    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
-
-
-def test_mpp_is_what_the_encoder_sees():
-    assert find_encoder("morphology").mpp == pytest.approx(256 / 224)
-    assert find_encoder("uni").mpp == pytest.approx(128 / 224)
-    assert find_encoder("resnet50").mpp is None
-
-
-def test_timm_names_bring_their_own_recipe():
-    spec = find_encoder("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k")
-    assert (spec.dim, spec.tile_px, spec.interpolation) == (192, 224, "bicubic")
-    assert (spec.mean, spec.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert spec.hub_id == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-    assert find_encoder(TINY).dim == 64
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("morfology", "did you mean morphology.*wsimil encoders"),
-        ("xyzzy", "no encoder 'xyzzy': see `wsimil encoders`"),
-        ("timm:resnet5", "timm has no model 'resnet5' .*resnet50"),
-        ("timm:resnet50.no_such_tag", "timm has no model 'resnet50.no_such_tag'"),
-    ],
-)
-def test_unknown_names_are_answered_with_near_ones(name, message):
-    with pytest.raises(EncoderError, match=message):
-        load_encoder(name)
 
 
 # ------------------------------------------------------------------------------------------------- importing timm

@@ -95,11 +95,16 @@ def show_messages(debug: bool = False) -> None:
     log.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+_WHOLE = 20
+
+
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Print a short result table to stdout."""
     table = Table()
-    for column in header:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(header):
+        # What a row is called is read, and typed: it stays whole unless it is long.
+        longest = max((len(row[index]) for row in rows), default=0)
+        table.add_column(column, overflow="fold", min_width=min(longest, _WHOLE) if index == 0 else None)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     stdout = Console()

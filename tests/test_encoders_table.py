@@ -1,0 +1,263 @@
+"""The table of encoders: complete, true to what was published, built offline, listed without loading anything."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+
+from wsi_mil import cli
+from wsi_mil.encoders import EncoderSpec, find_encoder, list_encoders, load_encoder
+from wsi_mil.encoders.building import build_network
+from wsi_mil.encoders.layouts import LAYOUTS
+from wsi_mil.encoders.pooling import POOLINGS
+from wsi_mil.errors import EncoderError, WeightsError
+
+pytestmark = pytest.mark.usefixtures("no_hub")
+TINY = "timm:test_vit"
+NETWORKS = [spec for spec in list_encoders() if spec.arch and not spec.package]
+BUILT: dict[str, torch.nn.Module] = {}  # some records share a network
+NAMES = """
+    morphology ctranspath chief-ctranspath phikon phikon-v2 uni uni2-h virchow virchow-cls virchow2 virchow2-cls
+    h-optimus-0 h-optimus-1 h0-mini h0-mini-cls gigapath midnight-12k midnight-12k-cls hibou-b hibou-l kaiko-vits8
+    kaiko-vits16 kaiko-vitb8 kaiko-vitb16 kaiko-vitl14 lunit-vits8 lunit-vits16 gpfm resnet50 resnet50-layer3
+    dinov2-small dinov2-base dinov2-large dinov2-giant dinov3-small dinov3-base dinov3-large
+    conch conch-v1.5 musk plip
+"""
+
+
+def on_meta(spec: EncoderSpec) -> tuple[float, tuple[int, ...]]:
+    """Parameters in millions, and the shape of the features of two tiles, without any memory."""
+    key = f"{spec.arch} {spec.arch_kwargs}"
+    with torch.device("meta"):
+        model = BUILT[key] if key in BUILT else build_network(spec).eval()
+        features = POOLINGS[spec.pooling](model, torch.zeros(2, 3, spec.tile_px, spec.tile_px))
+    BUILT[key] = model
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6, tuple(features.shape)
+
+
+def test_the_table_has_what_it_should() -> None:
+    assert sorted(spec.name for spec in list_encoders()) == sorted(NAMES.split())
+
+
+@pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
+def test_every_network_is_built_offline_with_the_published_parameters(spec: EncoderSpec) -> None:
+    assert find_encoder(spec.name) is spec
+    parameters, shape = on_meta(spec)
+    assert shape == (2, spec.dim)
+    assert spec.parameters is not None
+    digits = len(str(spec.parameters).partition(".")[2])
+    assert round(parameters, digits) == pytest.approx(spec.parameters, abs=10**-digits / 2)
+
+
+@pytest.mark.parametrize("spec", list_encoders(), ids=lambda spec: spec.name)
+def test_every_record_says_what_is_needed(spec: EncoderSpec) -> None:
+    assert spec.layout in LAYOUTS
+    assert spec.pooling in POOLINGS
+    assert spec.precision in ("fp32", "bf16", "fp16")
+    assert spec.interpolation in ("bilinear", "bicubic")
+    assert spec.licence
+    assert all(0 < value < 1 for value in (*spec.mean, *spec.std))
+    assert spec.resize_px is None or spec.resize_px > spec.tile_px
+    assert not spec.arch or spec.hub_id or spec.page
+    assert not spec.gated or spec.hub_id
+    assert re.fullmatch("([0-9a-f]{64})?", spec.sha256)
+    assert spec.page.startswith("https://") or not spec.page
+    assert spec.source.startswith("hub:") == bool(spec.hub_id)
+    assert re.fullmatch("[a-z0-9.-]+", spec.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp", "interpolation", "precision", "mean"),
+    [
+        ("morphology", 256 / 224, "bilinear", "fp32", 0.485),
+        ("ctranspath", 256 / 224, "bilinear", "fp32", 0.485),
+        ("uni", 128 / 224, "bilinear", "fp16", 0.485),
+        ("uni2-h", 128 / 224, "bilinear", "bf16", 0.485),
+        ("gigapath", 0.5, "bicubic", "fp16", 0.485),  # 256 px of which 224 are cut
+        ("virchow2", 0.5, "bicubic", "fp16", 0.485),
+        ("h-optimus-0", 0.5, "bicubic", "fp16", 0.707223),
+        ("midnight-12k", 0.5, "bilinear", "fp16", 0.5),
+        ("hibou-l", 0.5, "bicubic", "fp32", 0.7068),
+        ("lunit-vits8", 0.5, "bicubic", "fp32", 0.70322989),
+        ("kaiko-vitl14", 128 / 224, "bilinear", "fp32", 0.5),
+        ("conch", 128 / 448, "bicubic", "fp32", 0.48145466),
+        ("resnet50", None, "bilinear", "fp32", 0.485),
+    ],
+)
+def test_recipes_are_those_of_the_authors(
+    name: str, mpp: float | None, interpolation: str, precision: str, mean: float
+) -> None:
+    spec = find_encoder(name)
+    assert spec.mpp == pytest.approx(mpp)
+    assert (spec.interpolation, spec.precision, spec.mean[0]) == (interpolation, precision, mean)
+
+
+def test_the_norms_of_phikon_have_its_own_epsilon() -> None:
+    with torch.device("meta"):
+        model = build_network(find_encoder("phikon"))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 25
+    assert {norm.eps for norm in norms} == {1e-12}
+
+
+def test_classes_are_named_and_unknown_ones_refused() -> None:
+    spec = EncoderSpec("own", 64, 160, None, "", arch="test_vit", arch_kwargs={"mlp_layer": "Magic"})
+    with pytest.raises(EncoderError, match="own: mlp_layer 'Magic' is none of ConvStem, SiLU, SwiGLUPacked"):
+        build_network(spec)
+    with pytest.raises(EncoderError, match="own: timm has no architecture 'magic'"):
+        build_network(EncoderSpec("own", 64, 160, None, "", arch="magic"))
+
+
+# ------------------------------------------------------------------------------------------------------- the listing
+
+
+def test_the_listing_loads_neither_torch_nor_timm() -> None:
+    code = (
+        "import sys; from wsi_mil.cli import main\n"
+        "try: main(['encoders'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(','.join(name for name in ('torch', 'timm', 'h5py') if name in sys.modules) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in NAMES.split():
+        assert re.search(rf"│ {re.escape(name)} +│", done.stdout), f"{name} is broken over lines"
+
+
+def test_the_listing_as_json_says_which_weights_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cache(tmp_path, "owkin/phikon", {"model.safetensors": "weights"})
+    run_cli("encoders", "--json")
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == set(NAMES.split())
+    assert rows["phikon"] == {
+        "name": "phikon", "dim": 768, "tile_um": 112.0, "mpp": 0.5, "licence": "Owkin non-commercial", "gated": False,
+        "weights": str(path / "model.safetensors"),
+    }  # fmt: skip
+    assert rows["morphology"]["weights"] == "built-in"
+    assert rows["uni"]["gated"] is True
+    assert rows["uni"]["weights"] is None
+
+
+def run_cli(*words: str) -> None:
+    try:
+        cli.main(list(words))
+    except SystemExit as left:
+        assert not left.code
+
+
+def cache(folder: Path, repo: str, files: dict[str, str]) -> Path:
+    """The cache of huggingface.co with some files of a repository in it."""
+    home = folder / "hub" / f"models--{repo.replace('/', '--')}"
+    snapshot = home / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    for name, text in files.items():
+        (snapshot / name).write_text(text)
+    return snapshot
+
+
+# ----------------------------------------------------------------------------------------- timm: and hf-hub: names
+
+
+def test_timm_names_bring_their_own_recipe() -> None:
+    spec = find_encoder("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    assert (spec.dim, spec.tile_px, spec.interpolation, spec.resize_px) == (192, 224, "bicubic", None)
+    assert (spec.mean, spec.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert spec.hub_id == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert find_encoder(TINY).dim == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("morfology", "did you mean morphology.*wsimil encoders"),
+        ("virchow-2", "did you mean virchow2"),
+        ("xyzzy", "no encoder 'xyzzy': see `wsimil encoders`"),
+        ("timm:resnet5", "timm has no model 'resnet5' .*resnet50"),
+        ("timm:resnet50.no_such_tag", "timm has no model 'resnet50.no_such_tag'"),
+    ],
+)
+def test_unknown_names_are_answered_with_near_ones(name: str, message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(name)
+
+
+CONFIG = {
+    "architecture": "test_vit", "num_classes": 0, "num_features": 64, "global_pool": "avg",
+    "model_args": {"img_size": 96, "init_values": 1e-5},
+    "pretrained_cfg": {
+        "input_size": [3, 96, 96], "mean": [0.7, 0.6, 0.5], "std": [0.1, 0.2, 0.3], "interpolation": "bilinear",
+        "crop_pct": 0.875, "license": "mit",
+    },
+}  # fmt: skip
+
+
+def test_a_model_on_the_hub_brings_its_recipe_in_its_config(tmp_path: Path) -> None:
+    snapshot = cache(tmp_path, "lab/vit", {"config.json": json.dumps(CONFIG), "pytorch_model.bin": ""})
+    spec = find_encoder("hf-hub:lab/vit")
+    assert (spec.name, spec.arch, spec.dim, spec.tile_px) == ("hf-hub:lab/vit", "test_vit", 64, 96)
+    assert (spec.mean, spec.std) == ((0.7, 0.6, 0.5), (0.1, 0.2, 0.3))
+    assert (spec.interpolation, spec.resize_px, spec.licence) == ("bilinear", 109, "mit")
+    assert spec.source == "hub:lab/vit/pytorch_model.bin"
+    model = build_network(spec)
+    assert model.global_pool == "avg"
+    assert model.blocks[0].ls1.gamma.shape == (64,)
+    torch.save(model.state_dict(), snapshot / "pytorch_model.bin")
+    assert load_encoder("hf-hub:lab/vit").weights == spec.source
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [({"model_type": "bert"}, "describes no model of timm"), ({**CONFIG, "architecture": "magic"}, "no architecture")],
+)
+def test_what_is_no_model_of_timm_is_refused(config: dict[str, object], message: str, tmp_path: Path) -> None:
+    cache(tmp_path, "lab/vit", {"config.json": json.dumps(config)})
+    with pytest.raises(EncoderError, match=f"hf-hub:lab/vit.*{message}"):
+        find_encoder("hf-hub:lab/vit")
+
+
+def test_offline_a_model_on_the_hub_is_refused_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(EncoderError, match=r"hf-hub:lab/vit: its config.json .*type `hf download lab/vit`"):
+        find_encoder("hf-hub:lab/vit")
+    assert time.monotonic() - started < 5
+    with pytest.raises(EncoderError, match="hf-hub:vit/a/b: its config.json"):  # no name of a repository at all
+        find_encoder("hf-hub:vit/a/b")
+
+
+@pytest.mark.parametrize(("status", "message"), [(403, "a login is wanted: accept the terms"), (None, "no route")])
+def test_the_hub_is_asked_one_quick_question(status: int | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, timeout: float) -> None:
+        assert timeout <= 5
+        error = OSError("no route")
+        if status:
+            error.response = type("Response", (), {"status_code": status})()  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    with pytest.raises(EncoderError, match=message):
+        find_encoder("hf-hub:lab/vit")
+
+
+def test_a_repository_that_the_table_knows_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache(tmp_path, "paige-ai/Virchow2", {"config.json": json.dumps(CONFIG), "model.safetensors": ""})
+    find_encoder("hf-hub:paige-ai/Virchow2")
+    assert "--model virchow2 or virchow2-cls is the same with the recipe of its authors" in caplog.text
+
+
+def test_weights_that_nobody_may_fetch_are_got_by_hand() -> None:
+    assert find_encoder("chief-ctranspath").source == "by hand"
+    with pytest.raises(WeightsError, match="--model chief-ctranspath --weights"):
+        load_encoder("chief-ctranspath")
