@@ -35,6 +35,7 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m typer wsi_mil.cli utils docs --name wsimil --output docs/cli.md
 	$(BIN)/python docs/aggregators.py > docs/aggregators.md
+	$(BIN)/python docs/encoders.py > docs/encoders.md
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("wsi_mil needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -11,6 +11,7 @@ import pytest
 
 from wsi_mil import __version__, synthetic
 from wsi_mil.aggregators import AGGREGATORS
+from wsi_mil.encoders.table import ENCODERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -71,6 +72,13 @@ def test_the_page_of_aggregators_is_made_anew() -> None:
     ).stdout
     assert made == (ROOT / "docs" / "aggregators.md").read_text(), "run `make docs`"
     assert all(f"## {name}\n" in made for name in AGGREGATORS)
+
+
+def test_the_page_of_encoders_is_made_anew(environment: dict[str, str]) -> None:
+    command = [sys.executable, ROOT / "docs" / "encoders.py"]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert made == (ROOT / "docs" / "encoders.md").read_text(), "run `make docs`"
+    assert all(f"| {name} |" in made for name in ENCODERS)
 
 
 def test_the_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:

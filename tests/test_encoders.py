@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from skimage.color import rgb2hed
 from skimage.draw import disk
 
-from wsi_mil.encoders import Encoder, find_encoder, list_encoders, load_encoder
+from wsi_mil.encoders import Encoder, find_encoder, load_encoder
 from wsi_mil.encoders import morphology as morph
 from wsi_mil.encoders._hub import hub_file
 from wsi_mil.encoders._timm import import_timm

@@ -148,10 +148,9 @@ def test_the_listing_as_json_says_which_weights_are_here(tmp_path: Path, capsys:
 
 
 def run_cli(*words: str) -> None:
-    try:
+    with pytest.raises(SystemExit) as left:
         cli.main(list(words))
-    except SystemExit as left:
-        assert not left.code
+    assert not left.value.code
 
 
 def cache(folder: Path, repo: str, files: dict[str, str]) -> Path:
@@ -231,7 +230,7 @@ def test_offline_a_model_on_the_hub_is_refused_at_once() -> None:
     with pytest.raises(EncoderError, match=r"hf-hub:lab/vit: its config.json .*type `hf download lab/vit`"):
         find_encoder("hf-hub:lab/vit")
     assert time.monotonic() - started < 5
-    with pytest.raises(EncoderError, match="hf-hub:vit/a/b: its config.json"):  # no name of a repository at all
+    with pytest.raises(EncoderError, match="hf-hub:vit/a/b: its config"):  # no name of a repository at all
         find_encoder("hf-hub:vit/a/b")
 
 

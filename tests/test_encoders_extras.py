@@ -1,0 +1,167 @@
+"""Optional encoders: refused by name without their package, called by the recipe of their authors with it."""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wsi_mil.encoders import load_encoder
+from wsi_mil.encoders._timm import import_timm
+from wsi_mil.errors import EncoderError, OptionError, WeightsError
+
+pytestmark = pytest.mark.usefixtures("no_hub")
+INSTALL = {
+    "conch": "pip install git+https://github.com/mahmoodlab/CONCH.git",
+    "conch-v1.5": "pip install git+https://github.com/mahmoodlab/TRIDENT.git",
+    "musk": "pip install fairscale git+https://github.com/lilab-stanford/MUSK",
+    "plip": "pip install transformers",
+}
+MODULES = {
+    "conch": "conch.open_clip_custom",
+    "conch-v1.5": "trident.patch_encoder_models.model_zoo.conchv1_5.conchv1_5",
+    "musk": "musk.modeling",
+    "plip": "transformers",
+}
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
+    """Put a module into sys.modules, and the packages that it lies in."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+    vars(sys.modules[name]).update(contents)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def tiles(px: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, px, px, 3), dtype=np.uint8)
+
+
+class Sums(nn.Module):
+    """A network whose features are the sums of its images, ``width`` times."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.asked = width, {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sum((1, 2, 3))[:, None].expand(-1, self.width)
+
+
+@pytest.mark.parametrize("name", INSTALL)
+def test_without_its_package_an_encoder_is_refused_with_the_line_that_installs_it(
+    name: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, MODULES[name].partition(".")[0], None)  # as if it were not installed
+    for weights in (None, str(file), "random:0"):
+        with pytest.raises(EncoderError, match=f"^{name} is run by the package of its authors") as caught:
+            load_encoder(name, weights)
+        assert f"type `{INSTALL[name]}`" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_conch_is_asked_for_what_lies_before_its_projection(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Conch(Sums):
+        def encode_image(self, images: Tensor, **options: bool) -> Tensor:
+            self.asked.update(options)
+            return self(images)
+
+    model, loaded = Conch(512), []
+
+    def create(*arguments: str) -> tuple[nn.Module, None]:
+        loaded.append(arguments)
+        return model, None
+
+    stand_in(monkeypatch, MODULES["conch"], create_model_from_pretrained=create)
+    encoder = load_encoder("conch", str(file))
+    assert encoder.encode(tiles(448)).shape == (2, 512)
+    assert model.asked == {"proj_contrast": False, "normalize": False}
+    assert loaded == [("conch_ViT-B-16", str(file))]
+    assert (encoder.weights, len(encoder.weights_sha256)) == (str(file), 64)
+
+
+def test_conch_v1_5_is_built_for_448_px(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def create(**options: Any) -> tuple[nn.Module, None]:
+        asked.update(options)
+        return Sums(768), None
+
+    stand_in(monkeypatch, MODULES["conch-v1.5"], create_model_from_pretrained=create)
+    assert load_encoder("conch-v1.5", str(file)).encode(tiles(512)).shape == (2, 768)
+    assert asked == {"checkpoint_path": str(file), "img_size": 448}
+
+
+def test_musk_sees_a_tile_at_two_scales(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Musk(Sums):
+        def forward(self, image: Tensor, **options: bool) -> tuple[Tensor]:
+            self.asked.update(options)
+            return (super().forward(image),)
+
+    model, loaded = Musk(2048), []
+    stand_in(monkeypatch, "musk.modeling")
+    utils = ModuleType("musk.utils")
+    utils.load_model_and_may_interpolate = lambda *arguments: loaded.append(arguments)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "musk.utils", utils)
+    monkeypatch.setattr(import_timm(), "create_model", lambda name: model if name == "musk_large_patch16_384" else None)
+    assert load_encoder("musk", str(file)).encode(tiles(384)).shape == (2, 2048)
+    assert model.asked == {"with_head": False, "out_norm": False, "ms_aug": True, "return_global": True}
+    assert loaded == [(str(file), model, "model|module", "")]
+
+
+def test_plip_is_the_image_tower_of_clip_loaded_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clip(nn.Module):
+        def __init__(self, config: SimpleNamespace) -> None:
+            super().__init__()
+            self.vision_model = nn.Linear(3, 7)
+            self.visual_projection = nn.Linear(7, config.projection_dim, bias=False)
+
+        def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(image_embeds=self.visual_projection(self.vision_model(pixel_values.mean((2, 3)))))
+
+    stand_in(
+        monkeypatch,
+        "transformers",
+        CLIPVisionModelWithProjection=Clip,
+        CLIPVisionConfig=lambda **o: SimpleNamespace(**o),
+    )
+    state = Clip(SimpleNamespace(projection_dim=512)).state_dict()
+    text = {"text_model.a": torch.zeros(1), "vision_model.embeddings.position_ids": torch.arange(3)}
+    save_file({**state, **text}, tmp_path / "w.safetensors")
+    encoder = load_encoder("plip", str(tmp_path / "w.safetensors"))
+    assert encoder.encode(tiles(224)).shape == (2, 512)
+    assert torch.equal(encoder.model.network.visual_projection.weight, state["visual_projection.weight"])
+    save_file({"vision_model.weight": torch.zeros(7, 3)}, tmp_path / "half.safetensors")
+    with pytest.raises(WeightsError, match="2 missing"):
+        load_encoder("plip", str(tmp_path / "half.safetensors"))
+
+
+def test_the_image_tower_of_the_real_transformers_has_those_names() -> None:
+    import_timm()
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(projection_dim=512))
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"vision_model", "visual_projection"}
+    assert model.visual_projection.weight.shape == (512, 768)
+
+
+def test_a_package_gets_a_weight_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, MODULES["conch"], create_model_from_pretrained=None)
+    with pytest.raises(OptionError, match="--weights random:0: the package that runs conch wants a weight file"):
+        load_encoder("conch", "random:0")
+    (tmp_path / "w.bin").write_text("<!DOCTYPE html>")
+    with pytest.raises(WeightsError, match="is a web page"):
+        load_encoder("conch", str(tmp_path / "w.bin"))
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        load_encoder("conch")
