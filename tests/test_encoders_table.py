@@ -110,10 +110,12 @@ def test_the_norms_of_phikon_have_its_own_epsilon() -> None:
 
 def test_classes_are_named_and_unknown_ones_refused() -> None:
     spec = EncoderSpec("own", 64, 160, None, "", arch="test_vit", arch_kwargs={"mlp_layer": "Magic"})
-    with pytest.raises(EncoderError, match="own: mlp_layer 'Magic' is none of ConvStem, SiLU, SwiGLUPacked"):
+    with pytest.raises(EncoderError, match=r"own: timm cannot build test_vit with .*'mlp_layer': 'Magic'"):
         build_network(spec)
     with pytest.raises(EncoderError, match="own: timm has no architecture 'magic'"):
         build_network(EncoderSpec("own", 64, 160, None, "", arch="magic"))
+    known = EncoderSpec("own", 64, 160, None, "", arch="test_vit", arch_kwargs={"act_layer": "relu"})
+    assert isinstance(build_network(known).blocks[0].mlp.act, torch.nn.ReLU)  # a name that timm knows itself
 
 
 # ------------------------------------------------------------------------------------------------------- the listing
@@ -217,10 +219,16 @@ def test_a_model_on_the_hub_brings_its_recipe_in_its_config(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"model_type": "bert"}, "describes no model of timm"), ({**CONFIG, "architecture": "magic"}, "no architecture")],
+    [
+        ({"model_type": "bert"}, "describes no model of timm"),
+        ([1], "describes no model of timm"),
+        ("<html>", "config.json is damaged"),
+        ({**CONFIG, "architecture": "magic"}, "no architecture"),
+        ({**CONFIG, "model_args": {"magic": 1}}, "timm cannot build test_vit with"),
+    ],
 )
-def test_what_is_no_model_of_timm_is_refused(config: dict[str, object], message: str, tmp_path: Path) -> None:
-    cache(tmp_path, "lab/vit", {"config.json": json.dumps(config)})
+def test_what_is_no_model_of_timm_is_refused(config: object, message: str, tmp_path: Path) -> None:
+    cache(tmp_path, "lab/vit", {"config.json": config if isinstance(config, str) else json.dumps(config)})
     with pytest.raises(EncoderError, match=f"hf-hub:lab/vit.*{message}"):
         find_encoder("hf-hub:lab/vit")
 
@@ -230,8 +238,12 @@ def test_offline_a_model_on_the_hub_is_refused_at_once() -> None:
     with pytest.raises(EncoderError, match=r"hf-hub:lab/vit: its config.json .*type `hf download lab/vit`"):
         find_encoder("hf-hub:lab/vit")
     assert time.monotonic() - started < 5
-    with pytest.raises(EncoderError, match="hf-hub:vit/a/b: its config"):  # no name of a repository at all
-        find_encoder("hf-hub:vit/a/b")
+
+
+@pytest.mark.parametrize("repo", ["lab/a/b", "", "lab/vit tiny", "../secrets"])
+def test_what_is_no_repository_is_refused(repo: str) -> None:
+    with pytest.raises(EncoderError, match=r"give the owner and the repository, such as hf-hub:timm/resnet50.a1_in1k"):
+        find_encoder(f"hf-hub:{repo}")
 
 
 @pytest.mark.parametrize(("status", "message"), [(403, "a login is wanted: accept the terms"), (None, "no route")])

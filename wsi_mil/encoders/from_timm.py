@@ -99,26 +99,44 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(repo: str) -> dict[str, Any]:
-    """The config.json of a repository, from the cache or within seconds from the hub."""
+    """The config.json of a repository."""
+    path = _config_file(repo)
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise EncoderError(f"hf-hub:{repo}: {path} is damaged ({error}): delete it, and it is fetched again") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _config_file(repo: str) -> Path:
+    """Where that lies: in the cache, or fetched from the hub within seconds."""
     import huggingface_hub as hub
     from huggingface_hub import errors
 
     try:
         if path := _cached(repo, "config.json"):
-            return json.loads(path.read_text())
+            return path
         # One quick question first: a download alone retries for half a minute where there is no network.
         hub.get_hf_file_metadata(hub.hf_hub_url(repo, "config.json"), timeout=_SECONDS)
-        return json.loads(Path(hub.hf_hub_download(repo, "config.json")).read_text())
-    except (OSError, errors.HTTPError, errors.HFValidationError, ValueError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
-            why = f"a login is wanted: accept the terms on https://huggingface.co/{repo}, type `hf auth login`"
-        else:
-            why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return Path(hub.hf_hub_download(repo, "config.json"))
+    except errors.HFValidationError as error:
         raise EncoderError(
-            f"hf-hub:{repo}: its config.json is not in the cache and cannot be had ({why}): where there is a network, "
-            f"type `hf download {repo}`, and copy the cache that it fills (HF_HOME) here"
+            f"hf-hub:{repo}: give the owner and the repository, such as hf-hub:timm/resnet50.a1_in1k"
         ) from error
+    except (OSError, errors.HTTPError) as error:
+        raise EncoderError(
+            f"hf-hub:{repo}: its config.json is not in the cache and cannot be had ({_reason(repo, error)}): where "
+            f"there is a network, type `hf download {repo}`, and copy the cache that it fills (HF_HOME) here"
+        ) from error
+
+
+def _reason(repo: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"a login is wanted: accept the terms on https://huggingface.co/{repo}, type `hf auth login`"
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return "HF_HUB_OFFLINE is set"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _cached(repo: str, file: str) -> Path | None:
