@@ -3,11 +3,12 @@
     encoder = load_encoder("resnet50")
     features = encoder.encode(tiles)  # uint8 (tiles, height, width, 3) -> float32 (tiles, 2048)
 
-`table` knows them by name, `pretrained` runs those of timm, `morphology` is built in and needs no download.
+`table` knows them by name, `pretrained` runs those of timm, `morphology` is built in and needs no download. `sources`
+finds weights, in the `cache` of this machine or on the hub.
 """
 
-from wsi_mil.encoders.loading import Encoder, load_encoder
+from wsi_mil.encoders.loading import Encoder, add_weights, load_encoder
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.encoders.table import find_encoder, list_encoders
 
-__all__ = ["Encoder", "EncoderSpec", "find_encoder", "list_encoders", "load_encoder"]
+__all__ = ["Encoder", "EncoderSpec", "add_weights", "find_encoder", "list_encoders", "load_encoder"]

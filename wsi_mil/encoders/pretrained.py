@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from wsi_mil.encoders._hub import hub_file
+from wsi_mil.encoders import sources
+from wsi_mil.encoders._hub import page_of
 from wsi_mil.encoders._timm import import_timm
 from wsi_mil.encoders.preprocess import as_batch, normalise
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError, OptionError
-from wsi_mil.weights import file_sha256, load_strictly, read_state, state_sha256
+from wsi_mil.weights import load_strictly, own_part, read_state, state_sha256
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,18 +25,27 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class TimmEncoder:
     """A frozen network of timm."""
 
-    def __init__(self, spec: EncoderSpec, weights: str | None, device: torch.device, precision: str) -> None:
-        """Build the network and load its weights.
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        weights: str | None,
+        device: torch.device,
+        precision: str,
+        trust: bool = False,
+        sha256: str | None = None,
+    ) -> None:
+        """Build the network and load its weights; see `load_encoder`.
 
         Raises:
             OptionError: weights that mean nothing, or an unknown precision.
             WeightsError: the weights cannot be had, or do not fit.
+            IncompatibleError: they are not those of ``sha256``.
         """
         if precision not in PRECISIONS:
             raise OptionError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
         self.spec, self.device, self.precision = spec, device, precision
         self.name, self.dim, self.tile_px, self.mpp = spec.name, spec.dim, spec.tile_px, spec.mpp
-        model, self.weights, self.weights_sha256 = _loaded(spec, weights)
+        model, self.weights, self.weights_sha256 = _loaded(spec, weights, trust, sha256)
         self.model = model.eval().requires_grad_(False).to(device)
 
     def encode(self, tiles: np.ndarray | Tensor) -> Float32[Tensor, "tiles dim"]:
@@ -62,7 +72,22 @@ class TimmEncoder:
         return features.to("cpu", torch.float32, copy=True)  # a copy, since no gradient may touch inference tensors
 
 
-def _loaded(spec: EncoderSpec, weights: str | None) -> tuple[nn.Module, str, str]:
+def verify(spec: EncoderSpec, given: Path, trust: bool = False) -> tuple[Path, str]:
+    """Try weights on without loading them twice.
+
+    Returns:
+        The weight file and its SHA-256.
+
+    Raises:
+        WeightsError: it is no weight file, or does not fit.
+    """
+    _, path, sha256 = _loaded(spec, str(given), trust, device="meta")
+    return Path(path), sha256
+
+
+def _loaded(
+    spec: EncoderSpec, weights: str | None, trust: bool = False, sha256: str | None = None, device: str = "cpu"
+) -> tuple[nn.Module, str, str]:
     """A model with its weights, where these came from, and their SHA-256."""
     if weights and weights.startswith("random:"):
         seed = weights.removeprefix("random:")
@@ -71,16 +96,18 @@ def _loaded(spec: EncoderSpec, weights: str | None) -> tuple[nn.Module, str, str
         model = _build(spec, int(seed))
         log.warning("%s has random weights (%s): its features mean nothing", spec.name, weights)
         return model, weights, state_sha256(model.state_dict())
-    path = hub_file(spec) if weights in (None, spec.source) else Path(weights).resolve()
-    state = read_state(path)
-    model = _build(spec, 0)
+    found = sources.find(spec, weights, sha256)
+    state = read_state(found.path, trust)
+    with torch.device(device):
+        model = _build(spec, 0)
     load_strictly(
         model,
-        _without_classifier(model, state),
-        str(path),
+        _without_classifier(model, own_part(state, model.state_dict())),
+        str(found.path),
         convert=lambda state: _without_classifier(model, _from_published(model, state)),
+        remedy=f"name the weights of {spec.name}" + (f", from {page_of(spec)}" if page_of(spec) else ""),
     )
-    return model, spec.source if weights in (None, spec.source) else str(path), file_sha256(path)
+    return model, found.source, found.sha256
 
 
 def _build(spec: EncoderSpec, seed: int) -> nn.Module:
