@@ -131,7 +131,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> State:
 
 def _unpickled(path: Path, trust: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _load(path, weights_only=True)
     except pickle.UnpicklingError as error:
         if not trust:
             raise WeightsError(_untrusted(path, error)) from error
@@ -139,12 +139,17 @@ def _unpickled(path: Path, trust: bool) -> Any:
         raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
     log.warning("%s holds more than tensors, and is trusted: whatever code it holds runs now, as you", path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return _load(path, weights_only=False)
     except (*_DAMAGE, ImportError, pickle.PickleError) as error:
         raise WeightsError(
             f"{path} cannot be opened, trusted or not ({one_line(error)}): install what it was made with, or fetch it"
             " again"
         ) from error
+
+
+def _load(path: Path, weights_only: bool) -> Any:
+    with path.open("rb") as file:  # given a path, torch goes by its suffix and not by what the file is
+        return torch.load(file, map_location="cpu", weights_only=weights_only)
 
 
 def _untrusted(path: Path, error: pickle.UnpicklingError) -> str:
