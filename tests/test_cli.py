@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli
+from wsi_mil import __version__, arguments, cli, cli_weights
 from wsi_mil.learning import LearnParams
 from wsi_mil.tiling import TileParams
 
 COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "demo", "synthetic", "encoders"]
+OF_WEIGHTS = ["add", "list", "path", "convert"]
 
 
 def call(*arguments: object) -> int:
@@ -45,9 +46,17 @@ def test_every_command_has_help_with_defaults(command: str, capsys: pytest.Captu
     assert command not in defaults or f"[default: {defaults[command]}]" in printed
 
 
+@pytest.mark.parametrize("command", OF_WEIGHTS)
+def test_commands_of_a_group_have_help_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("weights", command, "--help") == 0
+    assert f"weights {command}" in capsys.readouterr().out
+
+
 def test_no_command_is_forgotten() -> None:
-    names = {info.name or getattr(info.callback, "__name__", "") for info in cli.app.registered_commands}
-    assert names == set(COMMANDS)
+    for app, commands in ((cli.app, COMMANDS), (cli_weights.app, OF_WEIGHTS)):
+        assert {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands} == set(
+            commands
+        )
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +93,10 @@ def test_defaults_are_those_of_the_parameters() -> None:
         (["tile", ".", "--tile-um", "0"], 2, "--tile-um 0"),
         (["tile", ".", "--mpp", "0"], 2, "--mpp 0"),
         (["tile", ".", "--mpp", "-1"], 2, "--mpp -1"),
+        (["weights", "add", "resnet50", "nowhere.pth"], 1, "nowhere.pth does not exist: name a weight file"),
+        (["weights", "add", "morphology", "x.pth"], 2, "morphology is built in and takes no weights"),
+        (["weights", "path", "resnet50"], 1, "`wsimil weights add resnet50 FILE`"),
+        (["weights", "convert", "a.pth", "b.pth"], 2, "call it b.safetensors"),
         (["train", "--option", "heads"], 2, "--option heads: give KEY=VALUE"),
         (["train", "--aggregator", "magic"], 2, "--aggregator magic"),
         (["predict", "a.tif", "--device", "tpu"], 2, "--device tpu"),

@@ -291,19 +291,19 @@ def test_without_the_hub_the_file_and_the_command_are_named(status, message, mon
         load_encoder("uni")
     text = str(caught.value)
     assert "fetch pytorch_model.bin from https://huggingface.co/MahmoodLab/UNI" in text
-    assert "`wsimil extract --model uni --weights pytorch_model.bin`" in text
+    assert "`wsimil weights add uni pytorch_model.bin`, or name the file by --weights" in text
     assert "\n" not in text
 
 
 def test_offline_it_says_so_at_once():
     started = time.monotonic()
-    with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE is set.*--model resnet50 --weights model.safetensors"):
+    with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE is set.*`wsimil weights add resnet50 model.safetensors`"):
         load_encoder("resnet50")
     assert time.monotonic() - started < 5
 
 
 def test_a_model_that_was_never_published_needs_a_file():
-    with pytest.raises(WeightsError, match=r"timm:own has no published weights: .* --model timm:own --weights FILE"):
+    with pytest.raises(WeightsError, match=r"timm:own were never published, .* `wsimil weights add timm:own FILE`"):
         hub_file(EncoderSpec("timm:own", 1, 1, None, "", arch="own"))
 
 

@@ -1,8 +1,13 @@
 """Weight files: what is not one is refused with a line that says so, and what is one is loaded whole or not at all."""
 
+import argparse
+import gzip
 import io
 import pickle
+import zipfile
+from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,12 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from wsi_mil.errors import WeightsError
+from wsi_mil.errors import OptionError, WeightsError
 from wsi_mil.weights import (
+    convert,
     file_sha256,
     load_strictly,
     load_tensors,
+    own_part,
     read_state,
+    read_weights,
     save_tensors,
     sniff,
     state_sha256,
@@ -40,21 +48,54 @@ class Evil:
         return print, ("I ran",)
 
 
+def zip_bytes(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "/", 1), content)
+    return buffer.getvalue()
+
+
+def header(content: bytes, length: int | None = None) -> bytes:
+    """A safetensors file of that header and nothing else."""
+    return (len(content) if length is None else length).to_bytes(8, "little") + content
+
+
+OLD = {"_use_new_zipfile_serialization": False}
 BAD = {
-    "empty": (b"", "is empty"),
-    "html": (b"<!DOCTYPE html><html><title>Sign in</title>", "web page"),
+    "empty": (b"", "is empty: fetch it again"),
+    "html": (b"<!DOCTYPE html><html><title>Sign in</title>", "web page.*accept the terms"),
     "html after a byte order mark": (b"\xef\xbb\xbf \n<HTML>", "web page"),
     "xml of a refusing store": (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "web page"),
-    "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git-LFS pointer"),
+    "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "run `git lfs pull`"),
+    "json": (b'{"error": "Repository not found"}', "is JSON text.*fetch the weight file itself"),
+    "text": (b"Not found\n", "neither safetensors nor a torch file.*fetch the weight file itself"),
     "other": (b"\x89HDF\r\n\x1a\n" + bytes(100), "neither safetensors nor a torch file"),
-    "text": (b"Not found\n", "neither safetensors nor a torch file"),
-    "truncated torch": (torch_bytes(STATE)[:1500], "truncated"),
-    "truncated old torch": (torch_bytes(STATE, _use_new_zipfile_serialization=False)[:-300], "truncated|more than"),
-    "code": (torch_bytes({"a": Evil()}), "more than tensors"),
+    "random bytes": (np.random.default_rng(0).bytes(5000), "neither safetensors nor a torch file"),
+    "random bytes like a pickle": (b"\x80\x02" + np.random.default_rng(0).bytes(5000), "fetch it again"),
+    "compressed": (gzip.compress(torch_bytes(STATE)), "is compressed: unpack it first"),
+    "another zip": (zip_bytes(a_npy=b"x"), "a zip archive that torch did not write"),
+    "torchscript": (zip_bytes(**{"m_data.pkl": b"", "m_constants.pkl": b""}), "TorchScript program"),
+    "truncated torch": (torch_bytes(STATE)[:1500], "truncated.*fetch it again"),
+    "truncated old torch": (torch_bytes(STATE, **OLD)[:-300], "truncated.*fetch it again"),
+    "old torch without anything": (torch_bytes(STATE, **OLD)[:100], "truncated.*fetch it again"),
+    "safetensors without its tensors": (
+        header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'),
+        "truncated",
+    ),
+    "safetensors of bad json": (header(b"{nonsense}"), "truncated or damaged.*fetch it again"),
+    "code": (torch_bytes({"a": Evil()}), r"more than tensors \((__builtin__.|builtins.)?print\).*--trust-checkpoint"),
+    "old code": (torch_bytes({"a": Evil()}, **OLD), "more than tensors .*print.*--trust-checkpoint"),
     "bare pickle of code": (pickle.dumps(Evil()), "pickle that torch did not write"),
     "bare pickle of code that looks older": (pickle.dumps(Evil(), protocol=2), "more than tensors|truncated"),
-    "a whole module": (torch_bytes(nn.Linear(2, 2)), "more than tensors"),
-    "a wrapper": (torch_bytes({"model": STATE, "epoch": 3}), "holds model, epoch instead of tensors"),
+    "numpy scalar": (torch_bytes({"model": STATE, "loss": np.float64(1)}), "more than tensors .*numpy.*scalar"),
+    "arguments": (torch_bytes({"model": STATE, "args": argparse.Namespace(a=1)}), "more than tensors .*Namespace"),
+    "a whole module": (torch_bytes(nn.Linear(2, 2)), "more than tensors .*Linear.*save the state dict"),
+    "an optimiser": (torch_bytes({"optimizer": {"state": {0: torch.zeros(1)}}}), "holds optimizer instead of tensors"),
+    "tensors and more": (torch_bytes({**STATE, "epoch": 3}), "holds epoch instead of tensors by name: save the state"),
+    "numbered": (torch_bytes({0: torch.zeros(1)}), "holds 0 instead of tensors by name"),
+    "nothing": (torch_bytes({"model": {}}), "holds model instead of tensors by name"),
+    "no tensor": (torch_bytes({}), "holds no tensors"),
     "one tensor": (torch_bytes(torch.zeros(3)), "holds Tensor instead of tensors by name"),
 }
 
@@ -78,6 +119,30 @@ def test_truncated_safetensors_is_refused(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(WeightsError, match="truncated"):
             read_state(path)
+
+
+def test_an_absurd_header_is_refused_where_the_name_promises_safetensors(tmp_path):
+    path = tmp_path / "big.safetensors"
+    path.write_bytes(header(b"{}", length=2**62))
+    with pytest.raises(WeightsError, match=r"truncated or damaged.*fetch it again"):
+        read_state(path)
+
+
+WHOLE = {"zip": torch_bytes(STATE), "old": torch_bytes(STATE, **OLD)}
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch says about odd pickles
+@given(kind=st.sampled_from(sorted(WHOLE)), data=st.data())
+def test_damage_is_one_error_or_harmless(kind, data, tmp_path_factory):
+    content = bytearray(WHOLE[kind])
+    # The pickles are at both ends; in between are numbers, any of which may be meant.
+    places = st.integers(0, len(content) - 1).map(lambda at: at if at < 800 else len(content) - 1 - at % 800)
+    for place in data.draw(st.lists(places, min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "w.pth"
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, 300]))])
+    with suppress(WeightsError):
+        read_state(path)
 
 
 def test_what_is_missing_or_a_folder_is_refused(tmp_path):
@@ -166,3 +231,128 @@ def test_conversion_may_rename_but_not_resample():
 
     with pytest.raises(WeightsError, match="1 unexpected"):
         load_strictly(target, {**state, "x": torch.zeros(1)}, "some.pth", stumble)
+
+
+# ------------------------------------------------------------------------------------- what a training run saved
+
+
+def numbered(value: float) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((2,), value)}
+
+
+@pytest.mark.parametrize(
+    ("content", "chosen", "left_out"),
+    [
+        ({"student": numbered(0), "teacher": numbered(1), "epoch": 3}, ["teacher"], ["student", "epoch"]),
+        (
+            {"model": numbered(0), "model_ema": numbered(1), "optimizer": {"lr": 1}},
+            ["model_ema"],
+            ["model", "optimizer"],
+        ),
+        ({"state_dict": {"teacher": numbered(1), "x": 2}, "y": 3}, ["state_dict", "teacher"], ["y", "state_dict.x"]),
+        ({"model": numbered(1), "loss": torch.zeros(1)}, ["model"], ["loss"]),
+        ({"teacher": None, "encoder": numbered(1)}, ["encoder"], ["teacher"]),
+        ({"teacher": {}, "student": numbered(1)}, ["student"], ["teacher"]),
+        (numbered(1), [], []),
+    ],
+)
+def test_wrappers_are_taken_off_the_teacher_before_the_student(content, chosen, left_out, tmp_path, caplog):
+    torch.save(content, tmp_path / "w.pth")
+    read = read_weights(tmp_path / "w.pth")
+    assert (read.chosen, read.left_out) == (chosen, left_out)
+    assert torch.equal(read.state["a"], torch.ones(2))
+    assert ("holds a student only" in caplog.text) == (chosen == ["student"])
+
+
+NAMES = ["blocks.0.weight", "blocks.1.weight", "norm.bias"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside", "names", "message"),
+    [
+        ("", [], NAMES, ""),
+        ("module.", [], NAMES, "took the tensors under module."),
+        ("module.model.backbone.", [], NAMES, "under module.model.backbone."),
+        ("visual.trunk.", ["text.weight"], NAMES, "left out text.weight"),
+        ("teacher.backbone.", [f"student.backbone.{name}" for name in NAMES], NAMES, "took the tensors under teacher."),
+        ("", ["head.weight", "fc.bias", "mask_token", "dino_head.a", "ibot_head.b"], NAMES, "what only training needs"),
+        ("backbone.", ["backbone.head.weight"], [*NAMES, "head.weight"], "under backbone."),  # the model has a head
+        ("encoder.layer.", [], ["other"], ""),  # nothing fits better without the prefix
+    ],
+)
+def test_prefixes_and_training_heads_are_taken_off(prefix, beside, names, message, caplog):
+    caplog.set_level("INFO", logger="wsi_mil")
+    state = {f"{prefix}{name}": torch.zeros(1) for name in NAMES} | dict.fromkeys(beside, torch.ones(1))
+    found = own_part(state, names)
+    assert list(found) == (names if "other" not in names else list(state))
+    assert all(torch.equal(value, torch.full((1,), float("head" in name))) for name, value in found.items())
+    assert message in caplog.text
+
+
+def test_names_that_only_look_like_a_training_head_stay():
+    state = {"norm.bias": torch.zeros(1), "header.weight": torch.zeros(1), "neck.head.weight": torch.zeros(1)}
+    assert own_part(state, ["norm.bias"]) == state
+
+
+# ---------------------------------------------------------------------------------------------- trusted pickles
+
+
+def test_a_pickle_that_holds_more_is_opened_only_when_trusted_and_after_a_warning(tmp_path, caplog, capsys):
+    path = tmp_path / "w.pth"
+    torch.save({"model": STATE, "loss": np.float64(1), "code": Evil()}, path)
+    with pytest.raises(WeightsError, match="--trust-checkpoint"):
+        read_state(path)
+    assert "I ran" not in capsys.readouterr().out
+    assert state_sha256(read_state(path, trust=True)) == state_sha256(STATE)
+    assert "I ran" in capsys.readouterr().out
+    assert "whatever code it holds runs now" in caplog.text
+
+
+def test_trust_runs_no_code_where_none_is_needed(tmp_path, caplog):
+    torch.save(STATE, tmp_path / "w.pth")
+    read_state(tmp_path / "w.pth", trust=True)
+    assert caplog.text == ""
+
+
+def test_a_trusted_module_gives_its_state_dict(tmp_path):
+    module = nn.Linear(2, 2)
+    torch.save({"model": module}, tmp_path / "w.pth")
+    assert state_sha256(read_state(tmp_path / "w.pth", trust=True)) == state_sha256(module.state_dict())
+
+
+@pytest.mark.parametrize("content", [b"cno_such_package\nThing\n.", b"\x80\x02junk"])
+def test_a_trusted_pickle_that_cannot_be_opened_is_one_error(content, tmp_path):
+    (tmp_path / "w.pth").write_bytes(zip_bytes(**{"m_data.pkl": content, "m_version": b"3\n"}))
+    with pytest.raises(WeightsError, match=r"w.pth (cannot be opened, trusted or not|is truncated or damaged) \(.*\):"):
+        read_state(tmp_path / "w.pth", trust=True)
+
+
+# --------------------------------------------------------------------------------------------------- conversion
+
+
+def test_conversion_keeps_every_tensor_and_gives_the_same_bytes(tmp_path):
+    tied = torch.arange(6.0)
+    state = {"b": tied, "a": tied[2:], "c": torch.ones(2, 3).T, "n": torch.tensor(3), "h": torch.ones(2).bfloat16()}
+    torch.save({"student": numbered(0), "teacher": state}, tmp_path / "w.pth")
+    read = convert(tmp_path / "w.pth", tmp_path / "one.safetensors")
+    assert (read.chosen, read.left_out) == (["teacher"], ["student"])
+    convert(tmp_path / "w.pth", tmp_path / "two.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    tensors, metadata = load_tensors(tmp_path / "one.safetensors")
+    assert state_sha256(tensors) == state_sha256(state)
+    assert metadata == {"format": "pt", "source_sha256": file_sha256(tmp_path / "w.pth")}
+
+
+def test_conversion_refuses_what_it_would_overwrite_or_cannot_write(tmp_path):
+    source, target = tmp_path / "w.pth", tmp_path / "w.safetensors"
+    torch.save(STATE, source)
+    with pytest.raises(OptionError, match=r"call it out\.safetensors"):
+        convert(source, tmp_path / "out.pth")
+    convert(source, target)
+    with pytest.raises(OptionError, match=r"w.safetensors is there already: add --overwrite"):
+        convert(source, target)
+    convert(source, target, overwrite=True)
+    torch.save({"a": torch.eye(2).to_sparse()}, source)
+    with pytest.raises(WeightsError, match="holds tensors that safetensors cannot"):
+        convert(source, target, overwrite=True)
+    assert state_sha256(load_tensors(target)[0]) == state_sha256(STATE)

@@ -31,7 +31,10 @@ Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores 
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
 Batch = Annotated[int, typer.Option("--batch", help="Tiles per forward pass of the encoder.")]
-Weights = Annotated[str | None, typer.Option("--weights", help="The encoder's weights: a file, or random:SEED.")]
+Weights = Annotated[str | None, typer.Option("--weights", help="The encoder's weights: file, folder or random:SEED.")]
+TrustCheckpoint = Annotated[
+    bool, typer.Option("--trust-checkpoint", help="Open weights that hold code, and run it: only of whom you trust.")
+]
 Mpp = Annotated[
     float | None, typer.Option("--slide-mpp", help="Level-0 um/px of ALL slides, whatever their files say.")
 ]

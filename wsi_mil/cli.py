@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import __version__
+from wsi_mil import __version__, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     Bags,
@@ -31,6 +31,7 @@ from wsi_mil.arguments import (
     TilePx,
     Tiles,
     TileUm,
+    TrustCheckpoint,
     Weights,
     Workers,
     key_values,
@@ -49,6 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(cli_weights.app)
 _DEBUG = "--debug"
 
 
@@ -172,6 +174,7 @@ def predict(
     batch: Batch = 32,
     overwrite: Overwrite = False,
     workers: Workers = 0,
+    trust: TrustCheckpoint = False,
 ) -> None:
     """Predict the class of new slides with a trained model."""
     from wsi_mil import predict as predictor
@@ -180,7 +183,7 @@ def predict(
 
     if bool(slides) == bool(bags):
         raise OptionError("predict: name slides, or features by --bags, and not both: `wsimil predict slide.tif`")
-    options = predictor.PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite)
+    options = predictor.PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust)
     path = checkpoint_at(model)
     if bags:
         rows = predictor.predict_bags(path, predictor.find_bags(bags), options)

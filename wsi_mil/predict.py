@@ -13,8 +13,8 @@ from wsi_mil import checkpoint, extract, store, tiling
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
-from wsi_mil.encoders import Encoder, load_encoder
-from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
+from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, OptionError, one_line
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile, find_slides, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
@@ -40,6 +40,8 @@ class PredictOptions:
     """Threads; 0 = the cores this process may use."""
     overwrite: bool = False
     """Make cached artifacts again, and start the table of another model anew."""
+    trust: bool = False
+    """Open a pickle of weights that holds more than tensors, which runs whatever code is in it."""
 
 
 def predict_slides(
@@ -122,14 +124,12 @@ def _refuse_namesake(slide: SlideFile, cached: Path) -> None:
 
 
 def _encoder(model: Checkpoint, options: PredictOptions) -> Encoder:
-    weights = options.weights or model.encoder_weights
-    encoder = load_encoder(model.recipe.encoder, weights, options.device, model.extract_params["precision"])
-    if encoder.weights_sha256 != model.recipe.encoder_weights_sha256:
-        raise IncompatibleError(
-            f"{weights} holds weights {encoder.weights_sha256[:12]}, the model was trained on features of"
-            f" {model.recipe.encoder} with weights {model.recipe.encoder_weights_sha256[:12]}: name those by --weights"
-        )
-    return encoder
+    """The encoder of training, by the weights that the user names, or else by those that were recorded."""
+    recipe = model.recipe
+    wanted = recipe.encoder_weights_sha256
+    weights = options.weights or sources.again(find_encoder(recipe.encoder), model.encoder_weights, wanted)
+    precision = model.extract_params["precision"]
+    return load_encoder(recipe.encoder, weights, options.device, precision, options.trust, wanted)
 
 
 def _answers(model: Checkpoint, bags: Iterable[Item], options: PredictOptions) -> list[Prediction]:

@@ -1,5 +1,6 @@
 """Published weights from huggingface.co, or within seconds the reason why not and what to do about it."""
 
+import errno
 import logging
 from pathlib import Path
 
@@ -8,6 +9,14 @@ from wsi_mil.errors import WeightsError
 
 log = logging.getLogger(__name__)
 _SECONDS = 5.0
+
+
+def cached_by_hub(spec: EncoderSpec) -> Path | None:
+    """Return the published weight file if the hub's own cache on this machine has it; nothing is asked of the hub."""
+    import huggingface_hub as hub  # here, since most runs never ask the hub
+
+    cached = hub.try_to_load_from_cache(spec.hub_id, spec.hub_file) if spec.hub_id else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def hub_file(spec: EncoderSpec) -> Path:
@@ -22,7 +31,8 @@ def hub_file(spec: EncoderSpec) -> Path:
     from huggingface_hub import errors
 
     if not spec.hub_id:
-        raise WeightsError(f"{spec.name} has no published weights: {_by_hand(spec, 'FILE')}")
+        where = f"come from {spec.page}: fetch them and" if spec.page else "were never published, with a file of yours"
+        raise WeightsError(f"the weights of {spec.name} {where} {_by_hand(spec, 'FILE')}")
     try:
         return Path(hub.hf_hub_download(spec.hub_id, spec.hub_file, local_files_only=True))
     except OSError:
@@ -36,14 +46,21 @@ def hub_file(spec: EncoderSpec) -> Path:
         raise WeightsError(_explain(spec, error)) from error
 
 
+def page_of(spec: EncoderSpec) -> str:
+    """Where to read about an encoder's weights, and to fetch them by hand; empty where they were never published."""
+    return spec.page or (f"https://huggingface.co/{spec.hub_id}" if spec.hub_id else "")
+
+
 def _explain(spec: EncoderSpec, error: Exception) -> str:
-    page = f"https://huggingface.co/{spec.hub_id}"
+    page = page_of(spec)
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else None
     if status in (401, 403):
         why = f"huggingface.co wants a login: accept the terms on {page} and type `hf auth login`, or"
     elif status is not None:
         why = f"huggingface.co answered {status}:"
+    elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        why = "the disk of the hub's cache is full, name another folder by HF_HOME, or"
     elif type(error).__name__ == "OfflineModeIsEnabled":
         why = "HF_HUB_OFFLINE is set:"
     else:
@@ -53,4 +70,4 @@ def _explain(spec: EncoderSpec, error: Exception) -> str:
 
 
 def _by_hand(spec: EncoderSpec, file: str) -> str:
-    return f"type `wsimil extract --model {spec.name} --weights {file}`"
+    return f"run `wsimil weights add {spec.name} {file}`, or name the file by --weights"

@@ -1,5 +1,6 @@
 """What every encoder can do, and how to get one by name."""
 
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -7,6 +8,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from wsi_mil.devices import pick_device
+from wsi_mil.encoders.cache import Kept, keep
+from wsi_mil.encoders.sources import require
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.encoders.table import find_encoder
 from wsi_mil.errors import OptionError
@@ -36,22 +39,30 @@ class Encoder(Protocol):
 
 
 def load_encoder(
-    name: str | EncoderSpec, weights: str | None = None, device: str = "cpu", precision: str = "fp32"
+    name: str | EncoderSpec,
+    weights: str | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    trust: bool = False,
+    sha256: str | None = None,
 ) -> Encoder:
     """Load an encoder by name, or by a record of your own.
 
     Args:
         name: of the table (`list_encoders`), ``timm:<any model of timm>`` or ``hf-hub:<owner/repo of a timm model>``.
             A record that no package brings along serves this process alone: `predict` will not find it again.
-        weights: a weight file, safetensors or torch pickle, loaded strictly; ``random:SEED``; or None for the
-            published ones.
+        weights: a weight file, safetensors or torch pickle, loaded strictly, or a folder with one in it;
+            ``random:SEED``; or None: those of `wsimil weights add`, else the published ones from the hub.
         device: "cpu", "cuda" or "cuda:1".
         precision: "fp32", "bf16" or "fp16", of the network; preprocessing and result are float32.
+        trust: also open pickles that hold more than tensors, which runs whatever code is in them.
+        sha256: ``weights_sha256`` of the weights that are wanted; a file of others is refused before it is opened.
 
     Raises:
         EncoderError: nobody knows the name, or it needs a package that is not there.
         OptionError: weights, device or precision make no sense.
         WeightsError: the weights cannot be had, are not what they claim to be, or do not fit.
+        IncompatibleError: they are not those of ``sha256``.
     """
     spec = name if isinstance(name, EncoderSpec) else find_encoder(name)
     target = pick_device(device)
@@ -60,7 +71,32 @@ def load_encoder(
 
         if weights not in (None, spec.source):
             raise OptionError(f"--weights {weights}: {spec.name} is built in and takes none, leave the option out")
-        return MorphologyEncoder()
-    from wsi_mil.encoders.pretrained import TimmEncoder
+        encoder: Encoder = MorphologyEncoder()
+    else:
+        from wsi_mil.encoders.pretrained import TimmEncoder
 
-    return TimmEncoder(spec, weights, target, precision)
+        encoder = TimmEncoder(spec, weights, target, precision, trust, sha256)
+    if sha256:
+        require(sha256, encoder.weights_sha256, encoder.weights)
+    return encoder
+
+
+def add_weights(name: str, file: Path, trust: bool = False) -> Kept:
+    """Copy a weight file into the cache of this machine, where `load_encoder` finds it, once it is sure to fit.
+
+    Args:
+        name: of the encoder.
+        file: the weight file, or a folder with one in it.
+        trust: as in `load_encoder`.
+
+    Raises:
+        EncoderError: nobody knows the name.
+        OptionError: the encoder takes no weights.
+        WeightsError: the file is not what it claims to be, does not fit, or cannot be copied.
+    """
+    spec = find_encoder(name)
+    if not spec.arch:
+        raise OptionError(f"{name} is built in and takes no weights: `wsimil extract --model {name}` just works")
+    from wsi_mil.encoders.pretrained import verify
+
+    return keep(spec, *verify(spec, file.absolute(), trust))

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from wsi_mil.encoders import extras
-from wsi_mil.encoders._hub import hub_file
+from wsi_mil.encoders import extras, sources
+from wsi_mil.encoders._hub import page_of
 from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.layouts import convert_layout
 from wsi_mil.encoders.pooling import POOLINGS
 from wsi_mil.encoders.preprocess import as_batch, normalise
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError, OptionError
-from wsi_mil.weights import file_sha256, load_strictly, read_state, state_sha256
+from wsi_mil.weights import load_strictly, own_part, read_state, state_sha256
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,13 +27,22 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class TimmEncoder:
     """A frozen network of timm, or of its authors' package."""
 
-    def __init__(self, spec: EncoderSpec, weights: str | None, device: torch.device, precision: str) -> None:
-        """Build the network and load its weights.
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        weights: str | None,
+        device: torch.device,
+        precision: str,
+        trust: bool = False,
+        sha256: str | None = None,
+    ) -> None:
+        """Build the network and load its weights; see `load_encoder`.
 
         Raises:
             OptionError: weights that mean nothing, or an unknown precision.
             EncoderError: timm does not know the architecture, or the package that runs it is not there.
             WeightsError: the weights cannot be had, or do not fit.
+            IncompatibleError: they are not those of ``sha256``.
         """
         if precision not in PRECISIONS:
             raise OptionError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
@@ -41,7 +50,7 @@ class TimmEncoder:
         self.name, self.dim, self.tile_px, self.mpp = spec.name, spec.dim, spec.tile_px, spec.mpp
         if spec.package:
             extras.require(spec)  # before any weights are fetched for it
-        model, self.weights, self.weights_sha256 = _loaded(spec, weights)
+        model, self.weights, self.weights_sha256 = _loaded(spec, weights, trust, sha256)
         self.model = model.eval().requires_grad_(False).to(device)
 
     def encode(self, tiles: np.ndarray | Tensor) -> Float32[Tensor, "tiles dim"]:
@@ -68,7 +77,22 @@ class TimmEncoder:
         return features.to("cpu", torch.float32, copy=True)  # a copy, since no gradient may touch inference tensors
 
 
-def _loaded(spec: EncoderSpec, weights: str | None) -> tuple[nn.Module, str, str]:
+def verify(spec: EncoderSpec, given: Path, trust: bool = False) -> tuple[Path, str]:
+    """Try weights on without loading them twice.
+
+    Returns:
+        The weight file and its SHA-256.
+
+    Raises:
+        WeightsError: it is no weight file, or does not fit.
+    """
+    _, path, sha256 = _loaded(spec, str(given), trust, device="meta")
+    return Path(path), sha256
+
+
+def _loaded(
+    spec: EncoderSpec, weights: str | None, trust: bool = False, sha256: str | None = None, device: str = "cpu"
+) -> tuple[nn.Module, str, str]:
     """A model with its weights, where these came from, and their SHA-256."""
     if weights and weights.startswith("random:"):
         seed = weights.removeprefix("random:")
@@ -77,25 +101,21 @@ def _loaded(spec: EncoderSpec, weights: str | None) -> tuple[nn.Module, str, str
         model = _build(spec, int(seed))
         log.warning("%s has random weights (%s): its features mean nothing", spec.name, weights)
         return model, weights, state_sha256(model.state_dict())
-    path = hub_file(spec) if weights in (None, spec.source) else Path(weights).resolve()
+    found = sources.find(spec, weights, sha256)
     if spec.package:
-        sha256 = file_sha256(path)  # before a package opens it in its own way
-        return extras.load_with_package(spec, path), _source(spec, weights, path), sha256
-    state = read_state(path)
-    model = _build(spec, 0)
-    state = convert_layout(state, spec.layout, model.state_dict(), str(path))
+        return extras.load_with_package(spec, found.path), found.source, found.sha256
+    with torch.device(device):
+        model = build_network(spec)
+    own, file = model.state_dict(), str(found.path)
+    state = own_part(read_state(found.path, trust), own, lambda part: convert_layout(part, spec.layout, own, file))
     load_strictly(
         model,
         _without_classifier(model, state),
-        str(path),
+        str(found.path),
         convert=lambda state: _without_classifier(model, _from_published(model, state)),
+        remedy=f"name the weights of {spec.name}" + (f", from {page_of(spec)}" if page_of(spec) else ""),
     )
-    return model, _source(spec, weights, path), file_sha256(path)
-
-
-def _source(spec: EncoderSpec, weights: str | None, path: Path) -> str:
-    """Where weights came from, as recorded with features."""
-    return spec.source if weights in (None, spec.source) else str(path)
+    return model, found.source, found.sha256
 
 
 def _build(spec: EncoderSpec, seed: int) -> nn.Module:

@@ -1,0 +1,161 @@
+"""Weight files read and written: safetensors, and torch's pickles."""
+
+import hashlib
+import json
+import logging
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from wsi_mil.errors import OptionError, WeightsError, one_line
+from wsi_mil.store import write_bytes
+from wsi_mil.weights.sniffing import sniff
+from wsi_mil.weights.states import State, Unwrapped, some, unwrap
+
+log = logging.getLogger(__name__)
+# What torch's readers turn a flipped byte into.
+_DAMAGE = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
+    MemoryError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Publish tensors and a table of strings at ``path`` as one safetensors file, atomically.
+
+    The same input gives the same bytes.
+    """
+    data = save(_apart(tensors), metadata)
+    # The library writes metadata in the order of a hash table that differs from run to run: sort the header.
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_bytes(path, b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]]))
+
+
+def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
+    """Read a safetensors file back as tensors (on the CPU) and its table of strings.
+
+    Raises:
+        WeightsError: the file is missing, truncated or no safetensors file.
+    """
+    kind = sniff(path)
+    if kind != "safetensors":
+        raise WeightsError(f"{path} is a {kind} file, not a safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
+
+
+def read_state(path: Path, trust: bool = False) -> State:
+    """Read the tensors of a weight file, safetensors or torch pickle, by name. See `read_weights`."""
+    return read_weights(path, trust).state
+
+
+def read_weights(path: Path, trust: bool = False) -> Unwrapped:
+    """Read a weight file, safetensors or torch pickle, down to its tensors by name.
+
+    Args:
+        path: the file.
+        trust: also open pickles that hold more than tensors, which runs whatever code is in them; a warning says so.
+
+    Raises:
+        WeightsError: the file is not what it claims to be, holds no tensors by name, or would run code.
+    """
+    if sniff(path) == "safetensors":
+        return Unwrapped(load_tensors(path)[0], [], [])
+    read = unwrap(_unpickled(path, trust), str(path))
+    if read.chosen:
+        beside = f", left out {some(read.left_out)}" if read.left_out else ""
+        log.info("%s: took %s%s", path, ".".join(read.chosen), beside)
+    if read.chosen[-1:] == ["student"]:
+        log.warning("%s holds a student only: authors publish the teacher, whose features are others", path)
+    return read
+
+
+def convert(source: Path, target: Path, trust: bool = False, overwrite: bool = False) -> Unwrapped:
+    """Write the tensors of a weight file as safetensors, atomically; the same file gives the same bytes.
+
+    Args:
+        source: any weight file that `read_weights` reads.
+        target: the file to write; its metadata name the SHA-256 of the source.
+        trust: as there.
+        overwrite: replace ``target`` if it is there.
+
+    Raises:
+        OptionError: a target of another suffix, or one that is there.
+        WeightsError: as `read_weights`, or its tensors are of a kind that safetensors cannot hold.
+    """
+    if target.suffix != ".safetensors":
+        raise OptionError(f"{target} is to be a safetensors file: call it {target.with_suffix('.safetensors').name}")
+    if target.exists() and not overwrite:
+        raise OptionError(f"{target} is there already: add --overwrite, or give another name")
+    sniff(source)
+    sha256 = file_sha256(source)
+    read = read_weights(source, trust)
+    try:
+        save_tensors(target, read.state, {"format": "pt", "source_sha256": sha256})
+    except (ValueError, RuntimeError) as error:
+        raise WeightsError(f"{source} holds tensors that safetensors cannot ({one_line(error)})") from error
+    return read
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> State:
+    """Tensors by name, in order, none sharing memory with another, as safetensors wants them."""
+    plain: State = {}
+    seen: set[int] = set()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return plain
+
+
+def _unpickled(path: Path, trust: bool) -> Any:
+    try:
+        return _load(path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not trust:
+            raise WeightsError(_untrusted(path, error)) from error
+    except _DAMAGE as error:
+        raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
+    log.warning("%s holds more than tensors, and is trusted: whatever code it holds runs now, as you", path)
+    try:
+        return _load(path, weights_only=False)
+    except (*_DAMAGE, ImportError, pickle.PickleError) as error:
+        raise WeightsError(
+            f"{path} cannot be opened, trusted or not ({one_line(error)}): install what it was made with, or fetch it"
+            " again"
+        ) from error
+
+
+def _load(path: Path, weights_only: bool) -> Any:
+    with path.open("rb") as file:  # given a path, torch goes by its suffix and not by what the file is
+        return torch.load(file, map_location="cpu", weights_only=weights_only)
+
+
+def _untrusted(path: Path, error: pickle.UnpicklingError) -> str:
+    advice = "save the state dict alone, best as safetensors, or add --trust-checkpoint if you trust who made it"
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"{path} holds more than tensors ({found[1]}) and is not opened, because that could run its code: {advice}"
+        )
+    return f"{path} is damaged, or pickled in a way that cannot be opened safely: fetch it again, {advice}"
