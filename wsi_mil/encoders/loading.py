@@ -1,6 +1,7 @@
 """What every encoder can do, and how to get one by name."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -24,6 +25,9 @@ class Encoder(Protocol):
     """Micrometres per pixel of what it sees, in its authors' recipe; None where there is none."""
     precision: str
     """"fp32", "bf16" or "fp16"."""
+    preprocessing: Mapping[str, Any]
+    """What it does to a tile before the network sees it, as recorded with features: resize_px (the shorter side),
+    crop_px (cut from the middle), interpolation, antialias, mean, std."""
     weights: str
     """Where the weights came from. `load_encoder` takes it to load the same again."""
     weights_sha256: str
@@ -42,7 +46,8 @@ def load_encoder(name: str, weights: str | None = None, device: str = "cpu", pre
         weights: a weight file, safetensors or torch pickle, loaded strictly; ``random:SEED``; or None for the
             published ones.
         device: "cpu", "cuda" or "cuda:1".
-        precision: "fp32", "bf16" or "fp16", of the network; preprocessing and result are float32.
+        precision: of the network: "fp32", "bf16", "fp16" (not on a CPU), or "auto", its authors' own on a GPU and
+            "fp32" on a CPU. Preprocessing and result are float32.
 
     Raises:
         EncoderError: nobody knows the name.
@@ -56,6 +61,8 @@ def load_encoder(name: str, weights: str | None = None, device: str = "cpu", pre
 
         if weights not in (None, spec.source):
             raise OptionError(f"--weights {weights}: {name} is built in and takes none, leave the option out")
+        if precision not in ("auto", "fp32"):
+            raise OptionError(f"--precision {precision}: {name} is built in and knows only fp32, leave the option out")
         return MorphologyEncoder()
     from wsi_mil.encoders.pretrained import TimmEncoder
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from wsi_mil.devices import PRECISIONS, pick_precision
 from wsi_mil.encoders._hub import hub_file
 from wsi_mil.encoders._timm import import_timm
-from wsi_mil.encoders.preprocess import as_batch, normalise
+from wsi_mil.encoders.preprocess import as_batch, normalise, recipe
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError, OptionError
 from wsi_mil.weights import file_sha256, load_strictly, read_state, state_sha256
 
 log = logging.getLogger(__name__)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TimmEncoder:
@@ -28,12 +29,13 @@ class TimmEncoder:
         """Build the network and load its weights.
 
         Raises:
-            OptionError: weights that mean nothing, or an unknown precision.
+            OptionError: weights that mean nothing, or a precision that the device does not offer.
+            EncoderError: the recipe resizes by a filter that is not known here.
             WeightsError: the weights cannot be had, or do not fit.
         """
-        if precision not in PRECISIONS:
-            raise OptionError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
-        self.spec, self.device, self.precision = spec, device, precision
+        self.spec, self.device = spec, device
+        self.precision = pick_precision(precision, spec.precision, device)
+        self.preprocessing: Mapping[str, Any] = recipe(spec)
         self.name, self.dim, self.tile_px, self.mpp = spec.name, spec.dim, spec.tile_px, spec.mpp
         model, self.weights, self.weights_sha256 = _loaded(spec, weights)
         self.model = model.eval().requires_grad_(False).to(device)
@@ -51,9 +53,10 @@ class TimmEncoder:
         if not len(batch):
             return torch.zeros(0, self.dim)
         dtype = PRECISIONS[self.precision]
-        mixed = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-        with torch.inference_mode(), mixed:
-            features = self.model(normalise(batch.to(self.device), self.spec))
+        with torch.inference_mode():
+            pixels = normalise(batch.to(self.device), self.spec)  # in float32, whatever the network computes in
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                features = self.model(pixels)
         if features.shape != (len(batch), self.dim):
             shape = tuple(features.shape)
             raise EncoderError(
