@@ -7,7 +7,16 @@
 """
 
 from wsi_mil.encoders.loading import Encoder, load_encoder
+from wsi_mil.encoders.resolution import require_resolution, tile_geometry
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.encoders.table import find_encoder, list_encoders
 
-__all__ = ["Encoder", "EncoderSpec", "find_encoder", "list_encoders", "load_encoder"]
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "find_encoder",
+    "list_encoders",
+    "load_encoder",
+    "require_resolution",
+    "tile_geometry",
+]
