@@ -10,7 +10,9 @@ A record lies in a package of yours, whose pyproject.toml names it; then `wsimil
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ class MeanColour:
 
     name, dim, tile_px, mpp, precision = "mean-colour", 3, 160, None, "fp32"
     weights, weights_sha256 = "built-in", "1".zfill(64)  # another whenever `encode` gives other numbers
+    preprocessing: Mapping[str, Any] = {}  # of what is done to tiles before, recorded with the features
 
     def encode(self, tiles: np.ndarray) -> torch.Tensor:
         """Turn tiles, uint8 (tiles, height, width, 3), into float32 (tiles, 3)."""

@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from wsi_mil import __version__, arguments, cli, cli_weights
+from wsi_mil.encoders import EncoderSpec, table
+from wsi_mil.encoding import Encoding
+from wsi_mil.errors import OptionError
 from wsi_mil.learning import LearnParams
 from wsi_mil.tiling import TileParams
 
@@ -73,10 +77,38 @@ def test_defaults_are_those_of_the_parameters() -> None:
     learn = {field.name: field.default for field in dataclasses.fields(LearnParams)}
     for name in ("epochs", "patience", "lr", "weight_decay", "bags_per_step", "seed"):
         assert _default(cli.train, name) == learn[name], name
-    assert _default(cli.tile, "tile_px") == TileParams().tile_px
     assert _default(cli.tile, "min_coverage") == TileParams().min_coverage
-    assert arguments.tile_params(224, None, None, TileParams().min_coverage) == TileParams()
+    assert arguments.tile_params(None, None, None, TileParams().min_coverage) == TileParams()
     assert arguments.tile_params(256, None, 0.5, 0.5).tile_um == 128.0
+    encoding = {field.name: field.default for field in dataclasses.fields(Encoding)}
+    for name in ("device", "batch", "precision", "allow_mpp_mismatch"):
+        assert _default(cli.extract, name) == encoding[name], name
+
+
+def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    giga = EncoderSpec("giga", 1, 224, 128.0, "", resize_px=256)
+    monkeypatch.setitem(table.ENCODERS, "giga", giga)
+    assert arguments.tile_params(None, None, None, 0.5, "giga") == TileParams(256, 128.0, 0.5)
+    assert arguments.tile_params(None, None, None, 0.3, "uni") == TileParams(224, 128.0, 0.3)
+    assert arguments.tile_params(None, None, None, 0.5, "morphology") == TileParams()
+
+
+def test_weights_go_to_the_encoder_that_they_name() -> None:
+    weights = arguments.encoder_weights
+    assert weights(["uni"], None) == {"uni": None}
+    assert weights(["uni"], ["a=b.pth"]) == {"uni": "a=b.pth"}
+    assert weights(["uni"], ["uni=b.pth"]) == {"uni": "b.pth"}
+    assert weights(["uni", "timm:x.y"], ["timm:x.y=random:0"]) == {"uni": None, "timm:x.y": "random:0"}
+    for models, words, message in (
+        (["uni", "uni"], [], "name each encoder once"),
+        (["uni", "b"], ["w.pth"], "--weights w.pth: give NAME=FILE, NAME being one of uni, b"),
+        (["uni", "b"], ["c=w.pth"], "--weights c=w.pth: give NAME=FILE"),
+        (["uni", "b"], ["b=w.pth", "b=v.pth"], "--weights b=v.pth: give b one file"),
+        (["uni", "b"], ["b="], "--weights b=: give b one file"),
+        (["uni"], ["a", "b"], "--weights b: give uni one file"),
+    ):
+        with pytest.raises(OptionError, match=re.escape(message)):
+            weights(models, words)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +121,11 @@ def test_defaults_are_those_of_the_parameters() -> None:
         (["predict", "slide.tif"], 1, "train a model with `wsimil train`"),
         (["predict"], 2, "name slides, or features by --bags"),
         (["tile", ".", "--tile-um", "256", "--mpp", "0.5"], 2, "give one of them"),
+        (["tile", ".", "--for", "uni", "--tile-px", "256"], 2, "--for uni --tile-px 256: give one or the other"),
+        (["tile", ".", "--for", "uni", "--mpp", "0.5", "--tile-um", "9"], 2, "--for uni --tile-um 9 --mpp 0.5: give"),
+        (["tile", ".", "--for", "resnet50"], 2, "its recipe has no resolution: give --tile-px 224 and --tile-um or"),
+        (["tile", ".", "--for", "unni"], 1, "did you mean uni"),
+        (["run", ".", "--model", "uni", "--model", "morphology"], 2, "run trains on the features of one encoder"),
         (["tile", ".", "--shard", "3/2"], 2, "--shard 3/2"),
         (["tile", ".", "--tile-um", "0"], 2, "--tile-um 0"),
         (["tile", ".", "--mpp", "0"], 2, "--mpp 0"),

@@ -1,7 +1,9 @@
 """Extraction: every tile once, in order, as the encoder sees it by hand, and one bad slide costs only itself."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +11,23 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from wsi_mil import extract as extraction
 from wsi_mil import store
-from wsi_mil.encoders import load_encoder
-from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
-from wsi_mil.extract import CARRIED, ExtractParams, ExtractStage
+from wsi_mil.encoders import Encoder, load_encoder
+from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
+from wsi_mil.extract import (
+    CARRIED,
+    ExtractParams,
+    ExtractStage,
+    bag_items,
+    feature_folder,
+    feature_roots,
+    shared_stream,
+)
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
-from wsi_mil.stage import Item, artifact_items, run
+from wsi_mil.stage import Item, Output, RunOptions, artifact_items, run, run_together
 
 L0_TILE, TILE_PX, MPP = 128, 64, 0.5
 
@@ -24,12 +35,13 @@ L0_TILE, TILE_PX, MPP = 128, 64, 0.5
 class Means:
     """An encoder that can be checked by eye: mean red, green and blue of a tile."""
 
-    name, dim, tile_px, precision = "means", 3, TILE_PX, "fp32"
+    dim, tile_px, precision = 3, TILE_PX, "fp32"
     mpp: float | None = None
+    preprocessing: Mapping[str, Any] = {"resize_px": TILE_PX}
     weights, weights_sha256 = "none", "0" * 64
 
-    def __init__(self, spoil: float = 1.0) -> None:
-        self.spoil, self.batches = spoil, []
+    def __init__(self, spoil: float = 1.0, name: str = "means") -> None:
+        self.spoil, self.name, self.batches = spoil, name, []
 
     def encode(self, tiles: np.ndarray | Tensor) -> Float32[Tensor, "tiles dim"]:
         self.batches.append(len(tiles))
@@ -119,7 +131,21 @@ def test_the_artifact_says_everything_about_its_features(cohort):
     assert feats.attrs["encoder_weights_sha256"] == encoder.weights_sha256
     assert feats.attrs["encoder_mpp"] == pytest.approx(256 / 224)
     assert feats.attrs["tiles"] == len(feats.arrays["features"]) == 15
-    assert feats.params == {"encoder": "morphology", "weights_sha256": encoder.weights_sha256, "precision": "fp32"}
+    assert feats.params == {
+        "encoder": "morphology",
+        "weights_sha256": encoder.weights_sha256,
+        "precision": "fp32",
+        "preprocessing": {"resize_px": 224, "crop_px": 224, "interpolation": "bilinear", "antialias": True},
+    }
+    extract(cohort, load_encoder("timm:test_vit", "random:0"), "vit")
+    assert store.read(cohort / "vit/deep/b.h5").params["preprocessing"] == {
+        "resize_px": 160,
+        "crop_px": 160,
+        "interpolation": "bicubic",
+        "antialias": True,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
 
 
 def test_a_slide_without_tiles_gives_no_features_and_keeps_its_reason(cohort):
@@ -154,6 +180,10 @@ def test_rerunning_skips_and_other_weights_are_noticed(cohort):
     other.weights_sha256 = "1" * 64
     with pytest.raises(ArtifactError, match="weights_sha256 was"):
         extract(cohort, other)
+    otherwise = Means()
+    otherwise.preprocessing = {"resize_px": 2 * TILE_PX}
+    with pytest.raises(ArtifactError, match="preprocessing was"):
+        extract(cohort, otherwise)
     moved = Means()
     moved.weights = "/another/place/of/the/same/file"
     assert extract(cohort, moved).skipped == ["a", "c", "deep/b"]
@@ -179,6 +209,7 @@ def test_features_that_float16_cannot_hold_fail_the_slide_by_tile(spoil, cohort)
     for slide_id in ("a", "deep/b"):
         assert isinstance(report.failed[slide_id], EncoderError)
         assert str(report.failed[slide_id]).startswith(f"{slide_id}: the tile at (0, 0) got a feature of")
+        assert "from means" in str(report.failed[slide_id])
     assert not (cohort / "feats/a.h5").exists()
 
 
@@ -214,6 +245,119 @@ def test_what_holds_no_tiles_is_refused(cohort):
     with pytest.raises(ArtifactError, match=r"a.h5 was made by extract, not by tile: .* `wsimil tile SLIDES`"):
         stage.upstream(Item("a", cohort / "feats/a.h5"))
     assert stage.upstream(Item("a", cohort / "tiles/a.h5")) == "print of a"
+
+
+# ------------------------------------------------------------------------------------------------ several encoders
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Of which slide each batch of tiles was read."""
+    read: list[str] = []
+    plain = extraction._read
+
+    def counting(slide, attrs, coords):
+        read.append(slide.path.stem)
+        return plain(slide, attrs, coords)
+
+    monkeypatch.setattr(extraction, "_read", counting)
+    return read
+
+
+def together(cohort: Path, encoders: Sequence[Encoder], out: str = "feats", **options) -> dict[str, Report]:
+    stages = {
+        cohort / out / encoder.name: ExtractStage(ExtractParams.of(encoder), encoder, batch=4) for encoder in encoders
+    }
+    outputs = [Output(stage, folder) for folder, stage in stages.items()]
+    items = artifact_items(cohort / "tiles")
+    reports = run_together(outputs, items, shared_stream(stages), RunOptions(**options))
+    return {folder.name: report for folder, report in reports.items()}
+
+
+def test_several_encoders_share_the_reading_and_give_what_each_gives_alone(cohort, reads):
+    encoders = [Means(), Means(2, "double"), load_encoder("morphology")]
+    for report in together(cohort, encoders).values():
+        assert (report.done, report.empty, report.failed) == (["a", "deep/b"], ["c"], {})
+    assert sorted(reads) == ["a"] * 4 + ["b"] * 4
+    for encoder in encoders:
+        extract(cohort, encoder, f"alone/{encoder.name}", batch=4)
+        for item in artifact_items(cohort / "feats" / encoder.name):
+            assert item.source.read_bytes() == (cohort / "alone" / encoder.name / f"{item.slide_id}.h5").read_bytes()
+
+
+def test_what_one_encoder_has_already_is_read_for_the_others_only(cohort, reads):
+    one, two = Means(), Means(2, "double")
+    together(cohort, [one])
+    (cohort / "feats/means/a.h5").unlink()
+    one.batches.clear()
+    reads.clear()
+    reports = together(cohort, [one, two])
+    assert (reports["means"].done, reports["means"].skipped) == (["a"], ["c", "deep/b"])
+    assert (reports["double"].done, reports["double"].empty) == (["a", "deep/b"], ["c"])
+    assert (one.batches, two.batches) == ([4, 4, 4, 3], [4, 4, 4, 3] * 2)
+    assert sorted(reads) == ["a"] * 4 + ["b"] * 4
+    reads.clear()
+    assert [report.skipped for report in together(cohort, [one, two]).values()] == [["a", "c", "deep/b"]] * 2
+    assert reads == []
+
+
+def test_an_encoder_that_fails_costs_the_others_nothing(cohort, reads):
+    sick, sound = Means(np.nan, "sick"), Means()
+    reports = together(cohort, [sick, sound])
+    assert (reports["means"].done, reports["means"].failed) == (["a", "deep/b"], {})
+    assert (reports["sick"].done, list(reports["sick"].failed)) == ([], ["a", "deep/b"])
+    assert "from sick" in str(reports["sick"].failed["a"])
+    assert sick.batches == [4, 4]  # not asked again for a slide that it has spoilt
+    assert not (cohort / "feats/sick/a.h5").exists()
+    reads.clear()
+    together(cohort, [sick, sound])
+    assert reads.count("a") < 4  # nobody is left to read the rest for
+
+
+def test_a_slide_that_cannot_be_read_fails_for_every_encoder(cohort):
+    path = cohort / "slides/a.tif"
+    path.write_bytes(path.read_bytes()[:2000])
+    for report in together(cohort, [Means(), Means(2, "double")]).values():
+        assert (report.done, list(report.failed)) == (["deep/b"], ["a"])
+
+
+def test_other_options_of_one_encoder_stop_all_before_the_work(cohort, reads):
+    one = Means()
+    together(cohort, [one])
+    one.weights_sha256 = "1" * 64
+    reads.clear()
+    with pytest.raises(ArtifactError, match=r"means.* was made otherwise: weights_sha256"):
+        together(cohort, [Means(2, "double"), one])
+    assert reads == []
+    assert not artifact_items(cohort / "feats/double")
+    assert together(cohort, [Means(2, "double"), one], overwrite=True)["means"].done == ["a", "deep/b"]
+
+
+def test_shards_of_several_encoders_miss_nothing(cohort):
+    done = [together(cohort, [Means(), Means(2, "double")], shard=f"{i}/2") for i in (1, 2)]
+    for name in ("means", "double"):
+        made = [slide_id for reports in done for slide_id in reports[name].done + reports[name].empty]
+        assert sorted(made) == ["a", "c", "deep/b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("uni2-h", "uni2-h"), ("timm:vit_tiny.x", "timm-vit_tiny.x"), ("hf-hub:Some/Model", "hf-hub-Some-Model")],
+)
+def test_folders_of_encoders_have_names_that_file_systems_take(name, folder):
+    assert feature_folder(name) == folder
+
+
+def test_a_folder_of_several_encoders_is_refused_by_who_wants_one(cohort):
+    together(cohort, [Means(), Means(2, "double")])
+    assert feature_roots(cohort / "feats") == {cohort / "feats/means", cohort / "feats/double"}
+    with pytest.raises(ArtifactError, match=r"a folder per encoder: name one of them, such as --bags .*feats/double"):
+        bag_items(cohort / "feats")
+    items = bag_items(cohort / "feats/means")
+    assert [item.slide_id for item in items] == ["a", "c", "deep/b"]
+    assert feature_roots(cohort / "feats/means") == {cohort / "feats/means"}
+    with pytest.raises(ArtifactMissing, match="wsimil extract"):
+        bag_items(cohort / "nowhere")
 
 
 def test_an_impossible_batch_is_refused():

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import pytest
 import torch
 from planted import plant, plant_cohort
 
-from wsi_mil import train, workflow
+from wsi_mil import devices, train, workflow
+from wsi_mil import predict as predictor
 from wsi_mil.bags import collate, read_bag
-from wsi_mil.checkpoint import load
-from wsi_mil.errors import ArtifactStale, OptionError
+from wsi_mil.checkpoint import Checkpoint, Recipe, load
+from wsi_mil.encoders import Encoder, load_encoder
+from wsi_mil.errors import ArtifactError, ArtifactStale, IncompatibleError, OptionError
+from wsi_mil.extract import ExtractParams
 from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, find_bags, predict_bags
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
@@ -106,6 +110,42 @@ def test_a_bag_is_called_by_its_slide_whatever_its_file_is_called(root: Path, tm
     shutil.copy(root / "feats" / "s03.h5", tmp_path / "renamed.h5")
     (row,) = predict_bags(root / "model" / CHECKPOINT, find_bags(tmp_path / "renamed.h5"), PredictOptions(tmp_path))
     assert row.slide_id == "s03"
+
+
+def checkpoint_of(encoder: Encoder, **extract: object) -> Checkpoint:
+    """A checkpoint as if trained on features of an encoder."""
+    made = dataclasses.asdict(ExtractParams.of(encoder)) | extract
+    recipe = Recipe(encoder.name, encoder.weights_sha256, 256.0, 160)
+    return Checkpoint("mean", {}, encoder.dim, ("a", "b"), recipe, encoder.weights, {}, made, {}, {})
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_model_trained_on_a_gpus_features_predicts_on_a_cpu(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="wsi_mil")
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
+    model = checkpoint_of(load_encoder("timm:test_vit", "random:0"), precision=precision)
+    assert predictor._encoder(model, tmp_path, PredictOptions()).precision == "fp32"
+    assert f"trained on features in {precision}, which this device is not made for: fp32 instead" in caplog.text
+
+
+def test_tiles_that_would_be_prepared_otherwise_than_in_training_are_refused(tmp_path: Path) -> None:
+    encoder = load_encoder("timm:test_vit", "random:0")
+    old = checkpoint_of(encoder)
+    del old.extract_params["preprocessing"]  # as checkpoints of version 0.1 have it
+    for model in (checkpoint_of(encoder), old):
+        assert predictor._encoder(model, tmp_path, PredictOptions()).weights_sha256 == encoder.weights_sha256
+    changed = checkpoint_of(encoder, preprocessing=dict(encoder.preprocessing) | {"resize_px": 256})
+    with pytest.raises(IncompatibleError, match=r"prepared by .*'resize_px': 256.*: extract and train again"):
+        predictor._encoder(changed, tmp_path, PredictOptions())
+
+
+def test_folders_of_several_encoders_are_not_predicted_from_at_once(root: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(root / "feats", tmp_path / "feats" / name)
+    with pytest.raises(ArtifactError, match=r"name one of them, such as --bags .*feats/one"):
+        find_bags(tmp_path / "feats")
 
 
 def test_an_empty_folder_of_bags_is_refused(tmp_path: Path) -> None:

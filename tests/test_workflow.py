@@ -215,7 +215,8 @@ def test_a_run_over_real_slides_trains_on_the_good_and_names_the_bad(
         shutil.copy(shared / "data" / "wsi" / "cmu-1-small-region.svs", tmp_path / "slides" / f"s{index}.svs")
     rows = [f"s{index}.svs,{'ab'[index % 2]}" for index in range(4)] + ["small.svs,a", "unreadable.svs,b"]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,label", *rows]) + "\n")
-    assert call("run", "slides", *MORPHOLOGY, "--mpp", "0.5", "--tile-px", "128") == 1
+    tiny = ("--mpp", "0.5", "--tile-px", "128", "--allow-mpp-mismatch")  # many tiles of a small section
+    assert call("run", "slides", *MORPHOLOGY, *tiny) == 1
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     for name in ("wsi/boxes", "wsi/camelyon-jpeg", "wsi_bad/broken", "wsi_bad/unreadable", "wsi_bad/lfs-pointer"):

@@ -31,6 +31,12 @@ Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores 
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
 Batch = Annotated[int, typer.Option("--batch", help="Tiles per forward pass of the encoder.")]
+WeightsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights", help="The encoder's weights: file, folder or random:SEED; of several encoders, NAME=FILE for each."
+    ),
+]
 Weights = Annotated[str | None, typer.Option("--weights", help="The encoder's weights: file, folder or random:SEED.")]
 TrustCheckpoint = Annotated[
     bool, typer.Option("--trust-checkpoint", help="Open weights that hold code, and run it: only of whom you trust.")
@@ -38,10 +44,22 @@ TrustCheckpoint = Annotated[
 Mpp = Annotated[
     float | None, typer.Option("--slide-mpp", help="Level-0 um/px of ALL slides, whatever their files say.")
 ]
-Encoder = Annotated[str, typer.Option("--model", help="The encoder: `wsimil encoders` lists them.")]
+Encoders = Annotated[
+    list[str], typer.Option("--model", metavar="NAME", help="The encoder: `wsimil encoders` lists them.")
+]
+Precision = Annotated[
+    str,
+    typer.Option("--precision", help="Of the encoder: auto (its authors' on a GPU, else fp32), fp32, bf16 or fp16."),
+]
+AllowMpp = Annotated[
+    bool, typer.Option("--allow-mpp-mismatch", help="Take tiles of any um/px, whatever the encoder was trained on.")
+]
+For = Annotated[str | None, typer.Option("--for", metavar="ENCODER", help="Tiles as that encoder's authors made them.")]
 Aggregator = Annotated[str, typer.Option("--aggregator", help="The model to train.")]
 Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An aggregator's option.")]
-TilePx = Annotated[int, typer.Option("--tile-px", help="Side of a tile as the encoder sees it, px.")]
+TilePx = Annotated[
+    int | None, typer.Option("--tile-px", help="Side of a tile as the encoder sees it, px.  [default: 224]")
+]
 TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um.  [default: 256]")]
 TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
 Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
@@ -49,17 +67,44 @@ Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the w
 Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
 
 
-def tile_params(tile_px: int, tile_um: float | None, mpp: float | None, min_coverage: float) -> "TileParams":
-    """The tile geometry that the options describe."""
+def tile_params(
+    tile_px: int | None, tile_um: float | None, mpp: float | None, min_coverage: float, encoder: str | None = None
+) -> "TileParams":
+    """The tile geometry that the options describe, or that an encoder was trained on."""
     from wsi_mil.tiling import TileParams
 
+    if encoder is not None:
+        from wsi_mil.encoders import find_encoder, tile_geometry
+
+        given = {"--tile-px": tile_px, "--tile-um": tile_um, "--mpp": mpp}
+        if named := [f"{option} {value:g}" for option, value in given.items() if value is not None]:
+            raise OptionError(f"--for {encoder} {' '.join(named)}: give one or the other, --for decides all of them")
+        return TileParams(*tile_geometry(find_encoder(encoder)), min_coverage)
     if tile_um is not None and mpp is not None:
         raise OptionError(f"--tile-um {tile_um:g} --mpp {mpp:g}: give one of them, --tile-px decides the other")
+    side_px = TileParams.tile_px if tile_px is None else tile_px
     if mpp is not None:
         if not 0 < mpp < float("inf"):
             raise OptionError(f"--mpp {mpp:g}: give a positive number of um/px, such as 0.5")
-        tile_um = mpp * tile_px
-    return TileParams(tile_px, 256.0 if tile_um is None else tile_um, min_coverage)
+        tile_um = mpp * side_px
+    return TileParams(side_px, TileParams.tile_um if tile_um is None else tile_um, min_coverage)
+
+
+def encoder_weights(models: list[str], weights: list[str] | None) -> dict[str, str | None]:
+    """The encoders of repeated ``--model``, each with what ``--weights`` says of it: a value, or ``NAME=VALUE``."""
+    given: dict[str, str | None] = dict.fromkeys(models)
+    if len(given) < len(models):
+        raise OptionError(f"--model {' --model '.join(models)}: name each encoder once")
+    for word in weights or []:
+        name, equals, value = word.partition("=")
+        if not (equals and name in given):
+            if len(models) > 1:
+                raise OptionError(f"--weights {word}: give NAME=FILE, NAME being one of {', '.join(models)}")
+            name, value = models[0], word
+        if not value or given[name] is not None:
+            raise OptionError(f"--weights {word}: give {name} one file, or random:SEED")
+        given[name] = value
+    return given
 
 
 def run_options(overwrite: bool, workers: int, shard: str) -> "RunOptions":

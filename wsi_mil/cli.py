@@ -12,17 +12,20 @@ import typer
 from wsi_mil import __version__, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
+    AllowMpp,
     Bags,
     Batch,
     Coverage,
     Device,
     Distances,
-    Encoder,
+    Encoders,
+    For,
     Labels,
     Mpp,
     Options,
     Out,
     Overwrite,
+    Precision,
     Quick,
     Seed,
     Shard,
@@ -33,13 +36,15 @@ from wsi_mil.arguments import (
     TileUm,
     TrustCheckpoint,
     Weights,
+    WeightsOf,
     Workers,
+    encoder_weights,
     key_values,
     run_options,
     tile_params,
 )
 from wsi_mil.errors import OptionError, WsiMilError, one_line
-from wsi_mil.screen import leave, name_failures, show_encoders, show_predictions, show_training
+from wsi_mil.screen import leave, leave_each, naming_failures, show_encoders, show_predictions, show_training
 
 app = typer.Typer(
     name="wsimil",
@@ -75,7 +80,8 @@ def _wsimil(
 def tile(
     slides: Annotated[Path, typer.Argument(help="Folder of slides, or one slide.")],
     out: Out = Path("tiles"),
-    tile_px: TilePx = 224,
+    for_: For = None,
+    tile_px: TilePx = None,
     tile_um: TileUm = None,
     mpp: TileMpp = None,
     min_coverage: Coverage = 0.5,
@@ -88,28 +94,32 @@ def tile(
     """Find the tissue of each slide and divide it into tiles."""
     from wsi_mil import workflow
 
-    params = tile_params(tile_px, tile_um, mpp, min_coverage)
+    params = tile_params(tile_px, tile_um, mpp, min_coverage, for_)
     leave(workflow.tile(slides, out, params, run_options(overwrite, workers, shard), table, slide_mpp), out)
 
 
 @app.command()
 def extract(
-    model: Encoder,
+    model: Encoders,
     tiles: Tiles = Path("tiles"),
     out: Out = Path("feats"),
-    weights: Weights = None,
+    weights: WeightsOf = None,
     slides: Annotated[Path | None, typer.Option("--slides", help="Where the slides are now, if they moved.")] = None,
     device: Device = "auto",
     batch: Batch = 32,
+    precision: Precision = "auto",
+    allow_mpp_mismatch: AllowMpp = False,
+    trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
 ) -> None:
-    """Describe each tile by a feature vector of a pretrained encoder."""
+    """Describe each tile by a feature vector of a pretrained encoder, or of several: one folder for each in --out."""
     from wsi_mil import workflow
 
-    encoding = workflow.Encoding(model, weights, device, batch)
-    leave(workflow.extract_features(tiles, out, encoding, run_options(overwrite, workers, shard), slides), out)
+    models = encoder_weights(model, weights)
+    encoding = workflow.Encoding(models, device, batch, precision, allow_mpp_mismatch, trust)
+    leave_each(workflow.extract_features(tiles, out, encoding, run_options(overwrite, workers, shard), slides))
 
 
 @app.command()
@@ -195,17 +205,20 @@ def predict(
 @app.command()
 def run(
     slides: Annotated[Path, typer.Argument(help="Folder of slides.")],
-    model: Encoder,
+    model: Encoders,
     labels: Labels = Path("labels.csv"),
     out: Annotated[Path, typer.Option("--out", help="Where tiles/, feats/, distances/ and model/ go.")] = Path(),
-    weights: Weights = None,
-    tile_px: TilePx = 224,
+    weights: WeightsOf = None,
+    tile_px: TilePx = None,
     tile_um: TileUm = None,
     mpp: TileMpp = None,
     slide_mpp: Mpp = None,
     aggregator: Aggregator = "das-mil",
     seed: Seed = 0,
     device: Device = "auto",
+    precision: Precision = "auto",
+    allow_mpp_mismatch: AllowMpp = False,
+    trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
     workers: Workers = 0,
 ) -> None:
@@ -216,15 +229,11 @@ def run(
 
     params = tile_params(tile_px, tile_um, mpp, 0.5)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))
-    plan = workflow.Plan(params, workflow.Encoding(model, weights, device), training, slide_mpp)
+    encoding = workflow.Encoding(encoder_weights(model, weights), device, 32, precision, allow_mpp_mismatch, trust)
+    plan = workflow.Plan(params, encoding, training, slide_mpp)
     folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
-    failed: dict[str, Exception] = {}
-    try:
+    with naming_failures() as failed:
         show_training(workflow.run_all(slides, labels, folders, plan, options, failed), folders.model)
-    finally:
-        name_failures(failed)
-    if failed:
-        raise typer.Exit(1)
 
 
 @app.command()

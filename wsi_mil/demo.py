@@ -88,7 +88,7 @@ def _prepare(out: Path, folders: workflow.Folders, cohort: SyntheticParams, opti
     _say(f"wsimil tile {out / 'slides'} --out {folders.tiles}")
     workflow.tile(out / "slides", folders.tiles, TileParams(), options)
     _say(f"wsimil extract --model morphology --tiles {folders.tiles} --out {folders.feats}")
-    workflow.extract_features(folders.tiles, folders.feats, workflow.Encoding("morphology"), options, None)
+    workflow.extract_features(folders.tiles, folders.feats, workflow.Encoding({"morphology": None}), options, None)
     _say(f"wsimil distances --bags {folders.feats} --out {folders.distances}")
     workflow.measure_distances(folders.feats, folders.distances, DistanceParams(), options)
 

@@ -1,8 +1,15 @@
-"""Where tensors live: the device that ``--device`` names."""
+"""Where tensors live, and in which numbers: what ``--device`` and ``--precision`` name."""
+
+import logging
 
 import torch
 
 from wsi_mil.errors import OptionError
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Numbers that a network may compute in."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -15,3 +22,40 @@ def pick_device(name: str = "auto") -> torch.device:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are here: give --device cpu")
     return torch.device(name)
+
+
+def pick_precision(name: str, own: str, device: torch.device) -> str:
+    """Turn ``auto``, ``fp32``, ``bf16`` or ``fp16`` into the precision of a network on a device.
+
+    Args:
+        name: what was asked for; ``auto`` is the network's own on a GPU, and fp32 on a CPU.
+        own: the precision that its authors run it in.
+        device: where it runs.
+
+    Raises:
+        OptionError: an unknown name, or fp16 on a CPU: most only imitate it, slower than fp32, and it overflows beyond
+            65504, so there is nothing to be had from it.
+    """
+    if name == "auto":
+        return own if device.type == "cuda" else "fp32"
+    if name not in PRECISIONS:
+        raise OptionError(f"--precision {name}: give auto, {', '.join(PRECISIONS)}")
+    if name == "fp16" and device.type == "cpu":
+        raise OptionError(
+            "--precision fp16: on a CPU it is slower than fp32, and less exact: give --precision auto, or --device cuda"
+        )
+    if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        log.warning("this CPU does not compute in bf16: --precision bf16 imitates it here, slower than fp32")
+    return name
+
+
+def precision_like(trained: str, device: torch.device) -> str:
+    """The precision nearest to one that was recorded, of those that make sense on this device."""
+    if device.type == "cuda" or trained == "fp32" or (trained == "bf16" and cpu_has_bf16()):
+        return trained
+    return "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies in bf16, in the opinion of the library (oneDNN) that would use it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

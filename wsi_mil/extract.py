@@ -1,28 +1,29 @@
-"""Stage 2, tiles -> features: every tile of a slide through a frozen encoder.
+"""Stage 2, tiles -> features: every tile of a slide through a frozen encoder, or through several.
 
 Tiles are read from the slide in threads, a few batches ahead of the encoder, and never kept: memory is the features
-and those few batches, however large the slide.
+and those few batches, however large the slide. Several encoders get each batch one after the other.
 """
 
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Int64, UInt8
 
 from wsi_mil import store
 from wsi_mil.encoders import Encoder
-from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
+from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
 from wsi_mil.executors import map_ordered
 from wsi_mil.progress import Progress
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
-from wsi_mil.stage import Item, Result, attempt
+from wsi_mil.stage import Item, Outcome, Output, Result, Stream, artifact_items, attempt
 
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
@@ -41,18 +42,20 @@ class ExtractParams:
     """Which weights; where they lay is not part of it."""
     precision: str = "fp32"
     """Of the network."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """What becomes of a tile before the network sees it: `Encoder.preprocessing`."""
 
     @classmethod
     def of(cls, encoder: Encoder) -> "ExtractParams":
         """Return the parameters that a loaded encoder stands for."""
-        return cls(encoder.name, encoder.weights_sha256, encoder.precision)
+        return cls(encoder.name, encoder.weights_sha256, encoder.precision, dict(encoder.preprocessing))
 
 
 class ExtractStage:
     """Features of every slide whose tiles are known."""
 
     name = "extract"
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -94,32 +97,28 @@ class ExtractStage:
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
         """Encode slide after slide; one that fails costs only itself."""
         for item in items:
-            yield item, attempt(self._extract, item, track)
+            yield item, self.together(item, [self], track)[0]
 
-    def _extract(self, item: Item, track: Progress) -> Result:
+    def together(self, item: Item, stages: Sequence["ExtractStage"], track: Progress) -> list[Result | Exception]:
+        """Encode one slide with the encoders of several stages, reading each tile once, in the way of this stage.
+
+        Returns:
+            What became of it in each stage: an encoder that fails costs the others nothing, an unreadable slide all.
+        """
+        outcome = attempt(self._extract, item, stages, track)
+        return [outcome] * len(stages) if isinstance(outcome, Exception) else outcome
+
+    def _extract(self, item: Item, stages: Sequence["ExtractStage"], track: Progress) -> list[Result | Exception]:
         started = time.monotonic()
         tiles = store.read(item.source)
-        features = self._features(item, tiles, track)
-        attrs = {key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs}
-        attrs["tile_params"] = tiles.attrs["params"]  # so that a checkpoint can tile new slides alike
-        attrs["encoder"] = self.encoder.name
-        attrs["encoder_weights"] = self.encoder.weights
-        attrs["encoder_weights_sha256"] = self.encoder.weights_sha256
-        if self.encoder.mpp:
-            attrs["encoder_mpp"] = self.encoder.mpp
-        coords_attrs = tiles.array_attrs["coords"]
-        artifact = store.Artifact(
-            {"features": features, "coords": tiles.arrays["coords"]},
-            attrs,
-            {"coords": coords_attrs, "features": {"encoder": self.encoder.name, "name": item.slide_id}},
-        )
-        return Result(artifact, len(features), seconds=time.monotonic() - started)
+        columns = [_Column(stage.encoder, item.slide_id, tiles) for stage in stages]
+        if len(tiles.arrays["coords"]):
+            self._fill(columns, item, tiles, track)
+        seconds = time.monotonic() - started
+        return [column.error or Result(column.artifact(), len(column.features), seconds=seconds) for column in columns]
 
-    def _features(self, item: Item, tiles: store.Artifact, track: Progress) -> Float16[np.ndarray, "tiles dim"]:
+    def _fill(self, columns: list["_Column"], item: Item, tiles: store.Artifact, track: Progress) -> None:
         coords = tiles.arrays["coords"]
-        features = np.empty((len(coords), self.encoder.dim), np.float16)
-        if not len(coords):
-            return features
         edges = [*range(0, len(coords), self.batch), len(coords)]
         with self._open(item, tiles.attrs) as slide:
             read = partial(_read, slide, tiles.attrs)
@@ -127,10 +126,11 @@ class ExtractStage:
             # Closed before the slide is: what threads still read must not be pulled from under them.
             with closing(map_ordered(read, chunks, self.threads)) as batches:
                 for (start, stop), pixels in zip(pairwise(edges), batches, strict=True):
-                    found = self.encoder.encode(pixels).numpy()
-                    features[start:stop] = _half(found, item.slide_id, coords[start:stop])
+                    for column in columns:
+                        column.fill(start, pixels)
+                    if all(column.error for column in columns):
+                        return
                     track.step(stop - start)
-        return features
 
     def _open(self, item: Item, attrs: dict[str, Any]) -> Slide:
         """Open the slide of some tiles, where it lay or where it lies now, if it still is that slide."""
@@ -148,6 +148,53 @@ class ExtractStage:
         return open_slide(path, attrs["mpp_x"] if attrs["mpp_source"] == "option" else None)
 
 
+def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:
+    """The stream of several stages, each with its folder: a slide is read once for all that have still to see it."""
+
+    def stream(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Iterator[Outcome]:
+        for item, outputs in tasks:
+            wanted = [stages[output.folder] for output in outputs]
+            yield from zip(repeat(item), outputs, wanted[0].together(item, wanted, track), strict=False)
+
+    return stream
+
+
+def feature_folder(encoder: str) -> str:
+    """Name of the folder for the features of one encoder among several: what file systems dislike becomes "-"."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", encoder)
+
+
+def feature_roots(folder: Path) -> set[Path]:
+    """The folders at or below this one that hold features, each slide_id being a path from there.
+
+    It is ``folder`` itself where one encoder wrote there, and one folder per encoder where several did.
+    """
+    roots = set()
+    for item in {item.source.parent: item for item in artifact_items(folder)}.values():  # one of each folder tells
+        attrs = attempt(store.read_attrs, item.source)
+        if isinstance(attrs, dict) and "slide_id" in attrs:  # what is damaged or foreign is met again by its reader
+            inner = item.slide_id.removesuffix(f"/{attrs['slide_id']}")
+            roots.add(folder if inner == item.slide_id else folder / inner)
+    return roots
+
+
+def bag_items(folder: Path) -> list[Item]:
+    """The features in a folder, by slide_id.
+
+    Raises:
+        ArtifactMissing: there are none.
+        ArtifactError: there are those of several encoders.
+    """
+    items = artifact_items(folder) if folder.is_dir() else []
+    if not items:
+        raise ArtifactMissing(f"{folder} holds no artifacts: make them with `wsimil extract --model morphology`")
+    if inner := feature_roots(folder) - {folder}:
+        raise ArtifactError(
+            f"{folder} holds features in a folder per encoder: name one of them, such as --bags {min(inner)}"
+        )
+    return items
+
+
 def _read(
     slide: Slide, attrs: dict[str, Any], coords: Int64[np.ndarray, "tiles 2"]
 ) -> UInt8[np.ndarray, "tiles height width 3"]:
@@ -157,22 +204,47 @@ def _read(
     return np.stack([slide.read(int(l0_x), int(l0_y), l0_size, size_px) for l0_x, l0_y in coords])
 
 
-def _half(
-    features: Float32[np.ndarray, "tiles dim"], slide_id: str, coords: Int64[np.ndarray, "tiles 2"]
-) -> Float16[np.ndarray, "tiles dim"]:
-    """Features as they are stored, refusing what float16 cannot hold.
+class _Column:
+    """The features of one slide by one encoder, as they come; after an error no more do."""
 
-    Raises:
-        EncoderError: a feature is not finite, or too large.
-    """
-    with np.errstate(over="ignore"):
-        half = features.astype(np.float16)
-    bad = np.flatnonzero(~np.isfinite(half).all(axis=1))
-    if bad.size:
-        l0_x, l0_y = coords[bad[0]]
-        worst = np.abs(features[bad[0]]).max()
-        raise EncoderError(
-            f"{slide_id}: the tile at ({l0_x}, {l0_y}) got a feature of {worst:g}, which float16 cannot hold: "
-            "try --precision fp32, other weights or another encoder"
+    def __init__(self, encoder: Encoder, slide_id: str, tiles: store.Artifact) -> None:
+        self.encoder, self.slide_id, self.tiles = encoder, slide_id, tiles
+        self.features = np.empty((len(tiles.arrays["coords"]), encoder.dim), np.float16)
+        self.error: Exception | None = None
+
+    def fill(self, start: int, pixels: UInt8[np.ndarray, "tiles height width 3"]) -> None:
+        """Encode the tiles from ``start`` on."""
+        self.error = self.error or attempt(self._fill, start, pixels)
+
+    def _fill(self, start: int, pixels: UInt8[np.ndarray, "tiles height width 3"]) -> None:
+        found = self.encoder.encode(pixels).numpy()
+        with np.errstate(over="ignore"):
+            half = found.astype(np.float16)
+        bad = np.flatnonzero(~np.isfinite(half).all(axis=1))
+        if bad.size:
+            l0_x, l0_y = self.tiles.arrays["coords"][start + bad[0]]
+            worst = np.abs(found[bad[0]]).max()
+            raise EncoderError(
+                f"{self.slide_id}: the tile at ({l0_x}, {l0_y}) got a feature of {worst:g} from {self.encoder.name}, "
+                "which float16 cannot hold: try --precision fp32, other weights or another encoder"
+            )
+        self.features[start : start + len(half)] = half
+
+    def artifact(self) -> store.Artifact:
+        """The features with everything that is known about them."""
+        tiles, encoder = self.tiles, self.encoder
+        attrs = {key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs}
+        attrs["tile_params"] = tiles.attrs["params"]  # so that a checkpoint can tile new slides alike
+        attrs["encoder"] = encoder.name
+        attrs["encoder_weights"] = encoder.weights
+        attrs["encoder_weights_sha256"] = encoder.weights_sha256
+        if encoder.mpp:
+            attrs["encoder_mpp"] = encoder.mpp
+        return store.Artifact(
+            {"features": self.features, "coords": tiles.arrays["coords"]},
+            attrs,
+            {
+                "coords": tiles.array_attrs["coords"],
+                "features": {"encoder": encoder.name, "name": self.slide_id},
+            },
         )
-    return half

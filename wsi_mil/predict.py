@@ -13,8 +13,9 @@ from wsi_mil import checkpoint, extract, store, tiling
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
+from wsi_mil.devices import pick_device, precision_like
 from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
-from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, OptionError, one_line
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile, find_slides, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
@@ -61,7 +62,7 @@ def predict_slides(
     """
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
-    encoder = _encoder(model, options)
+    encoder = _encoder(model, path, options)
     cache, loop = options.out / "cache", RunOptions(options.overwrite, refresh=True, workers=options.workers)
     resolutions = {slide.slide_id: mpp for slide in slides} if mpp is not None else {}
     tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
@@ -69,7 +70,7 @@ def predict_slides(
         _refuse_namesake(slide, artifact_path(cache / "tiles", slide.slide_id))
     report = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
     tiled = [slide.slide_id for slide in slides if slide.slide_id not in report.failed]
-    params = extract.ExtractParams(**model.extract_params)
+    params = extract.ExtractParams.of(encoder)
     stage = extract.ExtractStage(params, encoder, loop.threads, options.batch, moved=dict(slides))
     items = [Item(slide_id, artifact_path(cache / "tiles", slide_id)) for slide_id in tiled]
     extracted = run(stage, items, cache / "feats", loop)
@@ -90,10 +91,9 @@ def find_bags(source: Path) -> list[Item]:
     """One bag, or all bags of a folder."""
     if source.is_file():
         return [Item(store.read_attrs(source).get("slide_id", source.stem), source)]
-    items = artifact_items(source)
-    if not items:
+    if not artifact_items(source):
         raise OptionError(f"--bags {source}: no .h5 file is there: make features with `wsimil extract`")
-    return items
+    return extract.bag_items(source)
 
 
 def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
@@ -123,13 +123,22 @@ def _refuse_namesake(slide: SlideFile, cached: Path) -> None:
         raise ArtifactStale(f"{before} was predicted as {slide.slide_id} before: give another --out for {slide.path}")
 
 
-def _encoder(model: Checkpoint, options: PredictOptions) -> Encoder:
+def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
     """The encoder of training, by the weights that the user names, or else by those that were recorded."""
-    recipe = model.recipe
-    wanted = recipe.encoder_weights_sha256
-    weights = options.weights or sources.again(find_encoder(recipe.encoder), model.encoder_weights, wanted)
-    precision = model.extract_params["precision"]
-    return load_encoder(recipe.encoder, weights, options.device, precision, options.trust, wanted)
+    name, wanted = model.recipe.encoder, model.recipe.encoder_weights_sha256
+    weights = options.weights or sources.again(find_encoder(name), model.encoder_weights, wanted)
+    trained = model.extract_params["precision"]
+    precision = precision_like(trained, pick_device(options.device))
+    if precision != trained:
+        log.info("the model was trained on features in %s, which this device is not made for: fp32 instead", trained)
+    encoder = load_encoder(name, weights, options.device, precision, options.trust, wanted)
+    prepared = model.extract_params.get("preprocessing")  # unknown to checkpoints of wsimil 0.1
+    if prepared is not None and prepared != dict(encoder.preprocessing):
+        raise IncompatibleError(
+            f"{path} was trained on tiles that {name} prepared by {prepared}, and it prepares them by"
+            f" {dict(encoder.preprocessing)} now: extract and train again"
+        )
+    return encoder
 
 
 def _answers(model: Checkpoint, bags: Iterable[Item], options: PredictOptions) -> list[Prediction]:

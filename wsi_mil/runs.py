@@ -1,4 +1,4 @@
-"""What became of each slide, as tables: one CSV per run, and the summary of a stage's folder.
+"""How a run goes about its work, and what became of each slide: one CSV per run, and the summary of a folder.
 
 ``<folder>/runs/<run-id>.csv`` is written once, atomically, by the run that it tells of. ``<folder>/summary.csv`` is
 rebuilt from the artifacts that lie in the folder plus the latest failure of each slide without one. So shards and two
@@ -6,16 +6,54 @@ runs at once need no lock: whoever rebuilds it last is right.
 """
 
 import csv
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactCorrupt
+from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
+from wsi_mil.executors import available_cores
+
+log = logging.getLogger(__name__)
+
+Named = TypeVar("Named", bound=tuple[object, ...])
+"""What a run takes: sorted by its first field, a name."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about its work; nothing here changes a result."""
+
+    overwrite: bool = False
+    """Make again what is there already."""
+    refresh: bool = False
+    """Make again what is there but stale, instead of refusing: for caches, which nobody chose the options of."""
+    workers: int = 0
+    """Threads; 0 = the cores this process may use."""
+    shard: str = "1/1"
+    """``I/N``: do only the I-th of N parts of the cohort (1 <= I <= N), for job arrays."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise OptionError(f"--workers {self.workers}: give a positive number, or 0 for all cores")
+        index, _, count = self.shard.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise OptionError(f"--shard {self.shard}: give I/N with 1 <= I <= N, such as 2/8")
+
+    @property
+    def threads(self) -> int:
+        """Threads to use."""
+        return self.workers or available_cores()
+
+    def part(self, items: list[Named]) -> list[Named]:
+        """Return this shard's items; the shards of one cohort share nothing and miss nothing."""
+        index, count = map(int, self.shard.split("/"))
+        return sorted(items)[index - 1 :: count]
 
 
 class Row(NamedTuple):
@@ -39,6 +77,20 @@ class Report:
     empty: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
+
+    def fail(self, slide_id: str, error: Exception) -> Row:
+        """Take note of a slide that failed."""
+        self.failed[slide_id] = error
+        log.error("%s: %s", slide_id, one_line(error))
+        return Row(slide_id, "failed", error=one_line(error))
+
+    def finish(self, attrs: Mapping[str, Any], seconds: float) -> Row:
+        """Take note of a slide by the attributes of its new artifact."""
+        slide_id, status, reason = attrs["slide_id"], attrs["status"], attrs.get("reason", "")
+        (self.empty if status == "empty" else self.done).append(slide_id)
+        if status == "empty":
+            log.warning("%s: empty: %s", slide_id, reason or "no tissue was found")
+        return Row(slide_id, status, attrs["tiles"], attrs.get("tissue_mm2"), seconds, reason)
 
     def __str__(self) -> str:
         counts = (("done", self.done), ("empty", self.empty), ("already there", self.skipped), ("failed", self.failed))

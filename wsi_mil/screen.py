@@ -1,7 +1,8 @@
 """What a command prints when it is done: results to stdout, the slides that failed to stderr."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
 
 def leave(report: "Report", out: Path) -> None:
     """Say what became of the slides, those that failed by name, and leave with 1 if any did."""
-    typer.echo(f"{report}: see {out / 'summary.csv'}")
-    name_failures(report.failed)
-    if report.failed:
+    leave_each({out: report})
+
+
+def leave_each(reports: "Mapping[Path, Report]") -> None:
+    """Say so of several reports, each with its folder."""
+    for out, report in reports.items():
+        typer.echo(f"{report}: see {out / 'summary.csv'}")
+    for out, report in reports.items():
+        where = f" in {out}" if len(reports) > 1 else ""
+        name_failures({f"{slide_id}{where}": error for slide_id, error in report.failed.items()})
+    if any(report.failed for report in reports.values()):
         raise typer.Exit(1)
 
 
@@ -28,6 +37,18 @@ def name_failures(failed: "Mapping[str, Exception | str]") -> None:
     """Name on stderr each slide that failed, with its reason."""
     for slide_id, error in failed.items():
         typer.echo(f"failed: {slide_id}: {error if isinstance(error, str) else one_line(error)}", err=True)
+
+
+@contextmanager
+def naming_failures() -> "Generator[dict[str, Exception]]":
+    """Give a table for slides that fail; name them at the end, whatever happens, and leave with 1 if any did."""
+    failed: dict[str, Exception] = {}
+    try:
+        yield failed
+    finally:
+        name_failures(failed)
+    if failed:
+        raise typer.Exit(1)
 
 
 def show_training(trained: "Trained | None", out: Path) -> None:

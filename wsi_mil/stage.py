@@ -12,16 +12,16 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError, one_line
-from wsi_mil.executors import available_cores, map_unordered
+from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError
+from wsi_mil.executors import map_unordered
 from wsi_mil.progress import Progress, progress
-from wsi_mil.runs import Report, Row, write_tables
+from wsi_mil.runs import Report, Row, RunOptions, write_tables
 
 log = logging.getLogger(__name__)
 
@@ -76,35 +76,16 @@ class Stage(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run goes about its work; nothing here changes a result."""
+class Output(NamedTuple):
+    """A stage, and the folder that its artifacts go to."""
 
-    overwrite: bool = False
-    """Make again what is there already."""
-    refresh: bool = False
-    """Make again what is there but stale, instead of refusing: for caches, which nobody chose the options of."""
-    workers: int = 0
-    """Threads; 0 = the cores this process may use."""
-    shard: str = "1/1"
-    """``I/N``: do only the I-th of N parts of the cohort (1 <= I <= N), for job arrays."""
+    stage: Stage
+    folder: Path
 
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise OptionError(f"--workers {self.workers}: give a positive number, or 0 for all cores")
-        index, _, count = self.shard.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            raise OptionError(f"--shard {self.shard}: give I/N with 1 <= I <= N, such as 2/8")
 
-    @property
-    def threads(self) -> int:
-        """Threads to use."""
-        return self.workers or available_cores()
-
-    def part(self, items: list[Item]) -> list[Item]:
-        """Return this shard's items; the shards of one cohort share nothing and miss nothing."""
-        index, count = map(int, self.shard.split("/"))
-        return sorted(items)[index - 1 :: count]
+Outcome = tuple[Item, Output, Result | Exception]
+Stream = Callable[[Iterator[tuple[Item, list[Output]]], Progress], Iterator[Outcome]]
+"""Takes items, each with the outputs that it still has to give, and yields what became of each, in any order."""
 
 
 def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | None = None) -> Report:
@@ -116,24 +97,38 @@ def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | No
         ArtifactStale: some artifacts in ``out`` were made from other input or with other options, and overwriting was
             not asked for. Nothing has been done then.
     """
+    output = Output(stage, out)
+
+    def stream(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Iterator[Outcome]:
+        for item, outcome in stage.stream((item for item, _ in tasks), track):
+            yield item, output, outcome
+
+    return run_together([output], items, stream, options)[out]
+
+
+def run_together(
+    outputs: Sequence[Output], items: Iterable[Item], stream: Stream, options: RunOptions | None = None
+) -> dict[Path, Report]:
+    """Run several stages of one kind over the same items at once, for the work that they share: the loop itself.
+
+    Each output skips, fails and reports by itself; the reports come back by folder.
+
+    Raises:
+        ArtifactStale: as `run`, for any of the outputs.
+    """
     options = options or RunOptions()
+    chosen = options.part(list(items))
+    runs = {output.folder: _Run(output, chosen, options) for output in outputs}
+    tasks = [(item, [output for output in outputs if item.slide_id in runs[output.folder].origins]) for item in chosen]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"--out {out}: no folder can be made there ({error.strerror}): name another") from error
-    store.sweep(out)
-    report = Report()
-    pending, origins = _pending(stage, options.part(list(items)), out, options, report)
-    rows = [Row(slide_id, "failed", error=one_line(error)) for slide_id, error in report.failed.items()]
-    try:
-        with progress(stage.name, len(pending)) as track:
-            for item, outcome in stage.stream(iter(pending), track):
-                outcome = _publish(stage, item, outcome, out, origins[item.slide_id])
-                rows.append(_record(report, item.slide_id, outcome))
+        with progress(outputs[0].stage.name, sum(len(wanted) for _, wanted in tasks)) as track:
+            for item, output, outcome in stream((task for task in tasks if task[1]), track):
+                runs[output.folder].finish(item, outcome)
                 track.advance(item.slide_id)
     finally:
-        write_tables(out, rows)
-    return report
+        for folder, one in runs.items():
+            write_tables(folder, one.rows)
+    return {folder: one.report for folder, one in runs.items()}
 
 
 def per_slide(
@@ -177,28 +172,53 @@ class _Origin(NamedTuple):
     fingerprint: str
 
 
-def _pending(
-    stage: Stage, items: list[Item], out: Path, options: RunOptions, report: Report
-) -> tuple[list[Item], dict[str, _Origin]]:
-    """Sort items into skipped, failed and pending, and return the pending ones with their origins."""
-    pending, origins, stale = [], {}, []
-    for item in items:
-        origin = attempt(_origin, stage, item)
-        existing = attempt(_existing, stage, artifact_path(out, item.slide_id), options)
+class _Run:
+    """One output during a run: what it still has to make, and what became of everything."""
+
+    def __init__(self, output: Output, items: list[Item], options: RunOptions) -> None:
+        """Sort the items: some are skipped, some have failed already, the others have an origin.
+
+        Raises:
+            ArtifactStale: some were made otherwise, and overwriting was not asked for.
+        """
+        self.stage, self.out = output
+        self.report, self.rows = Report(), list[Row]()
+        self.origins: dict[str, _Origin] = {}
+        _make_folder(self.out)
+        stale = [found for item in items if (found := self._stale(item, options))]
+        if stale and not options.refresh:
+            raise ArtifactStale(_stale_message(self.stage, stale, self.out))
+
+    def _stale(self, item: Item, options: RunOptions) -> tuple[Item, dict[str, Any]] | None:
+        """Decide what to do with an item; return it, with the attributes of what is there, if that is stale."""
+        path = artifact_path(self.out, item.slide_id)
+        origin, existing = attempt(_origin, self.stage, item), attempt(_existing, self.stage, path, options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
-            report.failed[item.slide_id] = error
-            log.error("%s: %s", item.slide_id, one_line(error))
+            self.rows.append(self.report.fail(item.slide_id, error))
             if options.overwrite:
-                _withdraw(stage, artifact_path(out, item.slide_id), None)
-        elif existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:
-            report.skipped.append(item.slide_id)
+                _withdraw(self.stage, path, None)
+            return None
+        if existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:
+            self.report.skipped.append(item.slide_id)
+            return None
+        self.origins[item.slide_id] = origin
+        return (item, existing) if existing is not None and not options.overwrite else None
+
+    def finish(self, item: Item, outcome: Result | Exception) -> None:
+        """Publish what was made of an item, or take note of its failure."""
+        made = _publish(self.stage, item, outcome, self.out, self.origins[item.slide_id])
+        if isinstance(made, Exception):
+            self.rows.append(self.report.fail(item.slide_id, made))
         else:
-            stale += [(item, existing)] if existing is not None and not options.overwrite else []
-            origins[item.slide_id] = origin
-            pending.append(item)
-    if stale and not options.refresh:
-        raise ArtifactStale(_stale_message(stage, stale, out))
-    return pending, origins
+            self.rows.append(self.report.finish(made.artifact.attrs, made.seconds))
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--out {out}: no folder can be made there ({error.strerror}): name another") from error
+    store.sweep(out)
 
 
 def _origin(stage: Stage, item: Item) -> _Origin:
@@ -256,9 +276,8 @@ def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, o
         "slide_id": item.slide_id,
         "tiles": outcome.tiles,
     }
-    complete = dataclasses.replace(outcome.artifact, attrs=attrs)
-    error = attempt(_write, path, complete, outcome.files)
-    return error or dataclasses.replace(outcome, artifact=complete)
+    complete = dataclasses.replace(outcome, artifact=dataclasses.replace(outcome.artifact, attrs=attrs))
+    return attempt(_write, path, complete) or complete
 
 
 def _withdraw(stage: Stage, path: Path, origin: _Origin | None) -> None:
@@ -274,20 +293,7 @@ def _withdraw(stage: Stage, path: Path, origin: _Origin | None) -> None:
         path.unlink()
 
 
-def _write(path: Path, artifact: store.Artifact, files: dict[str, bytes]) -> None:
-    for suffix, data in files.items():
+def _write(path: Path, made: Result) -> None:
+    for suffix, data in made.files.items():
         store.write_bytes(path.with_name(path.name.removesuffix(".h5") + suffix), data)
-    store.write(path, artifact)
-
-
-def _record(report: Report, slide_id: str, outcome: Result | Exception) -> Row:
-    if isinstance(outcome, Exception):
-        report.failed[slide_id] = outcome
-        log.error("%s: %s", slide_id, one_line(outcome))
-        return Row(slide_id, "failed", error=one_line(outcome))
-    attrs = outcome.artifact.attrs
-    (report.empty if attrs["status"] == "empty" else report.done).append(slide_id)
-    if attrs["status"] == "empty":
-        log.warning("%s: empty: %s", slide_id, attrs.get("reason", "no tissue was found"))
-    area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
-    return Row(slide_id, attrs["status"], outcome.tiles, area, outcome.seconds, reason)
+    store.write(path, made.artifact)

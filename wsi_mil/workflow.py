@@ -13,8 +13,8 @@ from wsi_mil.aggregators import infer
 from wsi_mil.bags import Bag, read_bag
 from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
 from wsi_mil.devices import pick_device
-from wsi_mil.encoders import load_encoder
-from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, SlideError, one_line
+from wsi_mil.encoding import Encoding, extract_features
+from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError, one_line
 from wsi_mil.explain import attention_png
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
@@ -39,20 +39,6 @@ class Folders:
     def under(cls, folder: Path) -> "Folders":
         """The default folders, below another folder than the working one."""
         return cls(*(folder / path for path in (cls.tiles, cls.feats, cls.distances, cls.model)))
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Which encoder, and how it runs."""
-
-    name: str
-    """Name in the table of encoders."""
-    weights: str | None = None
-    """A weight file, "random:SEED", or None: where the table says."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:I."""
-    batch: int = 32
-    """Tiles per forward pass."""
 
 
 def tile(
@@ -81,20 +67,9 @@ def tile(
     return run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
 
 
-def extract_features(tiles: Path, out: Path, encoding: Encoding, options: RunOptions, slides: Path | None) -> Report:
-    """Run stage 2 over a folder of tiles."""
-    items = _items(tiles, "wsimil tile slides/")
-    device = str(pick_device(encoding.device))
-    encoder = load_encoder(encoding.name, encoding.weights, device)
-    params = extract.ExtractParams.of(encoder)
-    moved = dict(find_slides(slides)) if slides else None
-    stage = extract.ExtractStage(params, encoder, options.threads, encoding.batch, moved)
-    return run(stage, items, out, options)
-
-
 def measure_distances(feats: Path, out: Path, params: distances.DistanceParams, options: RunOptions) -> Report:
     """Run stage 3 over a folder of features, and write ``summary.json``."""
-    items = _items(feats, "wsimil extract --model morphology")
+    items = extract.bag_items(feats)
     report = run(distances.DistanceStage(params, out, options.threads), items, out, options)
     distances.write_summary(out)
     return report
@@ -128,6 +103,14 @@ class Plan:
     train: TrainParams
     slide_mpp: float | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.encoding.models) > 1:
+            several = " ".join(f"--model {name}" for name in self.encoding.models)
+            raise OptionError(
+                f"{several}: run trains on the features of one encoder: give one, or type `wsimil tile`,"
+                f" `wsimil extract {several}`, and `wsimil train --bags feats/NAME` for each"
+            )
+
 
 def run_all(
     slides: Path, labels: Path, folders: Folders, plan: Plan, options: RunOptions, failed: dict[str, Exception]
@@ -146,18 +129,19 @@ def run_all(
         The training, or None if it was there already.
     """
     read_cohort(labels, Seen([slide.slide_id for slide in find_slides(slides)], {}, {}))
-    load_encoder(plan.encoding.name, plan.encoding.weights, str(pick_device(plan.encoding.device)))
+    plan.encoding.require_geometry(plan.tile, slides)
+    plan.encoding.load()
     failed |= tile(slides, folders.tiles, plan.tile, options, mpp=plan.slide_mpp).failed
     if not artifact_items(folders.tiles):
         raise SlideError(f"no slide of {slides} could be tiled: see {folders.tiles / 'summary.csv'}")
-    failed |= extract_features(folders.tiles, folders.feats, plan.encoding, options, slides).failed
+    failed |= extract_features(folders.tiles, folders.feats, plan.encoding, options, slides)[folders.feats].failed
     failed |= measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options).failed
     return train_model(labels, folders, plan.train, plan.encoding.device, options.overwrite)
 
 
 def labelled(labels: Path, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
-    features = {item.slide_id: store.read_attrs(item.source) for item in _items(folders.feats, "wsimil extract")}
+    features = {item.slide_id: store.read_attrs(item.source) for item in extract.bag_items(folders.feats)}
     _refuse_other_features(folders, features)
     usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"}
     unusable = failures(folders.tiles) | failures(folders.feats)
@@ -221,10 +205,3 @@ def checkpoint_at(path: Path) -> Path:
     if not file.is_file():
         raise ArtifactMissing(f"{file} does not exist: train a model with `wsimil train`, or name one with --model")
     return file
-
-
-def _items(folder: Path, command: str) -> list[Item]:
-    items = artifact_items(folder) if folder.is_dir() else []
-    if not items:
-        raise ArtifactMissing(f"{folder} holds no artifacts: make them with `{command}`")
-    return items

@@ -1,7 +1,8 @@
 """What every encoder can do, and how to get one by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -28,6 +29,9 @@ class Encoder(Protocol):
     """Micrometres per pixel of what it sees, in its authors' recipe; None where there is none."""
     precision: str
     """"fp32", "bf16" or "fp16"."""
+    preprocessing: Mapping[str, Any]
+    """What it does to a tile before the network sees it, as recorded with features: resize_px (the shorter side),
+    crop_px (cut from the middle), interpolation, antialias, mean, std."""
     weights: str
     """Where the weights came from. `load_encoder` takes it to load the same again."""
     weights_sha256: str
@@ -54,7 +58,8 @@ def load_encoder(
         weights: a weight file, safetensors or torch pickle, loaded strictly, or a folder with one in it;
             ``random:SEED``; or None: those of `wsimil weights add`, else the published ones from the hub.
         device: "cpu", "cuda" or "cuda:1".
-        precision: "fp32", "bf16" or "fp16", of the network; preprocessing and result are float32.
+        precision: of the network: "fp32", "bf16", "fp16" (not on a CPU), or "auto", its authors' own on a GPU and
+            "fp32" on a CPU. Preprocessing and result are float32.
         trust: also open pickles that hold more than tensors, which runs whatever code is in them.
         sha256: ``weights_sha256`` of the weights that are wanted; a file of others is refused before it is opened.
 
@@ -71,6 +76,10 @@ def load_encoder(
 
         if weights not in (None, spec.source):
             raise OptionError(f"--weights {weights}: {spec.name} is built in and takes none, leave the option out")
+        if precision not in ("auto", "fp32"):
+            raise OptionError(
+                f"--precision {precision}: {spec.name} is built in and knows only fp32, leave the option out"
+            )
         encoder: Encoder = MorphologyEncoder()
     else:
         from wsi_mil.encoders.pretrained import TimmEncoder

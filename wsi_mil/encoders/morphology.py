@@ -11,8 +11,9 @@ pixel size are resized to 224 px first; tiles of another physical size are measu
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +89,12 @@ class MorphologyEncoder:
     tile_px = TILE_PX
     mpp: float | None = TILE_UM / TILE_PX
     precision = "fp32"
+    preprocessing: Mapping[str, Any] = {
+        "resize_px": TILE_PX,
+        "crop_px": TILE_PX,
+        "interpolation": "bilinear",
+        "antialias": True,
+    }
     weights = "built-in"
     weights_sha256 = WEIGHTS_SHA256
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,18 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from wsi_mil.devices import PRECISIONS, pick_precision
 from wsi_mil.encoders import extras, sources
 from wsi_mil.encoders._hub import page_of
 from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.layouts import convert_layout
 from wsi_mil.encoders.pooling import POOLINGS
-from wsi_mil.encoders.preprocess import as_batch, normalise
+from wsi_mil.encoders.preprocess import as_batch, normalise, recipe
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError, OptionError
 from wsi_mil.weights import load_strictly, own_part, read_state, state_sha256
 
 log = logging.getLogger(__name__)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TimmEncoder:
@@ -39,14 +40,15 @@ class TimmEncoder:
         """Build the network and load its weights; see `load_encoder`.
 
         Raises:
-            OptionError: weights that mean nothing, or an unknown precision.
-            EncoderError: timm does not know the architecture, or the package that runs it is not there.
+            OptionError: weights that mean nothing, or a precision that the device does not offer.
+            EncoderError: timm does not know the architecture, the package that runs it is not there, or the recipe
+                resizes by a filter that is not known here.
             WeightsError: the weights cannot be had, or do not fit.
             IncompatibleError: they are not those of ``sha256``.
         """
-        if precision not in PRECISIONS:
-            raise OptionError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
-        self.spec, self.device, self.precision = spec, device, precision
+        self.spec, self.device = spec, device
+        self.precision = pick_precision(precision, spec.precision, device)
+        self.preprocessing: Mapping[str, Any] = recipe(spec)
         self.name, self.dim, self.tile_px, self.mpp = spec.name, spec.dim, spec.tile_px, spec.mpp
         if spec.package:
             extras.require(spec)  # before any weights are fetched for it
@@ -66,9 +68,10 @@ class TimmEncoder:
         if not len(batch):
             return torch.zeros(0, self.dim)
         dtype = PRECISIONS[self.precision]
-        mixed = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-        with torch.inference_mode(), mixed:
-            features = POOLINGS[self.spec.pooling](self.model, normalise(batch.to(self.device), self.spec))
+        with torch.inference_mode():
+            pixels = normalise(batch.to(self.device), self.spec)  # in float32, whatever the network computes in
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                features = POOLINGS[self.spec.pooling](self.model, pixels)
         if features.shape != (len(batch), self.dim):
             shape = tuple(features.shape)
             raise EncoderError(

@@ -1,0 +1,114 @@
+"""Stage 2 as a command asks for it: one encoder or several over a folder of tiles that must fit them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_mil import extract, store
+from wsi_mil.devices import pick_device
+from wsi_mil.encoders import Encoder, find_encoder, load_encoder, require_resolution, tile_geometry
+from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
+from wsi_mil.runs import Report
+from wsi_mil.slides import find_slides
+from wsi_mil.stage import Item, Output, RunOptions, artifact_items, attempt, run_together
+from wsi_mil.tiling import TileParams
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Which encoders, and how they run."""
+
+    models: Mapping[str, str | None]
+    """Names in the table of encoders, each with its weights: a file, "random:SEED", or None, where the table says."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:I."""
+    batch: int = 32
+    """Tiles per forward pass."""
+    precision: str = "auto"
+    """auto, fp32, bf16 or fp16."""
+    allow_mpp_mismatch: bool = False
+    """Whether tiles may have quite another resolution than an encoder's authors used."""
+    trust: bool = False
+    """Whether to open weights that hold code, and run it."""
+
+    def load(self) -> list[Encoder]:
+        """Load the encoders."""
+        device = str(pick_device(self.device))
+        return [
+            load_encoder(name, weights, device, self.precision, self.trust) for name, weights in self.models.items()
+        ]
+
+    def require_geometry(self, params: TileParams, slides: Path) -> None:
+        """Refuse tiles that are still to be made; a warning comes with the extraction, and once.
+
+        Raises:
+            IncompatibleError: an encoder would see them at quite another resolution than its authors did.
+        """
+        for spec in map(find_encoder, self.models):
+            if spec.mpp is not None:
+                tile_px, tile_um = tile_geometry(spec)
+                remedy = f"wsimil run {slides} --model {spec.name} --tile-px {tile_px} --tile-um {tile_um:.10g}"
+                tiles = {slides: params.tile_um}
+                require_resolution(spec, tiles, remedy, self.allow_mpp_mismatch, warn=False)
+
+    def folders(self, out: Path) -> list[Path]:
+        """Where the features of each encoder go: ``out`` for one, a folder in it for each of several.
+
+        Raises:
+            OptionError: two of them would share a folder.
+        """
+        if len(self.models) == 1:
+            return [out]
+        folders = [out / extract.feature_folder(name) for name in self.models]
+        if len(set(folders)) < len(folders):
+            raise OptionError(f"--model {' --model '.join(self.models)}: two would share a folder, extract one by one")
+        return folders
+
+
+def extract_features(
+    tiles: Path, out: Path, encoding: Encoding, options: RunOptions, slides: Path | None
+) -> dict[Path, Report]:
+    """Run stage 2 over a folder of tiles, reading each tile once for all encoders.
+
+    Returns:
+        What became of the slides, by the folder of an encoder's features.
+
+    Raises:
+        IncompatibleError: an encoder would see the tiles at quite another resolution than its authors did.
+        ArtifactStale: ``out`` holds the features of one encoder, and several were asked for, or the other way round.
+    """
+    items = artifact_items(tiles) if tiles.is_dir() else []
+    if not items:
+        raise ArtifactMissing(f"{tiles} holds no artifacts: make them with `wsimil tile slides/`")
+    folders = encoding.folders(out)
+    _require_resolution(encoding, options.part(items))
+    _refuse_other_layout(out, folders)
+    moved = dict(find_slides(slides)) if slides else None
+    stages = {
+        folder: extract.ExtractStage(extract.ExtractParams.of(encoder), encoder, options.threads, encoding.batch, moved)
+        for folder, encoder in zip(folders, encoding.load(), strict=True)
+    }
+    outputs = [Output(stage, folder) for folder, stage in stages.items()]
+    return run_together(outputs, items, extract.shared_stream(stages), options)
+
+
+def _require_resolution(encoding: Encoding, items: list[Item]) -> None:
+    """Check tiles that were made already; what cannot be read is told by the loop, slide by slide."""
+    attrs = {item.source: attempt(store.read_attrs, item.source) for item in items}
+    tile_um = {
+        path: found["tile_um"] for path, found in attrs.items() if isinstance(found, dict) and "tile_um" in found
+    }
+    for name in encoding.models:
+        remedy = f"wsimil tile slides/ --for {name} --out tiles-{extract.feature_folder(name)}"
+        require_resolution(find_encoder(name), tile_um, remedy, encoding.allow_mpp_mismatch)
+
+
+def _refuse_other_layout(out: Path, folders: list[Path]) -> None:
+    """Keep features of one encoder and folders of several apart: nobody could tell what ``out`` holds."""
+    roots = extract.feature_roots(out) if out.exists() else set()
+    if folders != [out] and out in roots:
+        raise ArtifactStale(f"{out} holds the features of one encoder: give another --out for a folder per encoder")
+    if folders == [out] and (inner := roots - {out}):
+        raise ArtifactStale(
+            f"{out} holds a folder per encoder, such as {min(inner)}: give another --out, such as {out}/NAME"
+        )
