@@ -1,5 +1,6 @@
 """The docs cannot lie: README blocks and examples run, the reference is generated, names and versions agree."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -8,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from test_encoders_ctranspath import old_layout
 
 from wsi_mil import __version__, synthetic
 from wsi_mil.aggregators import AGGREGATORS
+from wsi_mil.encoders import find_encoder
+from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.table import ENCODERS
 
 ROOT = Path(__file__).parents[1]
@@ -40,10 +45,25 @@ def shell(code: str, folder: Path, environment: dict[str, str]) -> subprocess.Co
     return done
 
 
+@pytest.fixture(scope="module")
+def ctranspath(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which weights of CTransPath, random ones in the published layout, were added by hand."""
+    folder = tmp_path_factory.mktemp("ctranspath")
+    state = old_layout(build_network(find_encoder("ctranspath")).state_dict())
+    torch.save({"model": state}, folder / "ctranspath.pth")
+    home = {"WSIMIL_HOME": str(folder / "home")}
+    command = [sys.executable, "-m", "wsi_mil", "weights", "add", "ctranspath", folder / "ctranspath.pth"]
+    subprocess.run(command, env={**os.environ, **home, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    return home
+
+
 def test_the_blocks_of_the_readme_run_as_written_in_a_folder_with_slides_and_labels(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, environment: dict[str, str], ctranspath: dict[str, str]
 ) -> None:
-    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams.quick())
+    small = {"slides": 8, "near_um": (340.0, 440.0), "far_um": 600.0, "spacing_um": 250.0, "side_um": 1792.0}
+    small |= {"radius_um": 96.0, "clearance_um": 66.0}
+    synthetic.make_cohort(tmp_path, dataclasses.replace(synthetic.SyntheticParams.quick(), **small))
+    environment = {**environment, **ctranspath}
     shutil.copy(min((tmp_path / "slides").iterdir()), tmp_path / "slide.tif")
     for block in blocks("bash"):
         lines = [line for line in block.splitlines() if not line.startswith("make ") and "needs: network" not in line]

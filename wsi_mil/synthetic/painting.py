@@ -212,7 +212,7 @@ def _develop(
             noise = colours.noise[(np.arange(rows.stop - rows.start) + rng.integers(size)) % size]
             strip += np.tile(noise, reps)[:, :side_px]
             strip += _ZERO + 0.5
-            steps.append(np.clip(strip, 0, 255, out=strip).astype(np.uint16))
+            steps.append(np.clip(strip, 0, 255, out=strip).astype(np.uint16, order="C"))
         steps[0] <<= 8
         steps[0] |= steps[1]
         image[rows] = light[steps[0]].view(np.uint8).reshape(-1, side_px, 4)[..., :3]
