@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -42,6 +43,9 @@ from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.errors import WsiMilError
 from wsi_mil.executors import available_cores
 from wsi_mil.progress import print_table, progress, show_messages
+
+# glibc gives arrays of over 128 kB back at once: a training step would spend a third of its time getting them again.
+_KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 class Trial(NamedTuple):
@@ -86,6 +90,8 @@ def in_processes(
     jobs = list(jobs)
     if not jobs:
         return
+    for name in _KEEP_MEMORY:  # read when a process starts, so these are told by its environment
+        os.environ.setdefault(name, str(2**30))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wsi_mil.aggregators", "wsi_mil.learning"])
     pool = ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
