@@ -55,11 +55,19 @@ def published_reader() -> nn.Sequential:
     )
 
 
-def fresh_reader() -> nn.Sequential:
-    """The same, with normalised convolutions and digits that jitter in training."""
+def _normalised() -> nn.Sequential:
+    """The published network with normalised convolutions."""
     first, relu, pool, dropout, second, *rest = published_reader()
-    normalised = (first, nn.BatchNorm2d(10), relu, pool, dropout, second, nn.BatchNorm2d(20), *rest)
-    return nn.Sequential(Jitter(), *normalised)
+    return nn.Sequential(first, nn.BatchNorm2d(10), relu, pool, dropout, second, nn.BatchNorm2d(20), *rest)
+
+
+READERS: dict[str, Callable[[], nn.Module]] = {
+    "jitter": lambda: nn.Sequential(Jitter(), *published_reader()),
+    "published": published_reader,
+    "normalised": _normalised,
+    "normalised-jitter": lambda: nn.Sequential(Jitter(), *_normalised()),
+}
+"""Networks that read digits under *fresh*; the first was chosen, on validation collages."""
 
 
 class CollageModel(Aggregator):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from collage_data import CANVAS_PX, RULES, Digits, Source, draw_layouts, with_images
-from collage_models import PUBLISHED, CollageModel, fresh_options, fresh_reader, published_reader
+from collage_models import PUBLISHED, READERS, CollageModel, fresh_options, published_reader
 from fitting import lengths
 from torch.nn import functional
 
@@ -40,6 +40,14 @@ class Collages(NamedTuple):
     train: list[Example]
     val: list[Example]
     test: list[Example]
+
+
+class Recipe(NamedTuple):
+    """How a model learns under *fresh*."""
+
+    lr: float
+    epochs: int = FRESH_EPOCHS
+    reader: str = next(iter(READERS))
 
 
 class Score(NamedTuple):
@@ -97,14 +105,12 @@ def _published_optimiser(model: CollageModel, name: str) -> tuple[torch.optim.Op
     return torch.optim.RAdam(weights, published.lr, **decay), Lookahead(model)
 
 
-def learn_fresh(
-    model: CollageModel, examples: Sequence[Example], lr: float, seed: int, epochs: int = FRESH_EPOCHS
-) -> None:
+def learn_fresh(model: CollageModel, examples: Sequence[Example], recipe: Recipe, seed: int) -> None:
     """Train in place: ten collages per step, turned at random, a warm-up and a cosine, the last epoch kept."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01, fused=True)
-    steps = epochs * math.ceil(len(examples) / _FRESH_BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=0.1, cycle_momentum=False)
-    for epoch in range(epochs):
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=0.01, fused=True)
+    steps = recipe.epochs * math.ceil(len(examples) / _FRESH_BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, steps, pct_start=0.1, cycle_momentum=False)
+    for epoch in range(recipe.epochs):
         for batch in _shuffled(examples, _FRESH_BATCH, epoch, seed):
             _step(model, optimiser, [turned(example) for example in batch], clip=1.0)
             schedule.step()
@@ -180,26 +186,25 @@ def run_paper(
     return Score(name, variant, "paper", seed, accuracy, auroc), model
 
 
-def try_lr(name: str, variant: str, lr: float, source: Source, epochs: int = FRESH_EPOCHS) -> float:
-    """Validation loss at seed 0, by which the learning rate of a model is chosen."""
+def try_recipe(name: str, variant: str, recipe: Recipe, source: Source) -> float:
+    """Validation loss at seed 0, by which a recipe is chosen."""
     collages = fresh_collages(variant, source)
-    return evaluate(_fresh_model(name, collages, lr, 0, epochs), collages.val)[2]
+    return evaluate(fresh_model(name, collages, recipe, 0), collages.val)[2]
 
 
-def run_fresh(
-    name: str, variant: str, seed: int, lr: float, source: Source, epochs: int = FRESH_EPOCHS
-) -> tuple[Score, CollageModel]:
+def run_fresh(name: str, variant: str, seed: int, recipe: Recipe, source: Source) -> tuple[Score, CollageModel]:
     """Train a model and look at the test collages, once."""
     collages = fresh_collages(variant, source)
-    model = _fresh_model(name, collages, lr, seed, epochs)
+    model = fresh_model(name, collages, recipe, seed)
     accuracy, auroc, _ = evaluate(model, collages.test)
     return Score(name, variant, "fresh", seed, accuracy, auroc), model
 
 
-def _fresh_model(name: str, collages: Collages, lr: float, seed: int, epochs: int) -> CollageModel:
+def fresh_model(name: str, collages: Collages, recipe: Recipe, seed: int) -> CollageModel:
+    """A model that has learnt from the training collages."""
     torch.manual_seed(seed)
     options = fresh_options(name)
     options |= lengths(AGGREGATORS[name], collages.train, options)
-    model = CollageModel(name, options, fresh_reader())
-    learn_fresh(model, collages.train, lr, seed, epochs)
+    model = CollageModel(name, options, READERS[recipe.reader]())
+    learn_fresh(model, collages.train, recipe, seed)
     return model

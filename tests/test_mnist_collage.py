@@ -168,7 +168,7 @@ def test_models_have_the_published_sizes(models, name):
 
 def test_padding_is_not_read(models, runs, stand_in):
     examples = runs.paper_collages("collage", stand_in).test[:3]
-    model = models.CollageModel("das-mil", models.fresh_options("das-mil"), models.fresh_reader()).eval()
+    model = models.CollageModel("das-mil", models.fresh_options("das-mil"), models.READERS["jitter"]()).eval()
     together = model(collate([example.bag for example in examples])).logits
     for row, example in enumerate(examples):
         torch.testing.assert_close(model(collate([example.bag])).logits[0], together[row], rtol=1e-4, atol=1e-5)
@@ -198,12 +198,12 @@ def test_lookahead_goes_half_the_way_every_six_steps(runs):
 
 def test_length_scales_cover_the_distances_of_the_training_collages(runs, stand_in):
     collages = runs.fresh_collages("collage", stand_in)
-    scales = runs._fresh_model("das-mil", collages._replace(train=collages.train[:10]), 1e-3, 0, 1).params
+    few = collages._replace(train=collages.train[:10])
+    scales = runs.fresh_model("das-mil", few, runs.Recipe(1e-3, 1), 0).params
     assert scales.length_scales_um[0] == pytest.approx(20, abs=1.5)
     assert 180 < scales.length_scales_um[-1] < 240
-    assert runs._fresh_model(
-        "relative-discrete", collages._replace(train=collages.train[:10]), 1e-3, 0, 1
-    ).params.max_distance_um == pytest.approx(290, abs=40)
+    discrete = runs.fresh_model("relative-discrete", few, runs.Recipe(1e-3, 1), 0)
+    assert discrete.params.max_distance_um == pytest.approx(290, abs=40)
 
 
 def test_a_collage_is_turned_as_a_whole(runs, stand_in):
@@ -281,15 +281,25 @@ def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(m
 def test_the_best_trial_is_chosen_and_what_diverged_is_not(monkeypatch, tmp_path, models):
     script = importlib.import_module("mnist_collage")
     losses = {1e-3: float("nan"), 2e-3: 0.3, 4e-3: 0.2, 8e-3: 0.5}
-    monkeypatch.setattr(script, "try_lr", lambda name, variant, lr, source, epochs: losses[lr])
+    monkeypatch.setattr(script, "try_recipe", lambda name, variant, recipe, source: losses[recipe.lr])
     monkeypatch.setattr(script, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
     monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--variant", "inv", "--out", str(tmp_path / "out.csv")])
-    assert script.search(script.parse(), None) == {("das-mil", "inv"): 4e-3}
+    best = {("das-mil", "inv"): script.Recipe(4e-3, 120, "jitter")}
+    assert script.search(script.parse(), None) == best
     losses.clear()  # trials of an earlier run count
-    assert script.search(script.parse(), None) == {("das-mil", "inv"): 4e-3}
+    assert script.search(script.parse(), None) == best
 
 
-@pytest.mark.parametrize("wrong", ["--lr 0", "--epochs 0", "--protocol paper --models max --lr 1"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--lr 0",
+        "--epochs 0",
+        "--seeds -1",
+        "--protocol paper --models max --lr 1",
+        "--protocol paper --models max --reader published",
+    ],
+)
 def test_numbers_that_cannot_be_meant_are_refused(monkeypatch, wrong):
     script = importlib.import_module("mnist_collage")
     monkeypatch.setattr(sys, "argv", ["mnist_collage.py", *wrong.split()])
