@@ -8,8 +8,7 @@
 
 What *fresh* does not hide: the network that reads digits, its 120 epochs and the options of das-mil were settled on
 collages of other layouts, but with test digits in sight; and of das-mil more was tried than of the other models.
-In both, published models have a logit for each of two classes, where the published code has one (das-mil-paper too):
-the loss is the same, but under AdamW the difference of two logits moves faster.
+As in the published code, models have one logit under *paper*; under *fresh* one for each class, as on slides.
 """
 
 import math
@@ -18,17 +17,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from collage_data import RULES, Digits, Source, draw_layouts, with_images
-from collage_models import PUBLISHED, CollageModel, fresh_options, fresh_reader, published_reader
+from collage_data import CANVAS_PX, RULES, Digits, Source, draw_layouts, with_images
+from collage_models import PUBLISHED, READERS, CollageModel, fresh_options, published_reader
+from fitting import lengths
 from torch.nn import functional
 
 from wsi_mil import metrics
-from wsi_mil.aggregators import infer
+from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.bags import collate
 from wsi_mil.learning import Example
 
 _PAPER_SEED, PAPER_EPOCHS = 1, 50
 _FRESH_SEEDS, FRESH_EPOCHS, _FRESH_BATCH = (2101, 2102, 2103), 120, 10
+_TEST_BATCH = 100
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 """Trials of every model under *fresh*."""
 
@@ -39,6 +40,14 @@ class Collages(NamedTuple):
     train: list[Example]
     val: list[Example]
     test: list[Example]
+
+
+class Recipe(NamedTuple):
+    """How a model learns under *fresh*."""
+
+    lr: float
+    epochs: int = FRESH_EPOCHS
+    reader: str = next(iter(READERS))
 
 
 class Score(NamedTuple):
@@ -75,13 +84,6 @@ def fresh_collages(variant: str, source: Source) -> Collages:
     return Collages(*(_collages(variant, count, seed, digits) for count, seed, digits in splits))
 
 
-def length_scales_px(examples: Sequence[Example], heads: int = 4) -> list[float]:
-    """In equal ratios from the smallest distance to the 0.95 quantile of all, as training on slides has it."""
-    distances = np.concatenate([torch.pdist(example.bag.coords_um).numpy() for example in examples])
-    low, high = distances.min(), np.quantile(distances, 0.95)
-    return [float(low * (high / low) ** (head / (heads - 1))) for head in range(heads)]
-
-
 def learn_as_published(
     model: CollageModel, name: str, examples: Sequence[Example], seed: int, epochs: int = PAPER_EPOCHS
 ) -> None:
@@ -98,23 +100,31 @@ def learn_as_published(
 def _published_optimiser(model: CollageModel, name: str) -> tuple[torch.optim.Optimizer, "Lookahead | None"]:
     published, weights = PUBLISHED[name], model.parameters()
     if not published.lookahead:
-        return torch.optim.AdamW(weights, published.lr, weight_decay=published.weight_decay), None
+        return torch.optim.AdamW(weights, published.lr, weight_decay=published.weight_decay, fused=True), None
     decay = {"weight_decay": published.weight_decay, "decoupled_weight_decay": True}
     return torch.optim.RAdam(weights, published.lr, **decay), Lookahead(model)
 
 
-def learn_fresh(
-    model: CollageModel, examples: Sequence[Example], lr: float, seed: int, epochs: int = FRESH_EPOCHS
-) -> None:
-    """Train in place: ten collages per step, a warm-up and a cosine, the last epoch kept."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
-    steps = epochs * math.ceil(len(examples) / _FRESH_BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=0.1, cycle_momentum=False)
-    for epoch in range(epochs):
+def learn_fresh(model: CollageModel, examples: Sequence[Example], recipe: Recipe, seed: int) -> None:
+    """Train in place: ten collages per step, turned at random, a warm-up and a cosine, the last epoch kept."""
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=0.01, fused=True)
+    steps = recipe.epochs * math.ceil(len(examples) / _FRESH_BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, steps, pct_start=0.1, cycle_momentum=False)
+    for epoch in range(recipe.epochs):
         for batch in _shuffled(examples, _FRESH_BATCH, epoch, seed):
-            _step(model, optimiser, batch, clip=1.0)
+            _step(model, optimiser, [turned(example) for example in batch], clip=1.0)
             schedule.step()
     model.eval()
+
+
+def turned(example: Example) -> Example:
+    """The collage turned or mirrored as a whole, by one of the eight symmetries of its canvas, so that models that see
+    where on the canvas a digit lies can learn that it does not matter. Digits stay upright.
+    """
+    mirrored, upside_down, swapped = torch.rand(3) < 0.5
+    xy = example.bag.coords_um - CANVAS_PX / 2
+    xy = xy * torch.where(torch.stack((mirrored, upside_down)), -1, 1)
+    return example._replace(bag=example.bag._replace(coords_um=(xy.flip(1) if swapped else xy) + CANVAS_PX / 2))
 
 
 def _shuffled(examples: Sequence[Example], size: int, epoch: int, seed: int) -> Iterator[list[Example]]:
@@ -153,7 +163,11 @@ class Lookahead:
 def evaluate(model: CollageModel, examples: Sequence[Example]) -> tuple[float, float, float]:
     """Accuracy, AUROC and cross-entropy."""
     targets = np.array([example.target for example in examples])
-    scores = np.stack([infer(model, example.bag).probabilities for example in examples])
+    batches = (examples[start : start + _TEST_BATCH] for start in range(0, len(examples), _TEST_BATCH))
+    model.eval()
+    with torch.inference_mode():
+        logits = torch.cat([model(collate([example.bag for example in batch])).logits for batch in batches])
+    scores = logits.double().softmax(dim=1).numpy()
     surprise = -np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-12)).mean()
     return float((scores.argmax(axis=1) == targets).mean()), metrics.auroc(targets, scores), float(surprise)
 
@@ -164,30 +178,33 @@ def run_paper(
     """Train and test one row of the published table."""
     collages = paper_collages(variant, source)
     torch.manual_seed(seed)
-    model = CollageModel(name, PUBLISHED[name].options, published_reader())
+    published = PUBLISHED[name]
+    model = CollageModel(name, published.options, published_reader(), published.logits)
+    published.start(model.aggregator)
     learn_as_published(model, name, collages.train, seed, epochs)
     accuracy, auroc, _ = evaluate(model, collages.test)
     return Score(name, variant, "paper", seed, accuracy, auroc), model
 
 
-def try_lr(name: str, variant: str, lr: float, source: Source, epochs: int = FRESH_EPOCHS) -> float:
-    """Validation loss at seed 0, by which the learning rate of a model is chosen."""
+def try_recipe(name: str, variant: str, recipe: Recipe, source: Source) -> float:
+    """Validation loss at seed 0, by which a recipe is chosen."""
     collages = fresh_collages(variant, source)
-    return evaluate(_fresh_model(name, collages, lr, 0, epochs), collages.val)[2]
+    return evaluate(fresh_model(name, collages, recipe, 0), collages.val)[2]
 
 
-def run_fresh(
-    name: str, variant: str, seed: int, lr: float, source: Source, epochs: int = FRESH_EPOCHS
-) -> tuple[Score, CollageModel]:
+def run_fresh(name: str, variant: str, seed: int, recipe: Recipe, source: Source) -> tuple[Score, CollageModel]:
     """Train a model and look at the test collages, once."""
     collages = fresh_collages(variant, source)
-    model = _fresh_model(name, collages, lr, seed, epochs)
+    model = fresh_model(name, collages, recipe, seed)
     accuracy, auroc, _ = evaluate(model, collages.test)
     return Score(name, variant, "fresh", seed, accuracy, auroc), model
 
 
-def _fresh_model(name: str, collages: Collages, lr: float, seed: int, epochs: int) -> CollageModel:
+def fresh_model(name: str, collages: Collages, recipe: Recipe, seed: int) -> CollageModel:
+    """A model that has learnt from the training collages."""
     torch.manual_seed(seed)
-    model = CollageModel(name, fresh_options(name, length_scales_px(collages.train)), fresh_reader())
-    learn_fresh(model, collages.train, lr, seed, epochs)
+    options = fresh_options(name)
+    options |= lengths(AGGREGATORS[name], collages.train, options)
+    model = CollageModel(name, options, READERS[recipe.reader]())
+    learn_fresh(model, collages.train, recipe, seed)
     return model

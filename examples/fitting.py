@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from wsi_mil import metrics
 from wsi_mil.aggregators import Aggregator, infer
+from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
 from wsi_mil.learning import Example, LearnParams, learn
 
 
@@ -49,7 +50,7 @@ def fit(kind: type[Aggregator], train: InMemory, val: InMemory, params: LearnPar
     features = torch.cat([example.bag.features for example in train]).double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        chosen = kind.Params(**(_lengths(kind, train, options) | options))
+        chosen = kind.Params(**(lengths(kind, train, options) | options))
         model = kind(features.shape[1], max(train.targets) + 1, chosen)
         model.fit_features(features.mean(dim=0).float(), features.std(dim=0, correction=0).float())
         learn(model, train, val, params)
@@ -71,19 +72,24 @@ def accuracy(model: Aggregator, examples: InMemory) -> float:
     return float((scores(model, examples).argmax(axis=1) == examples.targets).mean())
 
 
-def _lengths(kind: type[Aggregator], train: InMemory, options: dict[str, Any]) -> dict[str, Any]:
+def lengths(kind: type[Aggregator], train: Iterable[Example], options: dict[str, Any]) -> dict[str, Any]:
     """Options in micrometres, from how far apart the tiles of the training bags lie; none where all lie in one place.
 
     Length scales as `wsi_mil.train` chooses them. The published models divide by the largest distance of their cohort.
+
+    Args:
+        kind: the model's class.
+        train: bags to learn from.
+        options: those given otherwise.
     """
     chosen: dict[str, Any] = {field.name: field.default for field in fields(kind.Params)} | options
     um = torch.cat([torch.pdist(example.bag.coords_um) for example in train])
     if not um.any():
         return {}
-    lengths: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if "length_scales_um" in chosen:
-        nearest, farthest = np.quantile(um[um > 0].numpy(), [0.0, 0.95])
-        lengths["length_scales_um"] = tuple(map(float, np.geomspace(nearest, farthest, chosen["heads"])))
+        nearest, farthest = np.quantile(um[um > 0].numpy(), [0.0, FARTHEST_QUANTILE])
+        found["length_scales_um"] = length_scales(nearest, farthest, chosen["heads"])
     if "max_distance_um" in chosen:
-        lengths["max_distance_um"] = float(um.max())
-    return lengths
+        found["max_distance_um"] = float(um.max())
+    return found

@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,18 +25,19 @@ from typing import Any, NamedTuple
 
 import torch
 from collage_data import RULES, Source, load_source
-from collage_models import PUBLISHED
+from collage_models import PUBLISHED, READERS
 from collage_pictures import draw_collages, draw_curves, transitions_px
 from collage_runs import (
     FRESH_EPOCHS,
     LEARNING_RATES,
     PAPER_EPOCHS,
+    Recipe,
     Score,
     fresh_collages,
     paper_collages,
     run_fresh,
     run_paper,
-    try_lr,
+    try_recipe,
 )
 
 from wsi_mil.aggregators import AGGREGATORS
@@ -43,12 +45,16 @@ from wsi_mil.errors import WsiMilError
 from wsi_mil.executors import available_cores
 from wsi_mil.progress import print_table, progress, show_messages
 
+# glibc gives arrays of over 128 kB back at once: a training step would spend a third of its time getting them again.
+_KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
 
 class Trial(NamedTuple):
-    """Validation loss of a learning rate."""
+    """Validation loss of a recipe."""
 
     model: str
     variant: str
+    reader: str
     lr: float
     loss: float
 
@@ -86,6 +92,8 @@ def in_processes(
     jobs = list(jobs)
     if not jobs:
         return
+    for name in _KEEP_MEMORY:  # read when a process starts, so these are told by its environment
+        os.environ.setdefault(name, str(2**30))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wsi_mil.aggregators", "wsi_mil.learning"])
     pool = ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
@@ -98,21 +106,22 @@ def in_processes(
         pool.shutdown(cancel_futures=True)  # who stops early does not wait for what has not begun
 
 
-def trial(model: str, variant: str, lr: float, epochs: int | None, source: Source) -> Trial:
-    """Measure a learning rate; what diverges is the worst."""
-    loss = try_lr(model, variant, lr, source, epochs or FRESH_EPOCHS)
-    return Trial(model, variant, lr, loss if math.isfinite(loss) else math.inf)
+def trial(model: str, variant: str, recipe: Recipe, source: Source) -> Trial:
+    """Measure a recipe; what diverges is the worst."""
+    loss = try_recipe(model, variant, recipe, source)
+    return Trial(model, variant, recipe.reader, recipe.lr, loss if math.isfinite(loss) else math.inf)
 
 
-def run(
-    job: Run, lr: float | None, epochs: int | None, source: Source, pictures: Path | None
-) -> tuple[Score, list[float]]:
-    """Train and test; das-mil draws pictures if a folder is given. Also gives its learned transitions, in px."""
-    if job.protocol == "paper" or lr is None:
-        score, model = run_paper(job.model, job.variant, job.seed, source, epochs or PAPER_EPOCHS)
+def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -> tuple[Score, list[float]]:
+    """Train and test by a recipe, or as published for so many epochs; das-mil draws pictures if a folder is given.
+
+    Also gives its learned transitions, in px.
+    """
+    if isinstance(recipe, int):
+        score, model = run_paper(job.model, job.variant, job.seed, source, recipe)
         examples = paper_collages(job.variant, source).test
     else:
-        score, model = run_fresh(job.model, job.variant, job.seed, lr, source, epochs or FRESH_EPOCHS)
+        score, model = run_fresh(job.model, job.variant, job.seed, recipe, source)
         examples = fresh_collages(job.variant, source).test
     transitions = transitions_px(model)
     if pictures is not None and transitions:
@@ -124,29 +133,28 @@ def run(
     return score, transitions
 
 
-def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], float]:
-    """The learning rate of each model and variant, of as many trials each; trials of earlier runs count."""
+def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], Recipe]:
+    """The recipe of each model and variant: of as many trials each, that of least loss; earlier trials count."""
+    recipes = [Recipe(lr, options.epochs or FRESH_EPOCHS, options.reader) for lr in LEARNING_RATES]
+    wanted = list(itertools.product(options.models, options.variant, recipes))
     path = options.out.with_suffix(".trials.csv")
-    trials: list[Trial] = read_rows(path, Trial)
-    known = {(done.model, done.variant, done.lr) for done in trials}
-    wanted = itertools.product(options.models, options.variant, LEARNING_RATES)
-    jobs = [(*job, options.epochs, source) for job in wanted if job not in known]
+    losses = {trial[:4]: trial for trial in read_rows(path, Trial)}
+    jobs = [(*job, source) for job in wanted if (*job[:2], job[2].reader, job[2].lr) not in losses]
     for done in in_processes(trial, jobs, options.workers, "trials"):
-        trials.append(done)
-        write_rows(path, trials)
-    best: dict[tuple[str, str], Trial] = {}
-    for done in trials:
-        if done.lr in LEARNING_RATES:
-            key = done.model, done.variant
-            best[key] = min(best.get(key, done), done, key=lambda each: each.loss)
-    return {key: done.lr for key, done in best.items()}
+        losses[done[:4]] = done
+        write_rows(path, list(losses.values()))
+    best: dict[tuple[str, str], tuple[float, Recipe]] = {}
+    for model, variant, recipe in wanted:
+        found = losses[model, variant, recipe.reader, recipe.lr].loss, recipe
+        best[model, variant] = min(best.get((model, variant), found), found)
+    return {key: recipe for key, (_, recipe) in best.items()}
 
 
 def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
     """Results made of other digits, with other epochs or another learning rate do not go into one table."""
     path = options.out.with_suffix(".json")
     known = json.loads(path.read_text()) if path.exists() else {}
-    now = {"digits": source.name, "epochs": options.epochs, "lr": options.lr}
+    now = {"digits": source.name, "epochs": options.epochs, "lr": options.lr, "reader": options.reader}
     before = known.get(options.protocol, now)
     if differing := [name for name, value in now.items() if before[name] != value]:
         told = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in differing)
@@ -196,8 +204,14 @@ def parse() -> argparse.Namespace:
     add("--variant", choices=RULES, nargs="+", default=list(RULES))
     add("--protocol", choices=("paper", "fresh"), default="fresh")
     add("--models", choices=AGGREGATORS, nargs="+", metavar="MODEL", default=["das-mil"], help=", ".join(AGGREGATORS))
-    add("--seeds", type=int, default=1, help="how many")
+    add("--seeds", type=int, default=1, help="how many; 0: trials only")
     add("--lr", type=float, help="of protocol fresh; none: chosen among trials on the validation collages")
+    add(
+        "--reader",
+        choices=READERS,
+        default=next(iter(READERS)),
+        help="of protocol fresh: the network that reads digits",
+    )
     add("--epochs", type=int, help="none: those of the protocol; fewer show the way, not the result")
     add("--out", type=Path, default=Path("mnist-collage.csv"))
     add("--workers", type=int, default=available_cores(), help="runs at a time")
@@ -205,12 +219,14 @@ def parse() -> argparse.Namespace:
     unpublished = [model for model in options.models if model not in PUBLISHED]
     if options.protocol == "paper" and unpublished:
         parser.error(f"{', '.join(unpublished)}: not in the published table, which has {', '.join(PUBLISHED)}")
-    for name in ("seeds", "workers", "epochs", "lr"):
+    for name in ("workers", "epochs", "lr"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             parser.error(f"--{name} {value}: give a positive number")
-    if options.protocol == "paper" and options.lr is not None:
-        parser.error("--lr: protocol paper has its own")
+    if options.seeds < 0:
+        parser.error(f"--seeds {options.seeds}: give 0 or a positive number")
+    if options.protocol == "paper" and (options.lr is not None or options.reader != parser.get_default("reader")):
+        parser.error("--lr, --reader: protocol paper has its own")
     return options
 
 
@@ -228,12 +244,18 @@ def main() -> None:
     known = {tuple(score)[:4] for score in scores}
     jobs = itertools.product(options.models, options.variant, [options.protocol], range(options.seeds))
     runs = [Run(*job) for job in jobs if job not in known]
-    rates: dict[tuple[str, str], float] = {}
-    if options.protocol == "fresh" and runs:
-        given = dict.fromkeys(itertools.product(options.models, options.variant), options.lr)
-        rates = search(options, source) if options.lr is None else given
+    recipes: dict[tuple[str, str], Recipe] = {}
+    if options.protocol == "fresh" and (runs or not options.seeds):
+        given = Recipe(options.lr or 0.0, options.epochs or FRESH_EPOCHS, options.reader)
+        pairs = itertools.product(options.models, options.variant)
+        recipes = search(options, source) if options.lr is None else dict.fromkeys(pairs, given)
     arguments = [
-        (job, rates.get((job.model, job.variant)), options.epochs, source, None if job.seed else options.out.parent)
+        (
+            job,
+            recipes.get((job.model, job.variant), options.epochs or PAPER_EPOCHS),
+            source,
+            None if job.seed else options.out.parent,
+        )
         for job in runs
     ]
     for score, transitions in in_processes(run, arguments, options.workers, "runs"):

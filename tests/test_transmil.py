@@ -120,11 +120,41 @@ def test_it_is_the_three_softmaxes_with_zeros_in_front(tokens, landmarks):
     assert_same(nystrom_attention(q, k, v, landmarks, 6), torch.stack(wanted))
 
 
+@pytest.mark.parametrize("name", ["transmil", "transmil-paper"])
+def test_bags_of_a_batch_do_not_change_each_other_whatever_landmarks_they_need(name):
+    """Some share a group, with zeros in front of the shorter ones, some do not."""
+    model, sizes = made(name, landmarks=8), (3, 7, 8, 12, 5, 30)
+    bags = [on_grid(tiles, seed=tiles) for tiles in sizes]
+    wide = max(sizes)
+    fill = [wide - size for size in sizes]
+    batch = Batch(
+        torch.cat([functional.pad(bag.features, (0, 0, 0, more)) for bag, more in zip(bags, fill, strict=True)]),
+        torch.cat([functional.pad(bag.coords_um, (0, 0, 0, more)) for bag, more in zip(bags, fill, strict=True)]),
+        torch.cat([functional.pad(bag.mask, (0, more)) for bag, more in zip(bags, fill, strict=True)]),
+        None,
+    )
+    together = model(batch)
+    for row, bag in enumerate(bags):
+        alone = model(bag)
+        assert_same(together.logits[row], alone.logits[0])
+        assert_same(together.attention[row, : sizes[row]], alone.attention[0])
+        assert not together.attention[row, sizes[row] :].any()
+
+
+def test_zeros_in_front_change_nothing_up_to_a_multiple_of_the_landmarks():
+    q, k, v = (random(2, 5, 6, seed=seed) for seed in range(3))
+    filled = [functional.pad(t, (0, 0, 3, 0)) for t in (q, k, v)]
+    assert_same(nystrom_attention(*filled, 8, 6)[:, 3:], nystrom_attention(q, k, v, 8, 6))
+
+
 def test_the_first_token_s_attention_is_its_row_of_exact_attention():
     attend, tokens = NystromAttention(12, 3, 4, 6, 0.0).double(), random(9, 12)
     q, k = (linear(tokens).unflatten(1, (3, 4)) for linear in (attend.query, attend.key))
     wanted = [torch.softmax(k[1:, head] @ q[0, head] / 2, dim=0) for head in range(3)]
-    assert_same(attend.first_attention(tokens), torch.stack(wanted).mean(dim=0))
+    seen = torch.arange(9) > 0
+    got = attend.exact_attention(tokens[:1], tokens[None], seen[None])[0]
+    assert_same(got[1:], torch.stack(wanted).mean(dim=0))
+    assert got[0] == 0
 
 
 # ---- convolution over the occupied cells
@@ -313,7 +343,7 @@ def test_as_published_the_order_of_the_array_counts_and_coordinates_do_not():
 def test_copies_count_for_the_tile_that_they_show():
     model, features = made("transmil-paper"), random(5, DIM)
     shares = {}
-    model.last.register_forward_pre_hook(lambda layer, given: shares.update(all=layer.first_attention(given[0])))
+    model.last.register_forward_pre_hook(lambda layer, given: shares.update(all=layer.class_attention(given[0])[0, 1:]))
     attention = model(one_bag(features, torch.zeros(5, 2).double())).attention[0]
     assert shares["all"].shape == (9,)
     assert_same(attention, shares["all"][:5] + functional.pad(shares["all"][5:], (0, 1)))

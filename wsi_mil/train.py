@@ -23,6 +23,7 @@ from torch import Tensor
 
 from wsi_mil import checkpoint, distances, learning, metrics, store
 from wsi_mil.aggregators import Aggregator, build, infer, params_of
+from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
 from wsi_mil.bags import Bag, read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
 from wsi_mil.cohort import Cohort, Member, split
@@ -234,9 +235,8 @@ def _length_scales(cohort: Cohort, folder: Path, distances_folder: Path, params:
             "no training slide has two tiles, so there is no distance to learn from: make smaller tiles by `wsimil tile"
             " --tile-um`, or give --option length_scales_um"
         )
-    nearest, farthest = distances.quantile(counts, 0.0), distances.quantile(counts, 0.95)
-    heads = params_of(params.aggregator, params.options).heads
-    return tuple(float(scale) for scale in np.geomspace(nearest, farthest, heads))
+    nearest, farthest = (distances.quantile(counts, share) for share in (0.0, FARTHEST_QUANTILE))
+    return length_scales(nearest, farthest, params_of(params.aggregator, params.options).heads)
 
 
 class _Statistics(NamedTuple):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +14,19 @@ from wsi_mil.attention import DistanceBias
 from wsi_mil.errors import OptionError
 
 FINEST_UM, COARSEST_UM = 256.0, 16_384.0
+FARTHEST_QUANTILE = 0.95
+"""Which distance of a cohort its coarsest head starts from: beyond lie the far corners of the largest slides."""
+
+
+def length_scales(nearest_um: float, farthest_um: float, heads: int) -> tuple[float, ...]:
+    """Distances for the heads to start from, in equal ratios from the nearest to the farthest.
+
+    Args:
+        nearest_um: the least distance of two tiles in the training bags.
+        farthest_um: the quantile `FARTHEST_QUANTILE` of all their distances.
+        heads: how many.
+    """
+    return tuple(map(float, np.geomspace(nearest_um, farthest_um, heads)))
 
 
 @dataclass(frozen=True)
@@ -42,14 +56,10 @@ class DasMilParams(SelfAttentionParams):
         require_positive(sharpness=self.sharpness)
         if not (self.key_bias or self.query_bias or self.value_bias):
             raise OptionError("key_bias, query_bias and value_bias are all off: use self-attention instead")
-        scales = tuple(map(float, self.length_scales_um)) or self._default_scales()
+        scales = tuple(map(float, self.length_scales_um)) or length_scales(FINEST_UM, COARSEST_UM, self.heads)
         object.__setattr__(self, "length_scales_um", scales)
         if len(scales) != self.heads or not all(0 < scale < math.inf for scale in scales):
             raise OptionError(f"length_scales_um {scales}: give {self.heads} positive lengths, one per head")
-
-    def _default_scales(self) -> tuple[float, ...]:
-        ratio = (COARSEST_UM / FINEST_UM) ** (1 / max(self.heads - 1, 1))
-        return tuple(FINEST_UM * ratio**head for head in range(self.heads))
 
 
 class DasMil(SelfAttention):

@@ -5,11 +5,12 @@ where they lie. The published one takes the order of the array for a layout; `Tr
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wsi_mil.aggregators.base import Aggregator, Output
@@ -64,7 +65,41 @@ class Layout(NamedTuple):
 
     order: Int[Tensor, " tokens"]
     """The tile that each token shows."""
-    grid: Grid
+    cells: Int[Tensor, "tokens 3"]
+    """Slide, row and column of each token, each counted from 0."""
+
+
+class Sequences(NamedTuple):
+    """Bags of about one length: the class token and the tiles of each, zeros in front so that all end together.
+
+    Attention starts by putting zeros in front itself, so these change nothing.
+    """
+
+    tokens: Float[Tensor, "bags tokens dim"]
+    start: Int[Tensor, " bags"]
+    """Where the class token is."""
+
+    @property
+    def real(self) -> Bool[Tensor, "bags tokens"]:
+        """Which tokens are no filling."""
+        return torch.arange(self.tokens.shape[1], device=self.start.device) >= self.start.unsqueeze(1)
+
+    @property
+    def shown(self) -> Bool[Tensor, "bags tokens"]:
+        """Which tokens show tiles."""
+        return torch.arange(self.tokens.shape[1], device=self.start.device) > self.start.unsqueeze(1)
+
+    @property
+    def class_token(self) -> Float[Tensor, "bags dim"]:
+        """That of each bag."""
+        return self.tokens[torch.arange(len(self.start), device=self.start.device), self.start]
+
+    @classmethod
+    def of(cls, bags: Sequence[Float[Tensor, "_ dim"]]) -> "Sequences":
+        """Put sequences, each with its class token, side by side."""
+        longest = max(map(len, bags))
+        tokens = torch.stack([nn.functional.pad(bag, (0, 0, longest - len(bag), 0)) for bag in bags])
+        return cls(tokens, torch.tensor([longest - len(bag) for bag in bags], device=tokens.device))
 
 
 class TransMilPaper(Aggregator):
@@ -75,7 +110,7 @@ class TransMilPaper(Aggregator):
     coordinates are ignored. It exists to check published figures; use `TransMil` otherwise. Features are taken as they
     are, not standardised.
 
-    Bags are taken one by one: as released, the bags of a batch would change each other's pseudo-inverse.
+    As released, the bags of a batch would change each other's pseudo-inverse; here they do not.
 
     ``Output.attention``: what the class token would pay to each tile in the last layer if attention were exact and
     to tiles alone, mean over heads; copies count for their tile. Tokens have been mixed by then, and the class token
@@ -103,10 +138,17 @@ class TransMilPaper(Aggregator):
         if slide is None:
             slide = torch.zeros_like(batch.mask, dtype=torch.long)
         parts = zip(features, batch.coords_um, slide, batch.mask, strict=True)
-        answers = [self._answer(*(part[mask] for part in one)) for *one, mask in parts]
-        logits, shares = zip(*answers, strict=True)
-        attention = features.new_zeros(batch.mask.shape).masked_scatter(batch.mask, torch.cat(shares))
-        return Output(torch.stack(logits), attention)
+        layouts = [self.lay_out(*(part[mask] for part in one)) for *one, mask in parts]
+        projected = self.project(features)
+        tiles = [bag[mask][layout.order] for bag, mask, layout in zip(projected, batch.mask, layouts, strict=True)]
+        groups = self._alike(layouts)
+        answers = [self._answer([tiles[bag] for bag in group], [layouts[bag] for bag in group]) for group in groups]
+        logits, shares = (torch.cat(part) for part in zip(*answers, strict=True))
+        bags = [bag for group in groups for bag in group]
+        place = torch.cat([batch.mask[bag].nonzero()[layouts[bag].order, 0] + bag * features.shape[1] for bag in bags])
+        attention = shares.new_zeros(batch.mask.numel()).index_add(0, place, shares).view_as(batch.mask)
+        back = torch.tensor(bags, device=logits.device).argsort()
+        return Output(logits[back], attention)
 
     def lay_out(
         self, features: Float[Tensor, "tiles dim"], coords_um: Float[Tensor, "tiles 2"], slide: Int[Tensor, " tiles"]
@@ -116,19 +158,26 @@ class TransMilPaper(Aggregator):
         side = math.isqrt(tiles - 1) + 1
         place = torch.arange(side * side, device=features.device)
         cells = torch.stack([torch.zeros_like(place), place // side, place % side], dim=1)
-        return Layout(place % tiles, make_grid(cells, max(KERNEL_SIDES)))
+        return Layout(place % tiles, cells)
+
+    def _alike(self, layouts: Sequence[Layout]) -> list[list[int]]:
+        """Bags whose sequences attention fills up to one length; zeros in front of those change nothing."""
+        groups: dict[int, list[int]] = {}
+        for bag, layout in enumerate(layouts):
+            groups.setdefault(len(layout.order) // self.params.landmarks, []).append(bag)
+        return list(groups.values())
 
     def _answer(
-        self, features: Float[Tensor, "tiles dim"], coords_um: Float[Tensor, "tiles 2"], slide: Int[Tensor, " tiles"]
-    ) -> tuple[Float[Tensor, " classes"], Float[Tensor, " tiles"]]:
-        """Logits and attention of one bag without padding."""
-        layout = self.lay_out(features, coords_um, slide)
-        tokens = torch.cat([self.class_token.unsqueeze(0), self.project(features)[layout.order]])
-        tokens = self.first(tokens)
-        tokens = torch.cat([tokens[:1], self.encode(tokens[1:], layout.grid)])
-        shares = self.last.first_attention(tokens)
-        attention = shares.new_zeros(len(features)).index_add(0, layout.order, shares)
-        return self.classify(self.norm(self.last(tokens)[0])), attention
+        self, tiles: Sequence[Float[Tensor, "_ dim"]], layouts: Sequence[Layout]
+    ) -> tuple[Float[Tensor, "bags classes"], Float[Tensor, " tokens"]]:
+        """Logits of bags that are alike, and the attention of all their tokens, bag by bag."""
+        sequences = Sequences.of([torch.cat([self.class_token.unsqueeze(0), bag]) for bag in tiles])
+        tokens, shown = self.first(sequences), sequences.shown
+        encoded = self.encode(tokens[shown], make_grid(_side_by_side(layouts), max(KERNEL_SIDES)))
+        sequences = sequences._replace(tokens=tokens.masked_scatter(shown.unsqueeze(-1), encoded))
+        shares = self.last.class_attention(sequences)[shown]
+        answer = sequences._replace(tokens=self.last(sequences)).class_token
+        return self.classify(self.norm(answer)), shares
 
 
 class TransMil(TransMilPaper):
@@ -157,7 +206,7 @@ class TransMil(TransMilPaper):
         # Tiles of one place are told apart by a number that hardly ever is the same for different features.
         content = features.detach() @ torch.arange(1.0, self.dim + 1).sqrt().to(features)
         order = _sorted_by(*cells.unbind(dim=1), *coords_um.unbind(dim=1), content)
-        return Layout(order, make_grid(cells[order], max(KERNEL_SIDES)))
+        return Layout(order, cells[order])
 
 
 class Layer(nn.Module):
@@ -168,13 +217,15 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(params.hidden)
         self.attend = NystromAttention(params.hidden, params.heads, params.landmarks, params.iterations, params.dropout)
 
-    def forward(self, tokens: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
-        """Tokens and what they attend to."""
-        return tokens + self.attend(self.norm(tokens))
+    def forward(self, sequences: Sequences) -> Float[Tensor, "bags tokens dim"]:
+        """Tokens and what they attend to; what stands in front means nothing."""
+        normalised = self.norm(sequences.tokens) * sequences.real.unsqueeze(-1)
+        return sequences.tokens + self.attend(normalised)
 
-    def first_attention(self, tokens: Float[Tensor, "tokens dim"]) -> Float[Tensor, " others"]:
-        """Exact attention of the first token to the others; see `NystromAttention`."""
-        return self.attend.first_attention(self.norm(tokens))
+    def class_attention(self, sequences: Sequences) -> Float[Tensor, "bags tokens"]:
+        """Exact attention of the class token to the tiles; see `NystromAttention`."""
+        token, tokens = self.norm(sequences.class_token), self.norm(sequences.tokens)
+        return self.attend.exact_attention(token, tokens, sequences.shown)
 
 
 class PositionEncoding(nn.Module):
@@ -197,6 +248,15 @@ class PositionEncoding(nn.Module):
         centred = [nn.functional.pad(kernel, [(largest - kernel.shape[-1]) // 2] * 4) for kernel in kernels]
         biases: list[Tensor] = [conv.get_parameter("bias") for conv in self.convolutions]
         return torch.stack(centred).sum(dim=0), torch.stack(biases).sum(dim=0)
+
+
+def _side_by_side(layouts: Sequence[Layout]) -> Int[Tensor, "tokens 3"]:
+    """The cells of several bags, the slides of each numbered after those of the one before."""
+    cells, first = [], 0
+    for layout in layouts:
+        cells.append(layout.cells + layout.cells.new_tensor([first, 0, 0]))
+        first += int(layout.cells[:, 0].max()) + 1
+    return torch.cat(cells)
 
 
 def _sorted_by(*keys: Tensor) -> Int[Tensor, " tiles"]:
