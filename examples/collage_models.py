@@ -62,12 +62,12 @@ def _normalised() -> nn.Sequential:
 
 
 READERS: dict[str, Callable[[], nn.Module]] = {
-    "jitter": lambda: nn.Sequential(Jitter(), *published_reader()),
-    "published": published_reader,
-    "normalised": _normalised,
     "normalised-jitter": lambda: nn.Sequential(Jitter(), *_normalised()),
+    "jitter": lambda: nn.Sequential(Jitter(), *published_reader()),
+    "normalised": _normalised,
+    "published": published_reader,
 }
-"""Networks that read digits under *fresh*; the first was chosen, on validation collages."""
+"""Networks that read digits under *fresh*; the first was chosen, on collages of training digits."""
 
 
 class CollageModel(Aggregator):
@@ -207,7 +207,7 @@ def fresh_options(name: str) -> dict[str, Any]:
     transformer = {"hidden": 64, "heads": 4}
     graph = {"hidden": 64, "neighbours": 3}
     return {
-        "das-mil": attention,
+        "das-mil": {**attention, "sharpness": 10.0},
         "das-mil-paper": {"hidden": 0, "value_dim": 32},
         "self-attention": attention,
         "self-attention-axial": {**attention, "unit_um": 1.0},

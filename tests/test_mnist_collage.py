@@ -284,7 +284,7 @@ def test_the_best_trial_is_chosen_and_what_diverged_is_not(monkeypatch, tmp_path
     monkeypatch.setattr(script, "try_recipe", lambda name, variant, recipe, source: losses[recipe.lr])
     monkeypatch.setattr(script, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
     monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--variant", "inv", "--out", str(tmp_path / "out.csv")])
-    best = {("das-mil", "inv"): script.Recipe(4e-3, 120, "jitter")}
+    best = {("das-mil", "inv"): script.Recipe(4e-3, 120, "normalised-jitter")}
     assert script.search(script.parse(), None) == best
     losses.clear()  # trials of an earlier run count
     assert script.search(script.parse(), None) == best
