@@ -404,6 +404,14 @@ def test_without_the_hub_the_file_and_the_command_are_named(status, message, mon
     assert "\n" not in text
 
 
+def test_the_page_of_the_hub_is_named_for_the_file_of_the_hub(monkeypatch):
+    """CTransPath's authors have their own page, with another file."""
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refusing(404))
+    with pytest.raises(WeightsError) as caught:
+        load_encoder("ctranspath")
+    assert "fetch model.safetensors from https://huggingface.co/1aurent/swin_tiny" in str(caught.value)
+
+
 def test_offline_it_says_so_at_once():
     started = time.monotonic()
     with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE is set.*`wsimil weights add resnet50 model.safetensors`"):

@@ -505,6 +505,10 @@ def call(*arguments: object) -> int:
 
 
 def test_the_commands_add_list_and_name_weights(file, capsys):
+    assert call("weights", "list") == 0
+    assert f"{cache.folder()} holds no weights: `wsimil weights add NAME FILE`" in capsys.readouterr().out
+    assert call("weights", "path", "morphology") == 2
+    assert "morphology is built in and has no weights" in capsys.readouterr().err
     assert call("weights", "path", TINY) == 1
     assert f"`wsimil weights add {TINY} FILE`" in capsys.readouterr().err
     assert call("weights", "add", TINY, file) == 0

@@ -31,7 +31,11 @@ def list_() -> None:
     from wsi_mil.encoders import cache
     from wsi_mil.progress import print_table
 
-    rows = [[entry.encoder, _size(entry.path), entry.sha256[:12], entry.origin] for entry in cache.everything_kept()]
+    kept = cache.everything_kept()
+    if not kept:
+        typer.echo(f"{cache.folder()} holds no weights: `wsimil weights add NAME FILE` adds some")
+        return
+    rows = [[entry.encoder, _size(entry.path), entry.sha256[:12], entry.origin] for entry in kept]
     print_table(f"{cache.folder()}", ["encoder", "size", "sha256", "copied from"], rows)
 
 
@@ -39,9 +43,12 @@ def list_() -> None:
 def path(name: Name) -> None:
     """Print where the weights of an encoder are on this machine."""
     from wsi_mil.encoders import find_encoder, sources
-    from wsi_mil.errors import WeightsError
+    from wsi_mil.errors import OptionError, WeightsError
 
-    found = sources.local_file(find_encoder(name))
+    spec = find_encoder(name)
+    if not spec.arch:
+        raise OptionError(f"{name} is built in and has no weights: `wsimil extract --model {name}` just works")
+    found = sources.local_file(spec)
     if found is None:
         raise WeightsError(
             f"no weights of {name} are on this machine: fetch them, and `wsimil weights add {name} FILE`"

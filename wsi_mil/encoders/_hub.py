@@ -52,7 +52,7 @@ def page_of(spec: EncoderSpec) -> str:
 
 
 def _explain(spec: EncoderSpec, error: Exception) -> str:
-    page = page_of(spec)
+    page = f"https://huggingface.co/{spec.hub_id}"  # which may have another file than `spec.page`
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else None
     if status in (401, 403):

@@ -147,7 +147,7 @@ def _in_folder(spec: EncoderSpec, path: Path) -> Path:
         return files[0]
     if files:
         names = ", ".join(file.name for file in files)
-        raise WeightsError(f"{path} holds several weight files ({names}): name one of them by --weights")
+        raise WeightsError(f"{path} holds several weight files ({names}): name one of them")
     raise WeightsError(f"{path} holds no weight file ({' '.join(SUFFIXES)}): name a file, or another folder")
 
 
