@@ -156,8 +156,8 @@ def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     now = {"digits": source.name, "epochs": options.epochs, "lr": options.lr, "reader": options.reader}
     before = known.get(options.protocol, now)
-    if differing := [name for name, value in now.items() if before[name] != value]:
-        told = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in differing)
+    if differing := [name for name, value in now.items() if before.get(name) != value]:
+        told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in differing)
         raise SystemExit(f"error: {options.out} was made with {told}: give another --out")
     path.write_text(json.dumps({**known, options.protocol: now}))
 
