@@ -6,9 +6,9 @@
 * *fresh*: 300 collages to learn from and 100 to choose by, of different training digits, 2,000 to test on, of test
   digits; layouts from three seeds. The learning rate is chosen on the 100, from the same trials for every model.
 
-What *fresh* does not hide: its 120 epochs and the options of das-mil were settled on collages of other layouts, but with
-test digits in sight, and of das-mil more was tried than of the other models. The network that reads digits has been
-judged on training digits since.
+What *fresh* does not hide: its 120 epochs and the options of das-mil were settled on collages of other layouts, but
+with test digits in sight, and of das-mil more was tried than of the other models. The network that reads digits has
+been judged on training digits since.
 As in the published code, models have one logit under *paper*; under *fresh* one for each class, as on slides.
 """
 
