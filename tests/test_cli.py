@@ -93,7 +93,9 @@ def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.Monkey
     assert arguments.tile_params(None, None, None, 0.5, "morphology") == TileParams()
 
 
-def test_weights_go_to_the_encoder_that_they_name() -> None:
+def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.pth").touch()
     weights = arguments.encoder_weights
     assert weights(["uni"], None) == {"uni": None}
     assert weights(["uni"], ["a=b.pth"]) == {"uni": "a=b.pth"}
@@ -102,6 +104,7 @@ def test_weights_go_to_the_encoder_that_they_name() -> None:
     for models, words, message in (
         (["uni", "uni"], [], "name each encoder once"),
         (["uni", "b"], ["w.pth"], "--weights w.pth: give NAME=FILE, NAME being one of uni, b"),
+        (["uni"], ["b=random:0"], "--weights b=random:0: no such file, nor is b the --model, which is uni"),
         (["uni", "b"], ["c=w.pth"], "--weights c=w.pth: give NAME=FILE"),
         (["uni", "b"], ["b=w.pth", "b=v.pth"], "--weights b=v.pth: give b one file"),
         (["uni", "b"], ["b="], "--weights b=: give b one file"),

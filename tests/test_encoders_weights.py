@@ -217,6 +217,7 @@ def test_the_published_hash_is_confirmed_and_another_one_warned_of(file, caplog)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert sha256 in warning
     assert "f" * 64 in warning
+    assert "loaded" not in warning  # it is not yet
 
 
 def test_a_file_of_other_weights_than_wanted_is_refused_before_it_is_opened(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from planted import plant, plant_cohort
 
-from wsi_mil import devices, train, workflow
+from wsi_mil import cli, devices, train, workflow
 from wsi_mil import predict as predictor
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe, load
@@ -54,6 +54,31 @@ def test_training_recorded_the_same_predictions(root: Path, tmp_path: Path) -> N
     recorded = {row.slide_id: row.probabilities for row in read_predictions(root / "model" / "predictions.csv")[0]}
     for row in rows:
         assert row.probabilities == pytest.approx(recorded[row.slide_id], abs=1e-5)
+
+
+def test_the_command_tells_slides_that_are_empty_and_those_that_fail(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(tmp_path / "feats", "void", positive=True, seed=1, tiles=0)
+    plant(tmp_path / "feats", "good", positive=True, seed=2)
+    options = ["--model", root / "model", "--out", tmp_path / "out"]
+
+    def call() -> int:
+        try:
+            cli.main([str(word) for word in ("predict", "--bags", tmp_path / "feats", *options)])
+        except SystemExit as left:
+            return int(left.code or 0)
+        return 0
+
+    assert call() == 0
+    told = capsys.readouterr().out
+    assert "empty" in told
+    assert "good" in told
+    (tmp_path / "feats" / "bad.h5").write_bytes(b"nothing")
+    assert call() == 1
+    told = capsys.readouterr()
+    assert "failed: bad:" in told.err
+    assert "void" in told.out
 
 
 def test_empty_slides_have_a_row_without_probabilities_and_bad_ones_fail_alone(root: Path, tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def encoder_weights(models: list[str], weights: list[str] | None) -> dict[str, s
         if not (equals and name in given):
             if len(models) > 1:
                 raise OptionError(f"--weights {word}: give NAME=FILE, NAME being one of {', '.join(models)}")
+            if equals and not Path(word).exists():
+                raise OptionError(f"--weights {word}: no such file, nor is {name} the --model, which is {models[0]}")
             name, value = models[0], word
         if not value or given[name] is not None:
             raise OptionError(f"--weights {word}: give {name} one file, or random:SEED")

@@ -30,6 +30,7 @@ CARRIED = (
     "level0_height", "resample", "slide_path", "reader", "tissue_mm2", "status", "reason",
 )  # fmt: skip
 """Attributes of the tiles that their features keep."""
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,13 @@ class _Column:
         if bad.size:
             l0_x, l0_y = self.tiles.arrays["coords"][start + bad[0]]
             worst = np.abs(found[bad[0]]).max()
+            what = (
+                f"which is beyond float16 ({_LARGEST:g})" if np.isfinite(worst) else "which is no number to learn from"
+            )
+            remedy = "other weights" if self.encoder.precision == "fp32" else "--precision fp32, other weights"
             raise EncoderError(
-                f"{self.slide_id}: the tile at ({l0_x}, {l0_y}) got a feature of {worst:g} from {self.encoder.name}, "
-                "which float16 cannot hold: try --precision fp32, other weights or another encoder"
+                f"the tile at ({l0_x}, {l0_y}) got a feature of {worst:g} from {self.encoder.name}, {what}: "
+                f"try {remedy} or another encoder"
             )
         self.features[start : start + len(half)] = half
 

@@ -99,11 +99,11 @@ _WHOLE = 20
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a short result table to stdout."""
+    """Print a short result table to stdout; a row may end early."""
     table = Table()
+    # What a row is called is read, and typed: it stays whole unless it is long.
+    longest = max((len(row[0]) for row in rows), default=0)
     for index, column in enumerate(header):
-        # What a row is called is read, and typed: it stays whole unless it is long.
-        longest = max((len(row[index]) for row in rows), default=0)
         table.add_column(column, overflow="fold", min_width=min(longest, _WHOLE) if index == 0 else None)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

@@ -109,6 +109,17 @@ def _about(spec: "EncoderSpec") -> dict[str, Any]:
         "licence": spec.licence,
         "gated": spec.gated,
         "weights": found and str(found),
+        "tile_px": spec.tile_px,
+        "resize_px": spec.resize_px,
+        "interpolation": spec.interpolation,
+        "pooling": spec.pooling,
+        "precision": spec.precision,
+        "parameters_millions": spec.parameters,
+        "hub_id": spec.hub_id,
+        "hub_file": spec.hub_file,
+        "page": spec.page,
+        "sha256": spec.sha256,
+        "note": spec.note,
     }
 
 

@@ -11,6 +11,7 @@ from wsi_mil.errors import EncoderError
 
 log = logging.getLogger(__name__)
 _SECONDS = 5.0
+_AS_REPOSITORY = "give the owner and the repository, such as hf-hub:timm/resnet50.a1_in1k"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -57,6 +58,8 @@ def of_hub(repo: str) -> EncoderSpec:
     from wsi_mil.encoders.building import build_network
 
     name = f"hf-hub:{repo}"
+    if "/" not in repo:
+        raise EncoderError(f"{name}: {_AS_REPOSITORY}")
     config = _config(repo)
     recipe = config.get("pretrained_cfg") or {}
     if not isinstance(config.get("architecture"), str) or "input_size" not in recipe:
@@ -120,9 +123,7 @@ def _config_file(repo: str) -> Path:
         hub.get_hf_file_metadata(hub.hf_hub_url(repo, "config.json"), timeout=_SECONDS)
         return Path(hub.hf_hub_download(repo, "config.json"))
     except errors.HFValidationError as error:
-        raise EncoderError(
-            f"hf-hub:{repo}: give the owner and the repository, such as hf-hub:timm/resnet50.a1_in1k"
-        ) from error
+        raise EncoderError(f"hf-hub:{repo}: {_AS_REPOSITORY}") from error
     except (OSError, errors.HTTPError) as error:
         raise EncoderError(
             f"hf-hub:{repo}: its config.json is not in the cache and cannot be had ({_reason(repo, error)}): where "

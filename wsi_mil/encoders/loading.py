@@ -44,7 +44,7 @@ class Encoder(Protocol):
 
 def load_encoder(
     name: str | EncoderSpec,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     trust: bool = False,
@@ -70,6 +70,7 @@ def load_encoder(
         IncompatibleError: they are not those of ``sha256``.
     """
     spec = name if isinstance(name, EncoderSpec) else find_encoder(name)
+    weights = str(weights) if isinstance(weights, Path) else weights
     target = pick_device(device)
     if not spec.arch:
         from wsi_mil.encoders.morphology import MorphologyEncoder  # here, since it brings SciPy along

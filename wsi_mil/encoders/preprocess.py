@@ -22,6 +22,8 @@ def as_batch(tiles: np.ndarray | Tensor) -> UInt8[Tensor, "tiles height width 3"
     Raises:
         EncoderError: not uint8 (tiles, height, width, 3), or tiles without pixels.
     """
+    if not isinstance(tiles, np.ndarray | Tensor):
+        raise EncoderError(f"tiles are a {type(tiles).__name__}: give an array, uint8 (tiles, height, width, 3)")
     if str(tiles.dtype) not in ("uint8", "torch.uint8") or tiles.ndim != 4 or tiles.shape[-1] != 3:
         raise EncoderError(
             f"tiles are {tiles.dtype} {tuple(tiles.shape)}: give uint8 (tiles, height, width, 3), RGB from 0 to 255"
@@ -38,6 +40,8 @@ def normalise(
     tiles: UInt8[Tensor, "tiles height width 3"], spec: EncoderSpec
 ) -> Float32[Tensor, "tiles 3 {spec.tile_px} {spec.tile_px}"]:
     """Resize, crop, scale and normalise tiles of any size: Pillow's values exactly, then float32.
+
+    Without ``resize_px`` a tile that is not square is squeezed into one, as torchvision's ``Resize((px, px))`` does it.
 
     Raises:
         EncoderError: the recipe cuts more from a tile than it resizes it to.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_mil.encoders._hub import cached_by_hub, hub_file
-from wsi_mil.encoders.cache import by_sha256, kept
+from wsi_mil.encoders.cache import by_sha256, folder, kept
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import IncompatibleError, OptionError, WeightsError
 from wsi_mil.weights import file_sha256, sniff
@@ -152,15 +152,19 @@ def _in_folder(spec: EncoderSpec, path: Path) -> Path:
 
 
 def _compare_with_published(spec: EncoderSpec, found: Found) -> None:
-    """Say whether these are the published weights, where their hash is known."""
+    """Say whether these are the published weights, where their hash is known.
+
+    Others are warned of once, by whoever brings them; what `wsimil weights add` keeps has been accepted.
+    """
     if not spec.sha256:
         return
     if found.sha256 == spec.sha256:
         log.info("%s: these are the published weights (sha256 %s)", spec.name, found.sha256)
-    elif found.source == spec.source:  # a re-host in another format; which one, the table says
-        log.info("%s: %s has sha256 %s, its authors' file %s", spec.name, found.source, found.sha256, spec.sha256)
-    else:
-        log.warning(
-            "%s has sha256 %s, the published weights of %s have %s: loaded and recorded as what they are",
-            found.path, found.sha256, spec.name, spec.sha256,
-        )  # fmt: skip
+        return
+    accepted = found.source == spec.source or found.path.parent == folder()
+    copy = f" (the copy at {spec.hub_id} is another file)" if spec.hub_id and spec.page else ""
+    log.log(
+        logging.INFO if accepted else logging.WARNING,
+        "%s has sha256 %s, the file of the authors of %s %s%s: if it fits, it is used and recorded by its own",
+        found.path, found.sha256, spec.name, spec.sha256, copy,
+    )  # fmt: skip
