@@ -210,6 +210,7 @@ def test_features_that_float16_cannot_hold_fail_the_slide_by_tile(spoil, cohort)
         assert isinstance(report.failed[slide_id], EncoderError)
         assert str(report.failed[slide_id]).startswith("the tile at (0, 0) got a feature of")
         assert "from means" in str(report.failed[slide_id])
+        assert ("beyond float16" in str(report.failed[slide_id])) == bool(np.isfinite(spoil))
     assert not (cohort / "feats/a.h5").exists()
 
 
