@@ -15,8 +15,9 @@ from wsi_mil.encoders.universities import UNIVERSITIES
 INTRODUCTION = """# Encoders
 
 Made by `make docs` from the records in `wsi_mil/encoders`. `wsimil extract --model NAME` takes them by name, and
-`timm:<name>` (any model of timm) and `hf-hub:<owner/repo>` (a timm model on huggingface.co) besides. Other packages add
-theirs: see `examples/custom_encoder.py`.
+`timm:<name>` (any model of timm; tiles are resized whole to what it takes) and `hf-hub:<owner/repo>` (a timm model on
+huggingface.co, by its own config.json: where that cuts the middle out of pictures, so it does of tiles) besides. Other
+packages add theirs: see `examples/custom_encoder.py`.
 
 *Tile* is the side of a tile on the slide in its authors' recipe, *um/px* what the encoder then sees. *Input* says how a
 tile becomes the square that the network takes, *mean* is that of the red channel (0.485: ImageNet's), *GPU* the

@@ -1,4 +1,4 @@
-"""An encoder of your own: as a record of a network that timm can build, or as any class with an `encode`.
+"""An encoder of your own: as a record of a network that timm can build, or, from Python alone, any class that encodes.
 
     python examples/custom_encoder.py [FOLDER]
 
@@ -33,7 +33,8 @@ class MeanColour:
 
     name, dim, tile_px, mpp, precision = "mean-colour", 3, 160, None, "fp32"
     weights, weights_sha256 = "built-in", "1".zfill(64)  # another whenever `encode` gives other numbers
-    preprocessing: Mapping[str, Any] = {}  # of what is done to tiles before, recorded with the features
+    preprocessing: Mapping[str, Any] = {}  # of what is done to tiles before, recorded with the features,
+    network: Mapping[str, Any] = {}  # and what of the network the hash of its weights does not tell
 
     def encode(self, tiles: np.ndarray) -> torch.Tensor:
         """Turn tiles, uint8 (tiles, height, width, 3), into float32 (tiles, 3)."""

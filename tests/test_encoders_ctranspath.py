@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_cli import call
 from torch.nn import functional
 
-from wsi_mil.encoders import EncoderSpec, load_encoder
+from wsi_mil import store
+from wsi_mil.encoders import EncoderSpec, find_encoder, load_encoder
 from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.ctranspath import ConvStem
 from wsi_mil.errors import WeightsError
+from wsi_mil.slides import write_pyramid
 
 TINY = EncoderSpec(
     "tiny-ctranspath",
@@ -108,6 +111,25 @@ def test_the_stem_is_two_strided_convolutions_and_one_of_a_point() -> None:
     for wrong in ({"patch_size": 8}, {"embed_dim": 12}, {"output_fmt": "NCHW"}):
         with pytest.raises(ValueError, match="ConvStem"):
             ConvStem(**wrong)
+
+
+def test_a_file_as_published_is_extracted_with_in_silence_and_the_same_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = np.random.default_rng(0).normal((200, 110, 160), 20, (640, 640, 3)).clip(0, 255).astype(np.uint8)
+    write_pyramid(tmp_path / "slides" / "a.tif", image, 1.0)
+    torch.save({"model": old_layout(build_network(find_encoder("ctranspath"), seed=1).state_dict())}, "ctranspath.pth")
+    assert call("tile", "slides") == 0
+    for out in ("once", "twice"):
+        assert call("extract", "--model", "ctranspath", "--weights", "ctranspath.pth", "--out", out) == 0
+    assert "um/px" not in capsys.readouterr().err
+    assert Path("once/a.h5").read_bytes() == Path("twice/a.h5").read_bytes()
+    features = store.read(Path("once/a.h5")).arrays["features"]
+    assert features.shape == (len(store.read(Path("tiles/a.h5")).arrays["coords"]), 768)
+    assert len(features) > 1
+    assert np.isfinite(features).all()
+    assert features.std(axis=0).max() > 0
 
 
 def test_the_golden_case_of_the_original_library_is_met(shared: Path, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Optional encoders: refused by name without their package, called by the recipe of their authors with it."""
 
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,7 +29,7 @@ MODULES = {
     "conch": "conch.open_clip_custom",
     "conch-v1.5": "trident.patch_encoder_models.model_zoo.conchv1_5.conchv1_5",
     "musk": "musk.modeling",
-    "plip": "transformers",
+    "plip": "transformers.models.clip.modeling_clip",
 }
 
 
@@ -132,7 +135,7 @@ def test_plip_is_the_image_tower_of_clip_loaded_strictly(tmp_path: Path, monkeyp
 
     stand_in(
         monkeypatch,
-        "transformers",
+        MODULES["plip"],
         CLIPVisionModelWithProjection=Clip,
         CLIPVisionConfig=lambda **o: SimpleNamespace(**o),
     )
@@ -147,13 +150,55 @@ def test_plip_is_the_image_tower_of_clip_loaded_strictly(tmp_path: Path, monkeyp
         load_encoder("plip", str(tmp_path / "half.safetensors"))
 
 
-def test_the_image_tower_of_the_real_transformers_has_those_names() -> None:
-    import_timm()
-    transformers = pytest.importorskip("transformers")
-    with torch.device("meta"):
-        model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(projection_dim=512))
-    assert {name.partition(".")[0] for name in model.state_dict()} == {"vision_model", "visual_projection"}
-    assert model.visual_projection.weight.shape == (512, 768)
+ALONE = """
+import sys
+from wsi_mil.encoders import load_encoder
+from wsi_mil.errors import WsiMilError
+try:
+    load_encoder(sys.argv[1], sys.argv[2])
+except WsiMilError as error:
+    print(error)
+"""
+
+
+def alone(name: str, weights: Path, path: Path) -> str:
+    """What loading says in a process of its own, where nobody has cured torchvision before."""
+    environment = {**os.environ, "PYTHONPATH": f"{path}:{Path(__file__).parents[1]}"}
+    command = [sys.executable, "-c", ALONE, name, str(weights)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_real_transformers_gives_plip_its_image_tower(tmp_path: Path) -> None:
+    if find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    code = (
+        "import sys, torch\n"
+        "from wsi_mil.encoders.extras import require\n"
+        "from wsi_mil.encoders.table import find_encoder\n"
+        "(clip,) = require(find_encoder('plip'))\n"
+        "model = clip.CLIPVisionModelWithProjection(clip.CLIPVisionConfig(projection_dim=512))\n"
+        "from safetensors.torch import save_file\n"
+        "save_file({k: v.contiguous() for k, v in model.state_dict().items()}, sys.argv[1])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = tmp_path / "plip.safetensors"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment)
+    assert alone("plip", path, tmp_path) == ""
+    save_file({"vision_model.a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert "does not fit the model" in alone("plip", tmp_path / "other.safetensors", tmp_path)
+
+
+def test_a_package_that_imports_timm_itself_finds_it_importable(file: Path, tmp_path: Path) -> None:
+    module = tmp_path / "conch" / "open_clip_custom.py"
+    module.parent.mkdir()
+    module.write_text("import timm, torch\ncreate_model_from_pretrained = lambda *a: (torch.nn.Identity(), None)\n")
+    assert alone("conch", file, tmp_path) == ""
+    module.write_text("raise RuntimeError('no CUDA\\nhere')\n")
+    assert alone("conch", file, tmp_path).startswith(
+        "conch is run by the package of its authors, which cannot be imported (RuntimeError: no CUDA here): type `"
+    )
 
 
 def test_a_package_gets_a_weight_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

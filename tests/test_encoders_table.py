@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from encoders_published import PAGES, PUBLISHED, SHA256, Published
 from huggingface_hub import constants
 
 from wsi_mil import cli
@@ -74,30 +76,39 @@ def test_every_record_says_what_is_needed(spec: EncoderSpec) -> None:
     assert re.fullmatch("[a-z0-9.-]+", spec.name)
 
 
-@pytest.mark.parametrize(
-    ("name", "mpp", "interpolation", "precision", "mean"),
-    [
-        ("morphology", 256 / 224, "bilinear", "fp32", 0.485),
-        ("ctranspath", 256 / 224, "bilinear", "fp32", 0.485),
-        ("uni", 128 / 224, "bilinear", "fp16", 0.485),
-        ("uni2-h", 128 / 224, "bilinear", "bf16", 0.485),
-        ("gigapath", 0.5, "bicubic", "fp16", 0.485),  # 256 px of which 224 are cut
-        ("virchow2", 0.5, "bicubic", "fp16", 0.485),
-        ("h-optimus-0", 0.5, "bicubic", "fp16", 0.707223),
-        ("midnight-12k", 0.5, "bilinear", "fp16", 0.5),
-        ("hibou-l", 0.5, "bicubic", "fp32", 0.7068),
-        ("lunit-vits8", 0.5, "bicubic", "fp32", 0.70322989),
-        ("kaiko-vitl14", 128 / 224, "bilinear", "fp32", 0.5),
-        ("conch", 128 / 448, "bicubic", "fp32", 0.48145466),
-        ("resnet50", None, "bilinear", "fp32", 0.485),
-    ],
-)
-def test_recipes_are_those_of_the_authors(
-    name: str, mpp: float | None, interpolation: str, precision: str, mean: float
-) -> None:
+def last_norm_eps(spec: EncoderSpec) -> float | None:
+    if spec.package:
+        return None
+    with torch.device("meta"):
+        norms = [module for module in build_network(spec).modules() if isinstance(module, torch.nn.LayerNorm)]
+    return norms[-1].eps if norms else None
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in list_encoders() if spec.arch])
+def test_recipes_are_those_of_the_authors(name: str) -> None:
     spec = find_encoder(name)
-    assert spec.mpp == pytest.approx(mpp)
-    assert (spec.interpolation, spec.precision, spec.mean[0]) == (interpolation, precision, mean)
+    resize = f"{spec.resize_px or spec.tile_px} {spec.interpolation}" + (f", {spec.tile_px}" if spec.resize_px else "")
+    recorded = Published(
+        spec.hub_id, spec.hub_file, spec.gated, spec.licence, spec.dim, spec.pooling, spec.layout, resize,
+        (spec.mean, spec.std), spec.tile_um, spec.precision, last_norm_eps(spec),
+    )  # fmt: skip
+    assert recorded == PUBLISHED[name]
+    assert (spec.sha256, spec.page) == (SHA256.get(name, ""), PAGES.get(name, ""))
+
+
+def test_the_built_in_encoder_sees_the_default_tiles() -> None:
+    spec = find_encoder("morphology")
+    assert (spec.mpp, spec.dim, spec.interpolation, spec.precision) == (256 / 224, 60, "bilinear", "fp32")
+
+
+@pytest.mark.parametrize("name", ["uni", "lunit-vits16"])
+def test_encoders_of_histology_refuse_positions_of_another_grid(name: str, tmp_path: Path) -> None:
+    spec = replace(find_encoder(name), arch="vit_tiny_patch16_224", dim=192, arch_kwargs={"depth": 1})
+    other = replace(spec, arch_kwargs={"depth": 1, "img_size": 448})
+    torch.save(build_network(other).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"positions \(pos_embed\) of 785 tokens and the model has 197"):
+        load_encoder(spec, tmp_path / "w.pth")
+    assert load_encoder(replace(spec, layout="timm-resampled"), tmp_path / "w.pth").dim == 192
 
 
 def test_the_norms_of_phikon_have_its_own_epsilon() -> None:

@@ -407,9 +407,48 @@ def test_what_the_hub_left_on_this_machine_is_found_offline(file):
 def test_a_rehost_of_the_hub_has_its_own_hash_without_a_warning(file, caplog):
     caplog.set_level("INFO", logger="wsi_mil")
     in_hub_cache(SPEC, file.read_bytes())
-    sources.find(replace(SPEC, sha256="f" * 64))
+    sources.find(replace(SPEC, sha256="f" * 64, page="https://a.b"))
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert "f" * 64 in caplog.text
+
+
+def test_another_file_than_the_published_one_at_the_hub_is_warned_of(file, caplog):
+    in_hub_cache(SPEC, file.read_bytes())
+    sources.find(replace(SPEC, sha256="f" * 64))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "f" * 64 in caplog.text
+    assert file_sha256(file) in caplog.text
+
+
+def test_a_transfer_that_breaks_off_is_one_error(monkeypatch):
+    def broken(*args, local_files_only=False, **options):
+        raise OSError if local_files_only else RuntimeError("Data processing error: CAS service error")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **options: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(
+        WeightsError, match=r"the transfer from huggingface.co failed \(RuntimeError: Data processing error"
+    ):
+        hub_file(SPEC)
+
+
+def test_a_record_that_names_no_repository_is_one_error():
+    with pytest.raises(WeightsError, match="'a b/c' is no repository of the hub: mend its record"):
+        hub_file(replace(SPEC, hub_id="a b/c"))
+
+
+def test_a_revision_is_asked_for_and_recorded(monkeypatch):
+    asked = []
+
+    def download(repo, name, revision, local_files_only=False):
+        asked.append((repo, name, revision))
+        return "/there"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    spec = replace(SPEC, revision="v2")
+    assert str(hub_file(spec)) == "/there"
+    assert asked == [(spec.hub_id, spec.hub_file, "v2")]
+    assert spec.source == f"hub:{spec.hub_id}@v2/{spec.hub_file}"
 
 
 def test_weights_that_lie_elsewhere_are_asked_for_by_their_page():

@@ -38,6 +38,7 @@ class Means:
     dim, tile_px, precision = 3, TILE_PX, "fp32"
     mpp: float | None = None
     preprocessing: Mapping[str, Any] = {"resize_px": TILE_PX}
+    network: Mapping[str, Any] = {}
     weights, weights_sha256 = "none", "0" * 64
 
     def __init__(self, spoil: float = 1.0, name: str = "means") -> None:
@@ -136,6 +137,7 @@ def test_the_artifact_says_everything_about_its_features(cohort):
         "weights_sha256": encoder.weights_sha256,
         "precision": "fp32",
         "preprocessing": {"resize_px": 224, "crop_px": 224, "interpolation": "bilinear", "antialias": True},
+        "network": {},
     }
     extract(cohort, load_encoder("timm:test_vit", "random:0"), "vit")
     assert store.read(cohort / "vit/deep/b.h5").params["preprocessing"] == {
@@ -146,6 +148,7 @@ def test_the_artifact_says_everything_about_its_features(cohort):
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
     }
+    assert store.read(cohort / "vit/deep/b.h5").params["network"]["arch"] == "test_vit"
 
 
 def test_a_slide_without_tiles_gives_no_features_and_keeps_its_reason(cohort):
@@ -184,6 +187,10 @@ def test_rerunning_skips_and_other_weights_are_noticed(cohort):
     otherwise.preprocessing = {"resize_px": 2 * TILE_PX}
     with pytest.raises(ArtifactError, match="preprocessing was"):
         extract(cohort, otherwise)
+    pooled = Means()
+    pooled.network = {"pooling": "cls"}
+    with pytest.raises(ArtifactError, match=r"network was {}, now {'pooling': 'cls'}"):
+        extract(cohort, pooled)
     moved = Means()
     moved.weights = "/another/place/of/the/same/file"
     assert extract(cohort, moved).skipped == ["a", "c", "deep/b"]

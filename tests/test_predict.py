@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -140,7 +141,8 @@ def test_a_bag_is_called_by_its_slide_whatever_its_file_is_called(root: Path, tm
 def checkpoint_of(encoder: Encoder, **extract: object) -> Checkpoint:
     """A checkpoint as if trained on features of an encoder."""
     made = dataclasses.asdict(ExtractParams.of(encoder)) | extract
-    recipe = Recipe(encoder.name, encoder.weights_sha256, 256.0, 160)
+    told = {key: made.get(key) for key in ("preprocessing", "network")}
+    recipe = Recipe(encoder.name, encoder.weights_sha256, 256.0, 160, **told)
     return Checkpoint("mean", {}, encoder.dim, ("a", "b"), recipe, encoder.weights, {}, made, {}, {})
 
 
@@ -157,13 +159,32 @@ def test_a_model_trained_on_a_gpus_features_predicts_on_a_cpu(
 
 def test_tiles_that_would_be_prepared_otherwise_than_in_training_are_refused(tmp_path: Path) -> None:
     encoder = load_encoder("timm:test_vit", "random:0")
-    old = checkpoint_of(encoder)
-    del old.extract_params["preprocessing"]  # as checkpoints of version 0.1 have it
+    old = checkpoint_of(encoder, preprocessing=None, network=None)  # as checkpoints of version 0.1 have it
     for model in (checkpoint_of(encoder), old):
         assert predictor._encoder(model, tmp_path, PredictOptions()).weights_sha256 == encoder.weights_sha256
     changed = checkpoint_of(encoder, preprocessing=dict(encoder.preprocessing) | {"resize_px": 256})
-    with pytest.raises(IncompatibleError, match=r"prepared by .*'resize_px': 256.*: extract and train again"):
+    with pytest.raises(IncompatibleError, match=r"preprocessing is .*'resize_px': 256.*: extract and train again"):
         predictor._encoder(changed, tmp_path, PredictOptions())
+
+
+def test_a_network_that_would_use_the_same_weights_otherwise_than_in_training_is_refused(tmp_path: Path) -> None:
+    encoder = load_encoder("timm:test_vit", "random:0")
+    changed = checkpoint_of(encoder, network=dict(encoder.network) | {"pooling": "cls"})
+    with pytest.raises(IncompatibleError, match=r"network is .* and not .*'pooling': 'cls'.*: extract and train again"):
+        predictor._encoder(changed, tmp_path, PredictOptions())
+
+
+def test_bags_of_another_network_are_refused_and_those_that_tell_none_are_not(root: Path) -> None:
+    attrs = read_bag(root / "feats" / "s03.h5").attrs
+    of = {
+        pooling: Recipe.of(attrs | {"params": json.dumps({"network": {"pooling": pooling}} if pooling else {})})
+        for pooling in ("", "cls", "map")
+    }
+    of["cls"].require(of["cls"], "a.h5")
+    of["cls"].require(of[""], "a.h5")
+    of[""].require(of["map"], "a.h5")
+    with pytest.raises(IncompatibleError, match=r"a.h5 was made otherwise .*: network is {'pooling': 'map'} and not"):
+        of["cls"].require(of["map"], "a.h5")
 
 
 def test_folders_of_several_encoders_are_not_predicted_from_at_once(root: Path, tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ import pytest
 from test_cli import call
 
 from wsi_mil import store
-from wsi_mil.encoders import EncoderSpec, find_encoder, list_encoders, require_resolution, table, tile_geometry
+from wsi_mil.encoders import (
+    EncoderSpec,
+    TileSize,
+    find_encoder,
+    list_encoders,
+    require_resolution,
+    table,
+    tile_geometry,
+)
 from wsi_mil.errors import IncompatibleError, OptionError
 from wsi_mil.predictions import read_predictions
 from wsi_mil.stage import artifact_items
@@ -26,7 +34,7 @@ HALF = EncoderSpec("half", 64, 160, 128.0, "", arch="test_vit")
     ],
 )  # fmt: skip
 def test_tiles_far_from_the_recipe_are_warned_of_and_farther_ones_refused(ratio, said, caplog):
-    um = {Path("a.h5"): 128.0, Path("b.h5"): 128.0 * ratio}
+    um = {Path("a.h5"): TileSize(128.0, 256), Path("b.h5"): TileSize(128.0 * ratio, 256)}
     if said == "refused":
         with pytest.raises(IncompatibleError) as refused:
             require_resolution(CROPPED, um, "mend it")
@@ -42,15 +50,26 @@ def test_tiles_far_from_the_recipe_are_warned_of_and_farther_ones_refused(ratio,
 
 
 def test_the_worst_tiles_are_named_and_the_others_counted(caplog):
-    um = {Path(f"{index}.h5"): side for index, side in enumerate((128.0, 160.0, 190.0, 90.0))}
+    um = {Path(f"{index}.h5"): TileSize(side, 256) for index, side in enumerate((128.0, 160.0, 190.0, 90.0))}
     require_resolution(CROPPED, um, "mend it")
     assert len(caplog.records) == 1
     assert "the tiles of 2.h5 (and those of 2 more) at 0.742 um/px" in caplog.text
 
 
+def test_tiles_that_an_encoder_enlarges_are_warned_of(caplog):
+    tiles = {Path(f"{px}.h5"): TileSize(128.0, px) for px in (256, 214, 128, 16)}
+    require_resolution(CROPPED, tiles, "mend it", warn=False)
+    require_resolution(CROPPED, {path: tiles[path] for path in list(tiles)[:2]}, "mend it")
+    assert not caplog.records
+    require_resolution(CROPPED, tiles, "mend it")
+    assert len(caplog.records) == 1
+    assert "cropped enlarges the tiles of 16.h5 (and those of 1 more) from 16 to 256 px, so it sees" in caplog.text
+    assert "`mend it` makes tiles that fit" in caplog.text
+
+
 def test_encoders_without_a_resolution_take_any_tiles(caplog):
-    require_resolution(find_encoder("resnet50"), {Path("a"): 1e6}, "mend it")
-    require_resolution(find_encoder("timm:test_vit"), {Path("a"): 1e6}, "mend it")
+    require_resolution(find_encoder("resnet50"), {Path("a"): TileSize(1e6, 1)}, "mend it")
+    require_resolution(find_encoder("timm:test_vit"), {Path("a"): TileSize(1e6, 1)}, "mend it")
     require_resolution(CROPPED, {}, "mend it")
     assert not caplog.records
     with pytest.raises(OptionError, match="--for resnet50: its recipe has no resolution"):
@@ -61,7 +80,7 @@ def test_encoders_without_a_resolution_take_any_tiles(caplog):
 def test_tiles_made_for_an_encoder_fit_it(spec, caplog):
     tile_px, tile_um = tile_geometry(spec)
     assert tile_um / tile_px == pytest.approx(spec.mpp)
-    require_resolution(spec, {Path("a"): tile_um}, "mend it")
+    require_resolution(spec, {Path("a"): TileSize(tile_um, tile_px)}, "mend it")
     assert not caplog.records
 
 
@@ -100,7 +119,7 @@ def test_tiles_of_another_step_of_magnification_are_warned_of_once(
     warned = [line for line in capsys.readouterr().err.splitlines() if "um/px" in line]
     assert len(warned) == 1
     assert "half would see the tiles of tiles/" in warned[0]
-    assert "at 1.6 um/px, and its authors used 0.8: a ratio of 2; `wsimil tile slides/ --for half" in warned[0]
+    assert "at 1.6 um/px, and its authors used 0.8: a ratio of 2; `wsimil tile SLIDES --for half" in warned[0]
 
 
 def test_tiles_beyond_that_are_refused_before_any_work_and_the_command_named_mends_it(
@@ -110,7 +129,10 @@ def test_tiles_beyond_that_are_refused_before_any_work_and_the_command_named_men
     assert call(*words) == 1
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
-    assert "a ratio of 4; make tiles that fit by `wsimil tile slides/ --for fine --out tiles-fine`" in error
+    assert (
+        "a ratio of 4; make tiles that fit by `wsimil tile SLIDES --for fine --out tiles-fine` and "
+        "`wsimil extract --model fine --tiles tiles-fine`, or add --allow-mpp-mismatch"
+    ) in error
     assert not (folder / "feats").exists()
     slide = min((folder / "slides").iterdir())
     assert call("tile", slide, "--for", "fine", "--out", "tiles-fine") == 0
@@ -155,6 +177,10 @@ def test_features_of_one_encoder_and_folders_of_several_do_not_mix(
     shutil.copytree(folder / "feats/morphology", folder / "alone")
     assert call(*several, "--out", "alone") == 1
     assert "alone holds the features of one encoder: give another --out" in capsys.readouterr().err
+    for name in ("morphology", "timm-test_vit"):  # what is damaged hides nothing
+        max((folder / "feats" / name).glob("*.h5")).write_bytes(b"torn")
+    assert call("extract", "--model", "morphology") == 1
+    assert "feats holds a folder per encoder, such as feats/morphology: give another --out" in capsys.readouterr().err
 
 
 def test_damaged_tiles_fail_alone_whatever_the_others_resolution(folder: Path) -> None:

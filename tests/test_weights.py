@@ -261,7 +261,45 @@ def test_wrappers_are_taken_off_the_teacher_before_the_student(content, chosen, 
     read = read_weights(tmp_path / "w.pth")
     assert (read.chosen, read.left_out) == (chosen, left_out)
     assert torch.equal(read.state["a"], torch.ones(2))
-    assert ("holds a student only" in caplog.text) == (chosen == ["student"])
+    assert ("those of a student only" in caplog.text) == (chosen == ["student"])
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ("backbone.", "teacher."), ("backbone.", "teacher.backbone."), ("encoder.", "teacher."),
+        ("module.", "teacher.module."), ("student.", "teacher.backbone."),
+        ("student.backbone.", "teacher.module.backbone."), ("model.student.", "model.teacher."), ("", "teacher."),
+    ],
+)  # fmt: skip
+def test_of_two_whole_networks_in_one_table_the_teacher_is_taken(student, teacher, caplog):
+    state = {f"{student}{name}": torch.zeros(1) for name in NAMES} | {
+        f"{teacher}{name}": torch.ones(1) for name in NAMES
+    }
+    assert own_part(state, NAMES) == {name: torch.ones(1) for name in NAMES}
+    assert "student only" not in caplog.text
+
+
+def test_half_a_teacher_is_no_reason_to_take_the_student():
+    state = {f"student.{name}": torch.zeros(1) for name in NAMES} | {f"teacher.{NAMES[0]}": torch.ones(1)}
+    assert list(own_part(state, NAMES)) == NAMES[:1]
+
+
+@pytest.mark.parametrize("content", [
+    {"student": {"backbone": dict.fromkeys(["blocks.0.weight"], torch.zeros(1))}},
+    {"state_dict": {"student.backbone.blocks.0.weight": torch.zeros(1)}},
+    {"student.blocks.0.weight": torch.zeros(1)},
+])  # fmt: skip
+def test_a_student_alone_is_taken_with_a_warning(content, tmp_path, caplog):
+    torch.save(content, tmp_path / "w.pth")
+    assert list(own_part(read_state(tmp_path / "w.pth"), ["blocks.0.weight"])) == ["blocks.0.weight"]
+    assert caplog.text.count("those of a student only") == 1
+
+
+def test_averaged_weights_go_before_those_of_the_optimiser(tmp_path):
+    for averaged, moved in (("ema", "model"), ("target_encoder", "encoder")):
+        torch.save({moved: numbered(0), averaged: numbered(1)}, tmp_path / "w.pth")
+        assert read_weights(tmp_path / "w.pth").chosen == [averaged]
 
 
 NAMES = ["blocks.0.weight", "blocks.1.weight", "norm.bias"]

@@ -7,6 +7,7 @@ tile geometry, how it was trained and on which cohort, and versions.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class Recipe:
     """Side of a tile on the slide, um."""
     tile_px: int
     """Side of a tile as the encoder saw it, px."""
+    preprocessing: Mapping[str, Any] | None = None
+    """`Encoder.preprocessing`; None: unknown, as wsimil 0.1 recorded none."""
+    network: Mapping[str, Any] | None = None
+    """`Encoder.network`; None: unknown."""
 
     @classmethod
     def of(cls, attrs: dict[str, Any]) -> "Recipe":
@@ -44,16 +49,19 @@ class Recipe:
         """
         if attrs.get("stage") != "extract":
             raise ArtifactError("these are no features: name a folder that `wsimil extract` made, by --bags")
-        return cls(**{field.name: attrs[field.name] for field in dataclasses.fields(cls)})
+        params = json.loads(attrs["params"])
+        own = {key: attrs[key] for key in ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")}
+        return cls(**own, preprocessing=params.get("preprocessing"), network=params.get("network"))
 
     def require(self, other: "Recipe", where: object) -> None:
-        """Refuse features that were made otherwise than ``self``.
+        """Refuse features that were made otherwise than ``self``, as far as is known.
 
         Raises:
             IncompatibleError: names what differs, on both sides.
         """
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        differing = [f"{name} is {theirs} and not {ours}" for name, ours, theirs in pairs if ours != theirs]
+        known = [pair for pair in pairs if None not in pair]
+        differing = [f"{name} is {theirs} and not {ours}" for name, ours, theirs in known if ours != theirs]
         if differing:
             raise IncompatibleError(
                 f"{where} was made otherwise than what the model learns from: {'; '.join(differing)}"

@@ -1,6 +1,8 @@
 """Where tensors live, and in which numbers: what ``--device`` and ``--precision`` name."""
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
 
@@ -54,6 +56,17 @@ def precision_like(trained: str, device: torch.device) -> str:
     if device.type == "cuda" or trained == "fp32" or (trained == "bf16" and cpu_has_bf16()):
         return trained
     return "fp32"
+
+
+@contextmanager
+def exact_convolutions() -> Generator[None]:
+    """Keep cuDNN from rounding float32 to TF32 (10 bits) in convolutions, as it does by default on a GPU."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def cpu_has_bf16() -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wsi_mil import extract, store
 from wsi_mil.devices import pick_device
-from wsi_mil.encoders import Encoder, find_encoder, load_encoder, require_resolution, tile_geometry
+from wsi_mil.encoders import Encoder, TileSize, find_encoder, load_encoder, require_resolution, tile_geometry
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
 from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides
@@ -48,7 +48,7 @@ class Encoding:
             if spec.mpp is not None:
                 tile_px, tile_um = tile_geometry(spec)
                 remedy = f"wsimil run {slides} --model {spec.name} --tile-px {tile_px} --tile-um {tile_um:.10g}"
-                tiles = {slides: params.tile_um}
+                tiles = {slides: TileSize(params.tile_um, params.tile_px)}
                 require_resolution(spec, tiles, remedy, self.allow_mpp_mismatch, warn=False)
 
     def folders(self, out: Path) -> list[Path]:
@@ -66,9 +66,22 @@ class Encoding:
 
 
 def extract_features(
-    tiles: Path, out: Path, encoding: Encoding, options: RunOptions, slides: Path | None
+    tiles: Path,
+    out: Path,
+    encoding: Encoding,
+    options: RunOptions,
+    slides: Path | None,
+    loaded: list[Encoder] | None = None,
 ) -> dict[Path, Report]:
     """Run stage 2 over a folder of tiles, reading each tile once for all encoders.
+
+    Args:
+        tiles: the folder of tiles.
+        out: where the features go.
+        encoding: which encoders, and how they run.
+        options: how the stage runs.
+        slides: where slides lie that are not at their recorded path any more.
+        loaded: the encoders, where they were loaded before.
 
     Returns:
         What became of the slides, by the folder of an encoder's features.
@@ -86,7 +99,7 @@ def extract_features(
     moved = dict(find_slides(slides)) if slides else None
     stages = {
         folder: extract.ExtractStage(extract.ExtractParams.of(encoder), encoder, options.threads, encoding.batch, moved)
-        for folder, encoder in zip(folders, encoding.load(), strict=True)
+        for folder, encoder in zip(folders, loaded or encoding.load(), strict=True)
     }
     outputs = [Output(stage, folder) for folder, stage in stages.items()]
     return run_together(outputs, items, extract.shared_stream(stages), options)
@@ -95,12 +108,15 @@ def extract_features(
 def _require_resolution(encoding: Encoding, items: list[Item]) -> None:
     """Check tiles that were made already; what cannot be read is told by the loop, slide by slide."""
     attrs = {item.source: attempt(store.read_attrs, item.source) for item in items}
-    tile_um = {
-        path: found["tile_um"] for path, found in attrs.items() if isinstance(found, dict) and "tile_um" in found
+    sizes = {
+        path: TileSize(found["tile_um"], found["tile_px"])
+        for path, found in attrs.items()
+        if isinstance(found, dict) and {"tile_um", "tile_px"} <= found.keys()
     }
     for name in encoding.models:
-        remedy = f"wsimil tile slides/ --for {name} --out tiles-{extract.feature_folder(name)}"
-        require_resolution(find_encoder(name), tile_um, remedy, encoding.allow_mpp_mismatch)
+        out = f"tiles-{extract.feature_folder(name)}"
+        remedy = f"wsimil tile SLIDES --for {name} --out {out}` and `wsimil extract --model {name} --tiles {out}"
+        require_resolution(find_encoder(name), sizes, remedy, encoding.allow_mpp_mismatch)
 
 
 def _refuse_other_layout(out: Path, folders: list[Path]) -> None:

@@ -45,11 +45,14 @@ class ExtractParams:
     """Of the network."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What becomes of a tile before the network sees it: `Encoder.preprocessing`."""
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """What computes the features with those weights: `Encoder.network`."""
 
     @classmethod
     def of(cls, encoder: Encoder) -> "ExtractParams":
         """Return the parameters that a loaded encoder stands for."""
-        return cls(encoder.name, encoder.weights_sha256, encoder.precision, dict(encoder.preprocessing))
+        prepared, network = dict(encoder.preprocessing), dict(encoder.network)
+        return cls(encoder.name, encoder.weights_sha256, encoder.precision, prepared, network)
 
 
 class ExtractStage:
@@ -170,13 +173,14 @@ def feature_roots(folder: Path) -> set[Path]:
 
     It is ``folder`` itself where one encoder wrote there, and one folder per encoder where several did.
     """
-    roots = set()
-    for item in {item.source.parent: item for item in artifact_items(folder)}.values():  # one of each folder tells
-        attrs = attempt(store.read_attrs, item.source)
-        if isinstance(attrs, dict) and "slide_id" in attrs:  # what is damaged or foreign is met again by its reader
-            inner = item.slide_id.removesuffix(f"/{attrs['slide_id']}")
-            roots.add(folder if inner == item.slide_id else folder / inner)
-    return roots
+    roots: dict[Path, Path] = {}  # by the folder of an artifact: one that can be read tells
+    for item in artifact_items(folder):
+        if item.source.parent not in roots:
+            attrs = attempt(store.read_attrs, item.source)
+            if isinstance(attrs, dict) and "slide_id" in attrs:  # what is damaged or foreign tells nothing
+                inner = item.slide_id.removesuffix(f"/{attrs['slide_id']}")
+                roots[item.source.parent] = folder if inner == item.slide_id else folder / inner
+    return set(roots.values())
 
 
 def bag_items(folder: Path) -> list[Item]:

@@ -4,6 +4,7 @@ A raw slide goes through the same tile and extract stages as the training cohort
 checkpoint recorded; their artifacts stay in a cache folder, so a second call finds them there.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ TABLE = "predictions.csv"
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How predictions are made; nothing here changes a result."""
+    """How predictions are made: by the same weights, on the same tiles, whatever is said here."""
 
     out: Path = Path("predictions")
     """Where the table and the cache of tiles and features lie."""
@@ -132,12 +133,11 @@ def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
     if precision != trained:
         log.info("the model was trained on features in %s, which this device is not made for: fp32 instead", trained)
     encoder = load_encoder(name, weights, options.device, precision, options.trust, wanted)
-    prepared = model.extract_params.get("preprocessing")  # unknown to checkpoints of wsimil 0.1
-    if prepared is not None and prepared != dict(encoder.preprocessing):
-        raise IncompatibleError(
-            f"{path} was trained on tiles that {name} prepared by {prepared}, and it prepares them by"
-            f" {dict(encoder.preprocessing)} now: extract and train again"
-        )
+    now = {"preprocessing": dict(encoder.preprocessing), "network": dict(encoder.network)}
+    try:
+        model.recipe.require(dataclasses.replace(model.recipe, **now), f"what {name} gives now")
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{path}: {error}: extract and train again") from error
     return encoder
 
 

@@ -130,11 +130,12 @@ def run_all(
     """
     read_cohort(labels, Seen([slide.slide_id for slide in find_slides(slides)], {}, {}))
     plan.encoding.require_geometry(plan.tile, slides)
-    plan.encoding.load()
+    encoders = plan.encoding.load()
     failed |= tile(slides, folders.tiles, plan.tile, options, mpp=plan.slide_mpp).failed
     if not artifact_items(folders.tiles):
         raise SlideError(f"no slide of {slides} could be tiled: see {folders.tiles / 'summary.csv'}")
-    failed |= extract_features(folders.tiles, folders.feats, plan.encoding, options, slides)[folders.feats].failed
+    extracted = extract_features(folders.tiles, folders.feats, plan.encoding, options, slides, encoders)
+    failed |= extracted[folders.feats].failed
     failed |= measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options).failed
     return train_model(labels, folders, plan.train, plan.encoding.device, options.overwrite)
 

@@ -9,13 +9,14 @@ hub.
 """
 
 from wsi_mil.encoders.loading import Encoder, add_weights, load_encoder
-from wsi_mil.encoders.resolution import require_resolution, tile_geometry
+from wsi_mil.encoders.resolution import TileSize, require_resolution, tile_geometry
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.encoders.table import find_encoder, list_encoders
 
 __all__ = [
     "Encoder",
     "EncoderSpec",
+    "TileSize",
     "add_weights",
     "find_encoder",
     "list_encoders",

@@ -30,6 +30,7 @@ _OWKIN = (
     sees_224px(
         "phikon-v2",
         1024,
+        "its authors name no filter for resizing: the one of phikon is taken",
         tile_um=TILE_20X_224PX,
         licence="Owkin non-commercial",
         arch="vit_large_patch16_224",
@@ -102,6 +103,7 @@ _H0_MINI: Mapping[str, Any] = {
     "hub_id": "bioptimus/H0-mini",
     "parameters": 85.74,
 }  # fmt: skip
+_INFERRED = "network and file name inferred from its size and its sisters, as its recipe lies on its gated page alone"
 _AS_IS = "its authors cut tiles of 224 px and resize none"
 _HOPTIMUS = (
     _bioptimus("h-optimus-0", 1536, _AS_IS, licence="Apache-2.0", hub_id="bioptimus/H-optimus-0", **_H_OPTIMUS),
@@ -114,8 +116,10 @@ _HOPTIMUS = (
         hub_id="bioptimus/H-optimus-1",
         **_H_OPTIMUS,
     ),
-    _bioptimus("h0-mini", 1536, "class token and mean of the patch tokens", pooling="cls+mean", **_H0_MINI),
-    _bioptimus("h0-mini-cls", 768, "class token alone, as TRIDENT has it", pooling="cls", **_H0_MINI),
+    _bioptimus(
+        "h0-mini", 1536, f"class token and mean of the patch tokens; {_INFERRED}", pooling="cls+mean", **_H0_MINI
+    ),
+    _bioptimus("h0-mini-cls", 768, f"class token alone, as TRIDENT has it; {_INFERRED}", pooling="cls", **_H0_MINI),
 )
 
 _GIGAPATH = (
@@ -194,7 +198,8 @@ def _hibou(name: str, size: str, dim: int, mlp_ratio: float, parameters: float, 
     return sees_224px(
         name,
         dim,
-        "run by timm, not by the code on its hub page, which transformers 5 cannot run",
+        "run by timm, not by the code on its hub page, which transformers 5 cannot run; its authors name no um/px: "
+        "that of nearly all others is taken",
         tile_um=TILE_20X_224PX,
         licence="Apache-2.0",
         arch=f"vit_{size}_patch14_reg4_dinov2",

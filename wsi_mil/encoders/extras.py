@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsi_mil.encoders._timm import import_timm
 from wsi_mil.encoders.spec import EncoderSpec
-from wsi_mil.errors import EncoderError
+from wsi_mil.errors import EncoderError, one_line
 from wsi_mil.weights import load_strictly, read_state, sniff
 
 
@@ -20,7 +20,7 @@ class Package(NamedTuple):
     """How to get a package, and how to get a network out of it."""
 
     modules: tuple[str, ...]
-    """What is imported, in this order."""
+    """What is imported, in this order: the very modules that hold what is used, as packages import these lazily."""
     install: str
     """What to type to have it."""
     load: Callable[..., nn.Module]
@@ -42,43 +42,45 @@ def require(spec: EncoderSpec) -> tuple[Any, ...]:
     """Import the package of an encoder.
 
     Raises:
-        EncoderError: it is not there; names the line that installs it.
+        EncoderError: it is not there, or does not import; names the line that installs it.
     """
     package = PACKAGES[spec.package]
-    if spec.package == "musk":
-        import_timm()  # which it imports, without the cure
+    import_timm()  # it, or torchvision, is imported by all of them, without the cure
     try:
         return tuple(import_module(name) for name in package.modules)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise EncoderError(
-            f"{spec.name} is run by the package of its authors, which cannot be imported ({error}): "
+            f"{spec.name} is run by the package of its authors, which cannot be imported ({one_line(error)}): "
             f"type `{package.install}`"
         ) from error
 
 
-def load_with_package(spec: EncoderSpec, path: Path) -> nn.Module:
+def load_with_package(spec: EncoderSpec, path: Path, trust: bool = False) -> nn.Module:
     """Load an encoder by its authors' package: from normalised images (tiles, 3, height, width) to (tiles, dim).
+
+    Whether a file fits, and whether it may run code, is decided by that package, but for plip, which only the network
+    is taken from.
 
     Raises:
         EncoderError: the package is not there.
         WeightsError: the file is no weight file.
     """
     sniff(path)  # a web page under that name is told better here than there
-    return PACKAGES[spec.package].load(*require(spec), spec, path)
+    return PACKAGES[spec.package].load(*require(spec), spec, path, trust)
 
 
-def _conch(conch: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+def _conch(conch: Any, spec: EncoderSpec, path: Path, _trust: bool) -> nn.Module:
     """The image tower before the projection that training contrasts with text, not normalised."""
     model, _ = conch.create_model_from_pretrained(spec.arch, str(path))
     return _Calling(model, lambda model, images: model.encode_image(images, proj_contrast=False, normalize=False))
 
 
-def _conch_v1_5(trident: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+def _conch_v1_5(trident: Any, spec: EncoderSpec, path: Path, _trust: bool) -> nn.Module:
     model, _ = trident.create_model_from_pretrained(checkpoint_path=str(path), img_size=spec.tile_px)
     return model
 
 
-def _musk(modeling: Any, utils: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+def _musk(modeling: Any, utils: Any, spec: EncoderSpec, path: Path, _trust: bool) -> nn.Module:
     """The image tower at two scales, as its authors recommend for multiple instance learning."""
     del modeling  # importing it told timm about the architecture
     model = import_timm().create_model(spec.arch)
@@ -87,12 +89,12 @@ def _musk(modeling: Any, utils: Any, spec: EncoderSpec, path: Path) -> nn.Module
     return _Calling(model, lambda model, images: model(image=images, **options)[0])
 
 
-def _plip(transformers: Any, spec: EncoderSpec, path: Path) -> nn.Module:
+def _plip(clip: Any, spec: EncoderSpec, path: Path, trust: bool) -> nn.Module:
     """The image tower of CLIP ViT-B/32 with its projection, not normalised; the text tower is left out."""
-    model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(projection_dim=spec.dim))
+    model = clip.CLIPVisionModelWithProjection(clip.CLIPVisionConfig(projection_dim=spec.dim))
     state = {
         name: tensor
-        for name, tensor in read_state(path).items()
+        for name, tensor in read_state(path, trust).items()
         if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith(".position_ids")
     }
     load_strictly(model, state, str(path))
@@ -113,6 +115,6 @@ PACKAGES: Mapping[str, Package] = {
         "pip install fairscale git+https://github.com/lilab-stanford/MUSK",
         _musk,
     ),
-    "transformers": Package(("transformers",), "pip install transformers", _plip),
+    "transformers": Package(("transformers.models.clip.modeling_clip",), "pip install transformers", _plip),
 }  # fmt: skip
 """By `EncoderSpec.package`."""

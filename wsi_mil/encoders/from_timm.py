@@ -40,6 +40,7 @@ def of_timm(name: str) -> EncoderSpec:
         tile_um=None,
         licence=config.get("license") or "unknown",
         arch=name,
+        layout="timm-resampled",
         mean=config["mean"],
         std=config["std"],
         interpolation=config["interpolation"],
@@ -74,6 +75,7 @@ def of_hub(repo: str) -> EncoderSpec:
         licence=recipe.get("license") or "unknown",
         arch=config["architecture"],
         arch_kwargs=_arguments(config),
+        layout="timm-resampled",
         mean=_rgb(recipe, "mean", IMAGENET[0]),
         std=_rgb(recipe, "std", IMAGENET[1]),
         interpolation=recipe.get("interpolation") or "bicubic",
@@ -124,7 +126,7 @@ def _config_file(repo: str) -> Path:
         return Path(hub.hf_hub_download(repo, "config.json"))
     except errors.HFValidationError as error:
         raise EncoderError(f"hf-hub:{repo}: {_AS_REPOSITORY}") from error
-    except (OSError, errors.HTTPError) as error:
+    except (OSError, RuntimeError, errors.HTTPError) as error:
         raise EncoderError(
             f"hf-hub:{repo}: its config.json is not in the cache and cannot be had ({_reason(repo, error)}): where "
             f"there is a network, type `hf download {repo}`, and copy the cache that it fills (HF_HOME) here"

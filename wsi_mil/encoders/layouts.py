@@ -32,7 +32,7 @@ def convert_layout(state: State, layout: str, own: Mapping[str, Tensor], source:
     """
     converted = LAYOUTS[layout](dict(state))
     here, there = own.get("pos_embed"), converted.get("pos_embed")
-    if layout != "timm" and here is not None and there is not None and here.shape[1] != there.shape[1]:
+    if layout != RESAMPLED and here is not None and there is not None and here.shape[1] != there.shape[1]:
         raise WeightsError(
             f"{source} holds positions (pos_embed) of {there.shape[1]} tokens and the model has {here.shape[1]}: "
             "it was saved for images of another size, so give the file that was published for this encoder"
@@ -138,11 +138,13 @@ def _dinov2(state: State) -> State:
     return converted
 
 
+RESAMPLED = "timm-resampled"
 LAYOUTS: dict[str, Callable[[State], State]] = {
     "timm": _as_it_is,
+    RESAMPLED: _as_it_is,
     "swin-old": _swin_old,
     "hf-vit": _hugging_face,
     "hf-dinov2": _hugging_face,
     "dinov2": _dinov2,
 }
-"""By `EncoderSpec.layout`. In "timm" alone may positions be resampled later, as timm does for its own files."""
+"""By `EncoderSpec.layout`. In "timm-resampled" alone are positions resampled later, as timm does for its own files."""

@@ -32,6 +32,9 @@ class Encoder(Protocol):
     preprocessing: Mapping[str, Any]
     """What it does to a tile before the network sees it, as recorded with features: resize_px (the shorter side),
     crop_px (cut from the middle), interpolation, antialias, mean, std."""
+    network: Mapping[str, Any]
+    """What computes the vector from that, as recorded with features: `EncoderSpec.network`; empty where the hash of
+    the weights says it all."""
     weights: str
     """Where the weights came from. `load_encoder` takes it to load the same again."""
     weights_sha256: str

@@ -95,6 +95,7 @@ class MorphologyEncoder:
         "interpolation": "bilinear",
         "antialias": True,
     }
+    network: Mapping[str, Any] = {}
     weights = "built-in"
     weights_sha256 = WEIGHTS_SHA256
 

@@ -29,6 +29,7 @@ def _dinov2(size: str, dim: int, parameters: float) -> EncoderSpec:
         licence="Apache-2.0",
         arch=arch,
         arch_kwargs={"img_size": 224},
+        layout="timm-resampled",
         hub_id=f"timm/{arch}.lvd142m",
         parameters=parameters,
         note="trained at 518 px: timm resamples its positions when the weights are loaded",

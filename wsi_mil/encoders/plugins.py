@@ -44,8 +44,9 @@ def read_plugins(taken: Iterable[str] = ()) -> Plugins:
     for entry in found:
         specs = attempt(_specs, entry)
         if not isinstance(specs, Exception):
+            names = [spec.name for spec in specs]
             known = {*taken, *plugins.specs}
-            if twice := [spec.name for spec in specs if spec.name in known]:
+            if twice := [name for name in names if name in known or names.count(name) > 1]:
                 specs = EncoderError(f"there is an encoder {twice[0]} already")
         if isinstance(specs, Exception):
             package = entry.dist.name if entry.dist else entry.value

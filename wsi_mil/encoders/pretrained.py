@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from wsi_mil.devices import PRECISIONS, pick_precision
+from wsi_mil.devices import PRECISIONS, exact_convolutions, pick_precision
 from wsi_mil.encoders import extras, sources
 from wsi_mil.encoders._hub import page_of
 from wsi_mil.encoders.building import build_network
@@ -41,19 +42,23 @@ class TimmEncoder:
 
         Raises:
             OptionError: weights that mean nothing, or a precision that the device does not offer.
-            EncoderError: timm does not know the architecture, the package that runs it is not there, or the recipe
-                resizes by a filter that is not known here.
+            EncoderError: timm does not know the architecture, the package that runs it is not there, the recipe
+                resizes by a filter that is not known here, or the network is too large for the device.
             WeightsError: the weights cannot be had, or do not fit.
             IncompatibleError: they are not those of ``sha256``.
         """
         self.spec, self.device = spec, device
         self.precision = pick_precision(precision, spec.precision, device)
         self.preprocessing: Mapping[str, Any] = recipe(spec)
+        self.network: Mapping[str, Any] = spec.network
         self.name, self.dim, self.tile_px, self.mpp = spec.name, spec.dim, spec.tile_px, spec.mpp
         if spec.package:
             extras.require(spec)  # before any weights are fetched for it
         model, self.weights, self.weights_sha256 = _loaded(spec, weights, trust, sha256)
-        self.model = model.eval().requires_grad_(False).to(device)
+        if not self.weights.startswith("random:"):
+            log.info("%s: its weights are under the licence %s", spec.name, spec.licence)
+        with _memory(f"{spec.name} does not fit on {device}: give --device cpu, or another GPU"):
+            self.model = model.eval().requires_grad_(False).to(device)
 
     def encode(self, tiles: np.ndarray | Tensor) -> Float32[Tensor, "tiles dim"]:
         """Encode tiles, uint8 (tiles, height, width, 3) of any size, preprocessing included.
@@ -62,13 +67,15 @@ class TimmEncoder:
             Features on the CPU, float32 whatever the precision.
 
         Raises:
-            EncoderError: the tiles are not 8-bit RGB, or the network does not return one vector per tile.
+            EncoderError: the tiles are not 8-bit RGB, they are too many for the GPU, or the network does not return
+                one vector per tile.
         """
         batch = as_batch(tiles)
         if not len(batch):
             return torch.zeros(0, self.dim)
         dtype = PRECISIONS[self.precision]
-        with torch.inference_mode():
+        much = f"{len(batch)} tiles at once are too much for the memory of {self.device}: give a smaller --batch"
+        with _memory(much), exact_convolutions(), torch.inference_mode():
             pixels = normalise(batch.to(self.device), self.spec)  # in float32, whatever the network computes in
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 features = POOLINGS[self.spec.pooling](self.model, pixels)
@@ -78,6 +85,15 @@ class TimmEncoder:
                 f"{self.name} returned {shape} for {len(batch)} tiles instead of {self.dim} numbers each"
             )
         return features.to("cpu", torch.float32, copy=True)  # a copy, since no gradient may touch inference tensors
+
+
+@contextmanager
+def _memory(advice: str) -> Generator[None]:
+    """Say what to do about a GPU without memory to spare."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EncoderError(advice) from error
 
 
 def verify(spec: EncoderSpec, given: Path, trust: bool = False) -> tuple[Path, str]:
@@ -106,7 +122,7 @@ def _loaded(
         return model, weights, state_sha256(model.state_dict())
     found = sources.find(spec, weights, sha256)
     if spec.package:
-        return extras.load_with_package(spec, found.path), found.source, found.sha256
+        return extras.load_with_package(spec, found.path, trust), found.source, found.sha256
     with torch.device(device):
         model = build_network(spec)
     own, file = model.state_dict(), str(found.path)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import IncompatibleError, OptionError
@@ -10,7 +11,17 @@ from wsi_mil.errors import IncompatibleError, OptionError
 log = logging.getLogger(__name__)
 
 _SILENT = 0.2 + 1e-9  # 256 px read as 224 is 14 %, and scanners' "20x" is anything from 0.45 to 0.55 um/px
+_ENLARGED = 1.2
 _TOLERATED = 2.05  # one step of magnification, such as 20x for 10x
+
+
+class TileSize(NamedTuple):
+    """Side of some tiles."""
+
+    um: float
+    """On the slide."""
+    px: int
+    """As they are read, before an encoder resizes them."""
 
 
 def tile_geometry(spec: EncoderSpec) -> tuple[int, float]:
@@ -28,15 +39,16 @@ def tile_geometry(spec: EncoderSpec) -> tuple[int, float]:
 
 
 def require_resolution(
-    spec: EncoderSpec, tile_um: Mapping[Path, float], remedy: str, allow: bool = False, warn: bool = True
+    spec: EncoderSpec, tiles: Mapping[Path, TileSize], remedy: str, allow: bool = False, warn: bool = True
 ) -> None:
     """Compare tiles, as an encoder will see them, with the um/px of its authors; one without a resolution takes any.
 
-    Nothing is said within 20 %; up to a ratio of 2.05 a warning names both; beyond it only ``allow`` lets them pass.
+    Nothing is said within 20 % of the authors' um/px; up to a ratio of 2.05 a warning names both; beyond it only
+    ``allow`` lets them pass. Tiles of so few pixels that the encoder enlarges them by more than 20 % are warned of.
 
     Args:
         spec: the encoder's record.
-        tile_um: side of the tiles on the slide, um, by where they lie.
+        tiles: size of the tiles, by where they lie.
         remedy: what to type for tiles that fit.
         allow: pass any resolution, with a warning.
         warn: False: refuse only.
@@ -44,9 +56,12 @@ def require_resolution(
     Raises:
         IncompatibleError: some tiles are too far off.
     """
-    if spec.mpp is None or not tile_um:
+    if spec.mpp is None or not tiles:
         return
-    seen = {path: um / (spec.resize_px or spec.tile_px) for path, um in tile_um.items()}
+    side_px = spec.resize_px or spec.tile_px
+    if warn:
+        _warn_of_enlarged(spec.name, side_px, tiles, remedy)
+    seen = {path: um / side_px for path, (um, _) in tiles.items()}
     off = {path: max(mpp / spec.mpp, spec.mpp / mpp) for path, mpp in seen.items() if abs(mpp / spec.mpp - 1) > _SILENT}
     if not off:
         return
@@ -60,3 +75,14 @@ def require_resolution(
         raise IncompatibleError(f"{message}; make tiles that fit by `{remedy}`, or add --allow-mpp-mismatch")
     if warn:
         log.warning("%s; `%s` makes tiles that fit", message, remedy)
+
+
+def _warn_of_enlarged(name: str, side_px: int, tiles: Mapping[Path, TileSize], remedy: str) -> None:
+    enlarged = {path: px for path, (_, px) in tiles.items() if px * _ENLARGED < side_px}
+    if enlarged:
+        worst = min(enlarged, key=lambda path: enlarged[path])
+        more = f" (and those of {len(enlarged) - 1} more)" if len(enlarged) > 1 else ""
+        log.warning(
+            "%s enlarges the tiles of %s%s from %d to %d px, so it sees them blurred; `%s` makes tiles that fit",
+            name, worst, more, enlarged[worst], side_px, remedy,
+        )  # fmt: skip

@@ -161,7 +161,8 @@ def _compare_with_published(spec: EncoderSpec, found: Found) -> None:
     if found.sha256 == spec.sha256:
         log.info("%s: these are the published weights (sha256 %s)", spec.name, found.sha256)
         return
-    accepted = found.source == spec.source or found.path.parent == folder()
+    rehost = found.source == spec.source and spec.page  # the published hash is that of the file at the page
+    accepted = rehost or found.path.parent == folder()
     copy = f" (the copy at {spec.hub_id} is another file)" if spec.hub_id and spec.page else ""
     log.log(
         logging.INFO if accepted else logging.WARNING,

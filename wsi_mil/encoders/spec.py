@@ -1,8 +1,12 @@
 """What it takes to load an encoder and to feed it what it was trained on: one record."""
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from wsi_mil.errors import EncoderError
 
 Rgb = tuple[float, float, float]
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -36,7 +40,8 @@ class EncoderSpec:
     package: str = ""
     """Its authors' package where timm cannot run it: a key of `wsi_mil.encoders.extras.PACKAGES`."""
     layout: str = "timm"
-    """How its weight files name their tensors: a key of `wsi_mil.encoders.layouts.LAYOUTS`."""
+    """How its weight files name their tensors: a key of `wsi_mil.encoders.layouts.LAYOUTS`. In "timm-resampled" alone
+    may the positions be of another grid than the network's."""
     pooling: str = "model"
     """What becomes the vector: "model" (what the model returns), "cls" (the class token), "cls+mean" (beside it the
     mean of the patch tokens) or "map" (the mean over the last feature map but one)."""
@@ -53,6 +58,8 @@ class EncoderSpec:
     """Repository on huggingface.co; empty where there is none."""
     hub_file: str = "model.safetensors"
     """The weight file in that repository."""
+    revision: str = ""
+    """Branch, tag or commit there; empty: what its main branch holds. The hash of the file is recorded anyway."""
     sha256: str = ""
     """Of the file that the authors published, where it is known: the one at ``page`` if there is one, else that of
     the hub. A copy in another format has another."""
@@ -69,11 +76,35 @@ class EncoderSpec:
         return self.tile_um and self.tile_um / (self.resize_px or self.tile_px)
 
     @property
+    def network(self) -> dict[str, Any]:
+        """What computes the vector, as recorded with features: the same weights in another network are no longer the
+        same encoder.
+
+        Raises:
+            EncoderError: an argument of the architecture cannot be told from others by what it says of itself.
+        """
+        told = {key: getattr(self, key) for key in ("arch", "package", "layout", "pooling", "dim")}
+        told["arch_kwargs"] = dict(self.arch_kwargs)
+        try:
+            return json.loads(json.dumps(told, default=_named))
+        except TypeError as error:
+            raise EncoderError(f"{self.name}: an argument of {self.arch} {error}: name a class instead") from error
+
+    @property
     def source(self) -> str:
         """Where the weights come from unless others are given, as recorded with features."""
         if self.hub_id:
-            return f"hub:{self.hub_id}/{self.hub_file}"
+            return f"hub:{self.hub_id}{'@' if self.revision else ''}{self.revision}/{self.hub_file}"
         return "by hand" if self.arch else "built-in"
+
+
+def _named(value: Any) -> Any:
+    """Classes and functions by their names, for JSON."""
+    if isinstance(value, functools.partial):
+        return {"partial": _named(value.func), "args": value.args, "keywords": value.keywords}
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise TypeError(f"is a {type(value).__name__}")
 
 
 def sees_224px(name: str, dim: int, note: str = "", **recipe: Any) -> EncoderSpec:

@@ -19,7 +19,7 @@ from torch import Tensor
 from wsi_mil.errors import OptionError, WeightsError, one_line
 from wsi_mil.store import write_bytes
 from wsi_mil.weights.sniffing import sniff
-from wsi_mil.weights.states import State, Unwrapped, some, unwrap
+from wsi_mil.weights.states import State, Unwrapped, some, unwrap, warn_of_student
 
 log = logging.getLogger(__name__)
 # What torch's readers turn a flipped byte into.
@@ -85,8 +85,7 @@ def read_weights(path: Path, trust: bool = False) -> Unwrapped:
     if read.chosen:
         beside = f", left out {some(read.left_out)}" if read.left_out else ""
         log.info("%s: took %s%s", path, ".".join(read.chosen), beside)
-    if read.chosen[-1:] == ["student"]:
-        log.warning("%s holds a student only: authors publish the teacher, whose features are others", path)
+    warn_of_student(read.chosen, f"the weights of {path}")
     return read
 
 

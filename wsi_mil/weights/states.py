@@ -16,13 +16,14 @@ log = logging.getLogger(__name__)
 
 # The averaged weights before those that the optimiser moved: both fit, and the averaged ones are what was published.
 WRAPPERS = (
-    "teacher", "model_ema", "state_dict_ema", "model", "state_dict", "model_state_dict", "encoder", "backbone",
-    "student",
+    "teacher", "model_ema", "state_dict_ema", "ema", "target_encoder", "model", "state_dict", "model_state_dict",
+    "encoder", "backbone", "student",
 )  # fmt: skip
 PREFIXES = (
     "module.", "_orig_mod.", "backbone.", "encoder.", "teacher.", "student.", "model.", "visual.trunk.", "trunk.",
 )  # fmt: skip
 TRAINING_ONLY = ("head.", "fc.", "mask_token", "dino_head.", "ibot_head.")
+_TEACHER, _STUDENT = "teacher.", "student."
 _NAMES_SHOWN = 3
 
 
@@ -65,21 +66,29 @@ def own_part(state: State, names: Collection[str], layout: Convert = dict) -> St
     Args:
         state: tensors by name, such as ``module.backbone.norm.weight``.
         names: of the model. The prefix under which most of them are found is taken off, and what does not have it
-            belongs to something else; a head is dropped only if the model has none. Both are logged.
+            belongs to something else; a teacher goes before, and a student after everything else, however much of
+            them is there. A head is dropped only if the model has none. All this is logged.
         layout: gives tensors, freed of a prefix, the names that the model has for them.
     """
     found = {
         prefix: layout({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
         for prefix in _prefixes(state)
     }
-    prefix, inside = max(found.items(), key=lambda item: sum(name in item[1] for name in names))
+    prefix, inside = max(found.items(), key=lambda item: _rank(*item, names))
     kept = {name: value for name, value in inside.items() if name in names or not name.startswith(TRAINING_ONLY)}
     if prefix:
         outside = [name for name in state if not name.startswith(prefix)]
         log.info("took the tensors under %s%s", prefix, f", left out {some(outside)}" if outside else "")
+    warn_of_student(prefix.split("."), "the weights")
     if dropped := sorted(inside.keys() - kept.keys()):
         log.info("left out what only training needs: %s", some(dropped))
     return kept
+
+
+def warn_of_student(chosen: Collection[str], source: str) -> None:
+    """Say so where only the student of a training was to be had."""
+    if _STUDENT.rstrip(".") in chosen:
+        log.warning("%s are those of a student only: authors publish the teacher, whose features are others", source)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -166,6 +175,12 @@ def _prefixes(state: Collection[str]) -> list[str]:
         longer = (prefix + name for name in PREFIXES)
         found += [chain for chain in longer if any(name.startswith(chain) for name in state)]
     return found
+
+
+def _rank(prefix: str, inside: State, names: Collection[str]) -> tuple[bool, bool, bool, int]:
+    """What makes the tensors under a prefix the likelier ones to be meant."""
+    count = sum(name in inside for name in names)
+    return _TEACHER in prefix, count > 0, _STUDENT not in prefix, count
 
 
 def _converted(convert: Convert, state: State) -> State:
