@@ -32,7 +32,8 @@ _PAPER_SEED, PAPER_EPOCHS = 1, 50
 _FRESH_SEEDS, FRESH_EPOCHS, _FRESH_BATCH = (2101, 2102, 2103), 120, 10
 _TEST_BATCH = 100
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-"""Trials of every model under *fresh*."""
+TRIAL_SEEDS = (0, 1)
+"""Trials of every model under *fresh*: each learning rate from each seed."""
 
 
 class Collages(NamedTuple):
@@ -187,10 +188,10 @@ def run_paper(
     return Score(name, variant, "paper", seed, accuracy, auroc), model
 
 
-def try_recipe(name: str, variant: str, recipe: Recipe, source: Source) -> float:
-    """Validation loss at seed 0, by which a recipe is chosen."""
+def try_recipe(name: str, variant: str, recipe: Recipe, seed: int, source: Source) -> float:
+    """Validation loss, by whose mean over seeds a recipe is chosen."""
     collages = fresh_collages(variant, source)
-    return evaluate(fresh_model(name, collages, recipe, 0), collages.val)[2]
+    return evaluate(fresh_model(name, collages, recipe, seed), collages.val)[2]
 
 
 def run_fresh(name: str, variant: str, seed: int, recipe: Recipe, source: Source) -> tuple[Score, CollageModel]:

@@ -31,6 +31,7 @@ from collage_runs import (
     FRESH_EPOCHS,
     LEARNING_RATES,
     PAPER_EPOCHS,
+    TRIAL_SEEDS,
     Recipe,
     Score,
     fresh_collages,
@@ -56,6 +57,7 @@ class Trial(NamedTuple):
     variant: str
     reader: str
     lr: float
+    seed: int
     loss: float
 
 
@@ -106,10 +108,10 @@ def in_processes(
         pool.shutdown(cancel_futures=True)  # who stops early does not wait for what has not begun
 
 
-def trial(model: str, variant: str, recipe: Recipe, source: Source) -> Trial:
-    """Measure a recipe; what diverges is the worst."""
-    loss = try_recipe(model, variant, recipe, source)
-    return Trial(model, variant, recipe.reader, recipe.lr, loss if math.isfinite(loss) else math.inf)
+def trial(model: str, variant: str, recipe: Recipe, seed: int, source: Source) -> Trial:
+    """Measure a recipe once; what diverges is the worst."""
+    loss = try_recipe(model, variant, recipe, seed, source)
+    return Trial(model, variant, recipe.reader, recipe.lr, seed, loss if math.isfinite(loss) else math.inf)
 
 
 def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -> tuple[Score, list[float]]:
@@ -134,18 +136,23 @@ def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -
 
 
 def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], Recipe]:
-    """The recipe of each model and variant: of as many trials each, that of least loss; earlier trials count."""
+    """The recipe of each model and variant: of as many trials each, that of least mean loss; earlier trials count."""
     recipes = [Recipe(lr, options.epochs or FRESH_EPOCHS, options.reader) for lr in LEARNING_RATES]
     wanted = list(itertools.product(options.models, options.variant, recipes))
     path = options.out.with_suffix(".trials.csv")
-    losses = {trial[:4]: trial for trial in read_rows(path, Trial)}
-    jobs = [(*job, source) for job in wanted if (*job[:2], job[2].reader, job[2].lr) not in losses]
+    losses = {trial[:5]: trial for trial in read_rows(path, Trial)}
+    jobs = [
+        (model, variant, recipe, seed, source)
+        for (model, variant, recipe), seed in itertools.product(wanted, TRIAL_SEEDS)
+        if (model, variant, recipe.reader, recipe.lr, seed) not in losses
+    ]
     for done in in_processes(trial, jobs, options.workers, "trials"):
-        losses[done[:4]] = done
+        losses[done[:5]] = done
         write_rows(path, list(losses.values()))
     best: dict[tuple[str, str], tuple[float, Recipe]] = {}
     for model, variant, recipe in wanted:
-        found = losses[model, variant, recipe.reader, recipe.lr].loss, recipe
+        tried = [losses[model, variant, recipe.reader, recipe.lr, seed].loss for seed in TRIAL_SEEDS]
+        found = statistics.mean(tried), recipe
         best[model, variant] = min(best.get((model, variant), found), found)
     return {key: recipe for key, (_, recipe) in best.items()}
 
