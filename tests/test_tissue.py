@@ -1,7 +1,9 @@
+import functools
+
 import numpy as np
 import pytest
 from painting import DAB, EOSIN, GLASS, HAEMATOXYLIN, disc, flat, noisy
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from wsi_mil.slides import open_slide
@@ -14,7 +16,8 @@ def share(image: np.ndarray, mpp: float = MPP) -> float:
     return float(find_tissue(image, mpp, mpp).mask.mean())
 
 
-def mottled(height: int, width: int, colours: list[tuple[int, int, int]], seed: int = 0) -> np.ndarray:
+@functools.cache
+def mottled(height: int, width: int, colours: tuple[tuple[int, int, int], ...], seed: int = 0) -> np.ndarray:
     """A section that fills the frame: patches of these colours, a few pixels wide."""
     rng = np.random.default_rng(seed)
     patches = ndimage.gaussian_filter(rng.normal(size=(height, width, len(colours))), (2, 2, 0)).argmax(-1)
@@ -43,10 +46,10 @@ def test_empty_glass_of_any_tint_has_no_tissue(tint, sigma):
 @pytest.mark.parametrize(
     "colours",
     [
-        [DAB, (205, 210, 225), (190, 195, 215), (170, 130, 90)],  # IHC: DAB on a pale counterstain
-        [(215, 205, 205), (160, 110, 70)],
-        [EOSIN, HAEMATOXYLIN, (235, 190, 215)],  # H&E
-        [(228, 195, 215), (205, 165, 200)],  # pale H&E
+        (DAB, (205, 210, 225), (190, 195, 215), (170, 130, 90)),  # IHC: DAB on a pale counterstain
+        ((215, 205, 205), (160, 110, 70)),
+        (EOSIN, HAEMATOXYLIN, (235, 190, 215)),  # H&E
+        ((228, 195, 215), (205, 165, 200)),  # pale H&E
     ],
 )
 def test_a_frame_that_is_all_tissue_is_kept_whole(colours):
@@ -55,14 +58,15 @@ def test_a_frame_that_is_all_tissue_is_kept_whole(colours):
 
 @pytest.mark.parametrize("colour", [EOSIN, HAEMATOXYLIN, DAB, (225, 195, 215), (200, 205, 225), (215, 195, 170)])
 @pytest.mark.parametrize("glass", [GLASS, (235, 222, 230)])
-def test_a_biopsy_of_0_3_mm2_is_kept_at_its_size(colour, glass):
+@pytest.mark.parametrize("mm2", [0.3, 0.05])
+def test_a_tiny_biopsy_is_kept_at_its_size(colour, glass, mm2):
     image = flat(1000, 1500, glass)
-    radius = np.sqrt(0.3 / np.pi) * 1000 / MPP
+    radius = np.sqrt(mm2 / np.pi) * 1000 / MPP
     inside = disc(image, 700, 400, radius, colour)
     tissue = find_tissue(noisy(image, 2), MPP, MPP)
     assert tissue.reason == ""
-    assert tissue.area_mm2 == pytest.approx(0.3, rel=0.2)
-    assert tissue.mask[inside].mean() > 0.95
+    assert tissue.area_mm2 == pytest.approx(mm2, rel=0.2)
+    assert tissue.mask[inside].mean() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,25 @@ def test_small_holes_are_filled_and_large_ones_kept():
     assert mask[large].mean() < 0.1
 
 
+@pytest.mark.parametrize(("holes_mm2", "small_kept", "large_kept"), [(0.0, 0, 0), (0.05, 1, 0), (float("inf"), 1, 1)])
+def test_holes_are_kept_or_removed_as_asked(holes_mm2, small_kept, large_kept):
+    image = flat(400, 400)
+    disc(image, 200, 200, 150, EOSIN)
+    small, large = disc(image, 140, 200, 12, GLASS), disc(image, 250, 200, 40, GLASS)
+    mask = find_tissue(image, MPP, MPP, holes_mm2).mask
+    assert mask[small].mean() == pytest.approx(small_kept, abs=0.3)
+    assert mask[large].mean() == pytest.approx(large_kept, abs=0.1)
+
+
+def test_every_section_of_a_slide_is_found():
+    image, sections = flat(600, 1500), []
+    for index, colour in enumerate((EOSIN, HAEMATOXYLIN, DAB, (225, 195, 215))):
+        sections.append(disc(image, 200 + 350 * index, 150 + 80 * index, 60 + 20 * index, colour))
+    mask = find_tissue(noisy(image, 2), MPP, MPP).mask
+    assert all(mask[section].mean() > 0.95 for section in sections)
+    assert mask.sum() < 1.1 * sum(section.sum() for section in sections)
+
+
 def test_the_mask_is_the_same_whatever_the_scale_of_the_image():
     image = flat(1200, 1600)
     disc(image, 700, 500, 300, EOSIN)
@@ -163,6 +186,85 @@ def test_tiny_images_are_answered(size):
     assert find_tissue(flat(*size, EOSIN), 0.5, 0.5).mask.all()
 
 
+# --- strokes over tissue -----------------------------------------------------------------------------------------
+
+INKS = {
+    "green": (40, 160, 110), "teal": (52, 163, 142), "blue": (30, 60, 190), "navy": (20, 40, 120),
+    "black": (30, 30, 34), "red": (200, 25, 40), "crimson": (170, 42, 67),
+}  # fmt: skip
+
+
+def inked(image: np.ndarray, colour: tuple[int, int, int], where: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """The image seen through ink: transparencies multiply."""
+    clear = (np.array(colour) / 245.0) ** strength
+    return np.where(where[..., None], image * clear, image).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("ink", INKS)
+@pytest.mark.parametrize("section", ["H&E", "pale", "IHC"])
+def test_of_a_stroke_across_tissue_nine_tenths_go_and_of_the_tissue_nine_tenths_stay(ink, section):
+    colours = {
+        "H&E": (EOSIN, HAEMATOXYLIN, (235, 190, 215)),
+        "pale": ((228, 195, 215), (205, 165, 200)),
+        "IHC": (DAB, (205, 210, 225), (190, 195, 215), (170, 130, 90)),
+    }[section]
+    image = flat(600, 700)
+    tissue = disc(image, 350, 300, 250, GLASS)
+    image[tissue] = mottled(600, 700, colours)[tissue]
+    pen = np.zeros_like(tissue)
+    pen[280:300, 20:680] = True
+    mask = find_tissue(noisy(inked(image, INKS[ink], pen), 2), MPP, MPP).mask
+    assert mask[pen].mean() <= 0.1
+    assert mask[tissue & ~pen].mean() >= 0.9
+
+
+@pytest.mark.parametrize("eosin", [(0.07, 0.99, 0.11), (0.216, 0.801, 0.558), (0.09, 0.95, 0.28)])
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+def test_tissue_of_eosin_alone_is_not_taken_for_red_ink(eosin, strength):
+    image = flat(300, 400)
+    inside = disc(image, 200, 150, 100, EOSIN)
+    image[inside] = 245 * 10 ** (-strength * np.array(eosin))
+    assert find_tissue(noisy(image, 2), MPP, MPP).mask[inside].mean() > 0.95
+
+
+# Around tissue that no pen or edge touches, in the pictures' own pixels. They carry no resolution: a section is taken
+# to be about 15 mm wide, as a stroke of 1 to 2 mm beside it says too.
+PEN_TISSUE = [
+    (177, 148), (174, 290), (242, 277), (306, 294), (347, 331), (358, 363), (298, 374), (258, 395), (194, 427),
+    (148, 465), (135, 532), (134, 605), (194, 653), (277, 710), (287, 839), (323, 863), (387, 881), (435, 879),
+    (484, 871), (516, 826), (524, 815), (581, 806), (623, 790), (637, 745), (710, 718), (737, 702), (731, 645),
+    (726, 548), (719, 435), (731, 347), (739, 290), (734, 197), (653, 177), (532, 161), (403, 145), (371, 132),
+    (226, 142),
+]  # fmt: skip
+EDGE_TISSUE = [
+    (478, 28), (517, 10), (557, 15), (561, 77), (599, 140), (644, 107), (714, 112), (763, 143), (791, 191),
+    (774, 255), (768, 332), (761, 415), (714, 383), (638, 319), (596, 304), (587, 446), (510, 444), (434, 421),
+    (425, 472), (380, 520), (312, 574), (270, 580), (258, 548), (181, 487), (191, 383), (207, 313), (147, 291),
+    (210, 258), (278, 230), (342, 182), (398, 125), (468, 86),
+]  # fmt: skip
+PICTURES = {
+    "pen, 25 um/px": ("pen_red_1k.png", "pen_red_1k-mask.png", 25.0, PEN_TISSUE, 1),
+    "pen, 46 um/px": ("pen_markings_he-pen_red.png", "pen_markings_he-pen_red_mask.png", 46.0, PEN_TISSUE, 494 / 918),
+    "edge, 20 um/px": (
+        "coverslip_edge_he-coverslip_edge.png", "coverslip_edge_he-coverslip_edge_mask.png", 20.0, EDGE_TISSUE, 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_of_real_strokes_and_edges_nine_tenths_go_and_of_the_tissue_nine_tenths_stay(shared, name):
+    file, artefact_file, mpp, corners, scale = PICTURES[name]
+    image = Image.open(shared / "data/masks" / file).convert("RGB")
+    artefact = np.array(Image.open(shared / "data/masks" / artefact_file)) > 0
+    outline = Image.new("1", image.size)
+    ImageDraw.Draw(outline).polygon([(x * scale, y * scale) for x, y in corners], fill=1)
+    tissue = np.array(outline) & ~artefact
+    found = Image.fromarray(find_tissue(np.array(image), mpp, mpp).mask)
+    mask = np.array(found.resize(image.size, Image.Resampling.NEAREST))
+    assert 1 - mask[artefact].mean() >= 0.9
+    assert mask[tissue].mean() >= 0.9
+
+
 # --- real pictures -----------------------------------------------------------------------------------------------
 
 
@@ -183,15 +285,6 @@ def test_tiny_images_are_answered(size):
 def test_real_tiles(shared, name, low, high):
     image = np.array(Image.open(shared / f"data/tiles/{name}.png").convert("RGB"))
     assert low <= share(image, 0.5) <= high
-
-
-def test_a_real_coverslip_edge_is_no_tissue(shared):
-    folder = shared / "data/masks"
-    image = np.array(Image.open(folder / "coverslip_edge_he-coverslip_edge.png").convert("RGB"))
-    edge = np.array(Image.open(folder / "coverslip_edge_he-coverslip_edge_mask.png")) > 0
-    mask = find_tissue(image, MPP, MPP).mask
-    assert mask[edge].mean() < 0.15
-    assert 0.35 < mask.mean() < 0.5
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("camelyon-jpeg", 0.2, 0.3), ("camelyon-jpeg2000", 0.25, 0.4)])

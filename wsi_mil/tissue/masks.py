@@ -17,11 +17,15 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from wsi_mil.tissue.areas import grown, without_small
+from wsi_mil.tissue.ink import find_ink
+
 WORKING_MPP = 8.0
+HOLES_MM2 = 0.05
+"""Holes of less are lumina and fat cells, and belong to the tissue."""
 _SMOOTH_UM = 12.0  # standard deviation: takes sensor noise and JPEG speckle off the glass, keeps a thin biopsy
 _CLOSE_UM = 24.0  # radius: gaps between the cells of loose tissue
 _MIN_TISSUE_MM2 = 0.02  # islands below are specks: a third of a 256 um tile
-_MAX_HOLE_MM2 = 0.05  # holes below are lumina and fat cells, and belong to the tissue
 
 _DARK = 40  # brightest channel of a fluorescence background
 _GLASS_MIN, _GLASS_CHROMA = 190, 36  # glass is bright in every channel, and nearly grey,
@@ -30,8 +34,6 @@ _GLASS_FLAT_OD = 0.006  # and even: tissue, however pale, varies more over 40 um
 _GLASS_SHARE = 0.005  # fewer pixels of it are no glass but flat spots of a slide that is all tissue
 _WHITE = 245.0  # glass of a slide that shows none
 _COLOUR_OD = (0.02, 0.04)  # Otsu's threshold is kept in here: above noise, below the palest stain worth having
-_PEN_GROW_UM = 48.0  # faded rim of a pen stroke
-_MIN_PEN_MM2 = 0.02  # smaller spots of ink colour are pigment or blood, not strokes
 
 
 class Tissue(NamedTuple):
@@ -43,6 +45,8 @@ class Tissue(NamedTuple):
     mpp_y: float
     threshold: float
     """Colour, in optical density, from which on a pixel is tissue; 0 where none was sought."""
+    ink: Bool[np.ndarray, "height width"]
+    """Strokes of a pen, which are no tissue."""
     reason: str
     """Why the mask is empty; "" if it is not."""
 
@@ -52,13 +56,16 @@ class Tissue(NamedTuple):
         return float(self.mask.sum()) * self.mpp_x * self.mpp_y * 1e-6
 
 
-def find_tissue(image: UInt8[np.ndarray, "height width 3"], mpp_x: float, mpp_y: float) -> Tissue:
+def find_tissue(
+    image: UInt8[np.ndarray, "height width 3"], mpp_x: float, mpp_y: float, holes_mm2: float = HOLES_MM2
+) -> Tissue:
     """Find the tissue of a slide.
 
     Args:
         image: the whole slide, RGB, at any scale; finer than 8 um/px it is first averaged down to that.
         mpp_x: micrometres per pixel of the image, along its width.
         mpp_y: and along its height.
+        holes_mm2: holes up to this area belong to the tissue: 0: none, infinity: all.
 
     Returns:
         A mask of the working scale: at most 8 um/px, over exactly the area of the image.
@@ -69,17 +76,18 @@ def find_tissue(image: UInt8[np.ndarray, "height width 3"], mpp_x: float, mpp_y:
     pixels, mpp_x, mpp_y = _at_working_scale(image, mpp_x, mpp_y)
     if _is_fluorescence(pixels):
         why = "dark background: looks like fluorescence, which has no stained tissue to find"
-        return Tissue(np.zeros(pixels.shape[1:], bool), mpp_x, mpp_y, 0.0, why)
+        nothing = np.zeros(pixels.shape[1:], bool)
+        return Tissue(nothing, mpp_x, mpp_y, 0.0, nothing, why)
     sigma = (0, _SMOOTH_UM / mpp_y, _SMOOTH_UM / mpp_x)
     smooth = ndimage.gaussian_filter(pixels, sigma, output=np.float32, mode="nearest")
     glass = _glass(pixels, smooth)[:, None, None]
     density = np.maximum(np.log10((glass + 1) / (smooth + 1)), 0)  # brighter than glass is glass
-    ink = _ink(density, mpp_x, mpp_y)
+    ink = find_ink(density, mpp_x, mpp_y)
     colour = np.where(ink, 0, _colour(density))
     threshold = _threshold(colour[~ink])
-    mask = _tidied(colour > threshold, ink, mpp_x, mpp_y)
+    mask = _tidied(colour > threshold, ink, mpp_x, mpp_y, holes_mm2)
     reason = "" if mask.any() else _why_empty(colour > threshold, ink)
-    return Tissue(mask, mpp_x, mpp_y, threshold, reason)
+    return Tissue(mask, mpp_x, mpp_y, threshold, ink, reason)
 
 
 def _at_working_scale(
@@ -135,60 +143,24 @@ def _colour(density: Float32[np.ndarray, "3 height width"]) -> Float32[np.ndarra
     return np.ptp(density, axis=0) - 0.12 * density.mean(0)
 
 
-def _ink(
-    density: Float32[np.ndarray, "3 height width"], mpp_x: float, mpp_y: float
-) -> Bool[np.ndarray, "height width"]:
-    """Strokes of a pen, by colours that neither haematoxylin, eosin nor DAB can show.
-
-    Stains absorb green most (H&E), or blue (DAB), or red a little before green (haematoxylin alone). Green ink absorbs
-    green least, blue ink red far before green, red ink green and blue alike and red hardly, black ink all three alike.
-    """
-    red, green, blue = density
-    mean = density.mean(0)
-    greenish = (green < 0.5 * red) & (blue > green)
-    bluish = (red - green > 0.15) & (blue < 0.35 * red) & (green > 0.5 * red)
-    reddish = (blue > 0.75 * green) & (blue < 1.25 * green) & (red < 0.35 * green)
-    blackish = np.ptp(density, axis=0) < 0.2 * mean
-    sure = (greenish & (red > 0.2)) | (bluish & (red > 0.35)) | (reddish & (green > 0.6)) | (blackish & (mean > 0.6))
-    maybe = (greenish | bluish | reddish | blackish) & (mean > 0.04)
-    ink = ndimage.binary_propagation(sure, mask=maybe | sure)
-    ink = _without_small(ink, _MIN_PEN_MM2, mpp_x, mpp_y)
-    return _grown(ink, _PEN_GROW_UM, mpp_x, mpp_y)
-
-
 def _threshold(colour: Float32[np.ndarray, "pixels"]) -> float:
     low, high = _COLOUR_OD
     return float(np.clip(threshold_otsu(colour), low, high)) if np.ptp(colour) > 0 else high
 
 
 def _tidied(
-    mask: Bool[np.ndarray, "height width"], ink: Bool[np.ndarray, "height width"], mpp_x: float, mpp_y: float
+    mask: Bool[np.ndarray, "height width"],
+    ink: Bool[np.ndarray, "height width"],
+    mpp_x: float,
+    mpp_y: float,
+    holes_mm2: float,
 ) -> Bool[np.ndarray, "height width"]:
     """Close narrow gaps, drop small islands, fill small holes; ink is no tissue, whatever surrounds it."""
     smallest = min(_MIN_TISSUE_MM2, mask.size * mpp_x * mpp_y * 1e-6 / 4)  # an image may be no larger than a speck
-    closed = ~_grown(~_grown(mask, _CLOSE_UM, mpp_x, mpp_y), _CLOSE_UM, mpp_x, mpp_y) & ~ink
-    kept = _without_small(closed, smallest, mpp_x, mpp_y)
+    closed = ~grown(~grown(mask, _CLOSE_UM, mpp_x, mpp_y), _CLOSE_UM, mpp_x, mpp_y) & ~ink
+    kept = without_small(closed, smallest, mpp_x, mpp_y)
     holes = ndimage.binary_fill_holes(kept) & ~kept
-    return (kept | (holes & ~_without_small(holes, _MAX_HOLE_MM2, mpp_x, mpp_y))) & ~ink
-
-
-def _grown(
-    mask: Bool[np.ndarray, "height width"], radius_um: float, mpp_x: float, mpp_y: float
-) -> Bool[np.ndarray, "height width"]:
-    """The mask and what lies within a distance of it, along the axes."""
-    size = (2 * round(radius_um / mpp_y) + 1, 2 * round(radius_um / mpp_x) + 1)
-    return ndimage.maximum_filter(mask, size, mode="nearest")
-
-
-def _without_small(
-    mask: Bool[np.ndarray, "height width"], mm2: float, mpp_x: float, mpp_y: float
-) -> Bool[np.ndarray, "height width"]:
-    """The mask without its connected parts of less than an area."""
-    labels, _ = ndimage.label(mask)
-    areas = np.bincount(labels.ravel()) * mpp_x * mpp_y * 1e-6
-    keep = areas >= mm2
-    keep[0] = False
-    return keep[labels]
+    return (kept | (holes & ~without_small(holes, holes_mm2, mpp_x, mpp_y))) & ~ink
 
 
 def _why_empty(coloured: Bool[np.ndarray, "height width"], ink: Bool[np.ndarray, "height width"]) -> str:
