@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli, cli_weights
+from wsi_mil import __version__, arguments, cli, cli_tile, cli_weights
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
@@ -77,9 +77,12 @@ def test_defaults_are_those_of_the_parameters() -> None:
     learn = {field.name: field.default for field in dataclasses.fields(LearnParams)}
     for name in ("epochs", "patience", "lr", "weight_decay", "bags_per_step", "seed"):
         assert _default(cli.train, name) == learn[name], name
-    assert _default(cli.tile, "min_coverage") == TileParams().min_coverage
-    assert arguments.tile_params(None, None, None, TileParams().min_coverage) == TileParams()
-    assert arguments.tile_params(256, None, 0.5, 0.5).tile_um == 128.0
+    tile = {field.name: field.default for field in dataclasses.fields(TileParams)}
+    tile |= {"overlap": tile.pop("overlap_px"), "holes": tile.pop("holes_mm2")}
+    for name in tile.keys() - {"tile_px", "tile_um"}:
+        assert _default(cli_tile.tile, name) == tile[name], name
+    assert arguments.tile_params(None, None, None) == TileParams()
+    assert arguments.tile_params(256, None, 0.5).tile_um == 128.0
     encoding = {field.name: field.default for field in dataclasses.fields(Encoding)}
     for name in ("device", "batch", "precision", "allow_mpp_mismatch"):
         assert _default(cli.extract, name) == encoding[name], name
@@ -88,9 +91,9 @@ def test_defaults_are_those_of_the_parameters() -> None:
 def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     giga = EncoderSpec("giga", 1, 224, 128.0, "", resize_px=256)
     monkeypatch.setitem(table.ENCODERS, "giga", giga)
-    assert arguments.tile_params(None, None, None, 0.5, "giga") == TileParams(256, 128.0, 0.5)
-    assert arguments.tile_params(None, None, None, 0.3, "uni") == TileParams(224, 128.0, 0.3)
-    assert arguments.tile_params(None, None, None, 0.5, "morphology") == TileParams()
+    assert arguments.tile_params(None, None, None, "giga") == TileParams(256, 128.0, 0.5)
+    assert arguments.tile_params(None, None, None, "uni", min_coverage=0.3) == TileParams(224, 128.0, 0.3)
+    assert arguments.tile_params(None, None, None, "morphology") == TileParams()
 
 
 def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

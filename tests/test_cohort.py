@@ -159,7 +159,10 @@ def test_the_digest_follows_labels_and_splits_but_not_order() -> None:
 
 
 def test_the_slides_table_chooses_and_gives_resolutions(tmp_path: Path) -> None:
-    path = table(tmp_path, "slide,mpp\na.svs,0.25\nsub/c,\n")
-    assert read_slides_table(path, SEEN.usable) == {"a": 0.25, "sub/c": None}
+    path = table(tmp_path, "slide,mpp,min_coverage\na.svs,0.25,\nsub/c,,0.3\n")
+    assert read_slides_table(path, SEEN.usable, ("min_coverage",)) == {
+        "a": {"mpp": 0.25},
+        "sub/c": {"min_coverage": 0.3},
+    }
     with pytest.raises(TableError, match="row 2: mpp 'half' is no number"):
         read_slides_table(table(tmp_path, "slide,mpp\na,half\n"), SEEN.usable)

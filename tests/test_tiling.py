@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given
-from hypothesis import strategies as st
 from painting import EOSIN, disc, flat, write_tiff
 from PIL import Image
 
@@ -15,64 +13,11 @@ from wsi_mil.errors import OptionError, ResolutionError
 from wsi_mil.progress import Progress
 from wsi_mil.slides import find_slides
 from wsi_mil.stage import Item, Stage, run
-from wsi_mil.tiling import TileParams, TileStage, coverage, l0_tile_size, tiles_on_tissue
+from wsi_mil.tiling import TileParams, TileStage
 
 
 def tile(path: Path, params: TileParams | None = None, mpp: dict[str, float] | None = None):
     return TileStage(params or TileParams(), mpp=mpp).tile(Item(path.stem, path))
-
-
-def overlap(start: float, end: float, count: int) -> np.ndarray:
-    """How much of each unit interval lies between start and end."""
-    edges = np.arange(count)
-    return np.clip(np.minimum(edges + 1, end) - np.maximum(edges, start), 0, None)
-
-
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    rows=st.lists(st.floats(0, 1), min_size=2, max_size=5, unique=True),
-    columns=st.lists(st.floats(0, 1), min_size=2, max_size=5, unique=True),
-)
-def test_coverage_equals_brute_force(seed, shape, rows, columns):
-    mask = np.random.default_rng(seed).random(shape) > 0.5
-    height, width = shape
-    y, x = np.array(sorted(rows)), np.array(sorted(columns))
-    y, x = y[np.append(True, np.diff(y) > 1e-3)], x[np.append(True, np.diff(x) > 1e-3)]
-    for i, found in enumerate(coverage(mask, x, y)):
-        for j, value in enumerate(found):
-            weights = np.outer(
-                overlap(y[i] * height, y[i + 1] * height, height), overlap(x[j] * width, x[j + 1] * width, width)
-            )
-            assert value == pytest.approx((mask * weights).sum() / weights.sum(), abs=1e-6)
-
-
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    l0_size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
-    l0_tile=st.tuples(st.integers(50, 900), st.integers(50, 900)),
-    least=st.floats(0.01, 1),
-)
-def test_tiles_are_disjoint_inside_and_row_by_row(seed, l0_size, l0_tile, least):
-    mask = np.random.default_rng(seed).random((9, 7)) > 0.4
-    coords, covered = tiles_on_tissue(mask, l0_size, l0_tile, least)
-    assert (coords >= 0).all()
-    assert (coords + l0_tile <= l0_size).all()
-    assert (coords % l0_tile == 0).all()
-    order = coords[:, 1] * 10_000 + coords[:, 0]
-    assert (np.diff(order) > 0).all()
-    assert (covered >= least - 1e-6).all()
-    assert (coords.dtype, covered.dtype) == (np.int64, np.float32)
-
-
-def test_all_tissue_keeps_every_tile_and_none_keeps_no_tile():
-    assert len(tiles_on_tissue(np.ones((3, 4), bool), (1000, 750), (100, 75), 1.0).coords) == 100
-    assert tiles_on_tissue(np.zeros((3, 4), bool), (1000, 750), (100, 75), 0.01).coords.shape == (0, 2)
-
-
-def test_a_tile_is_rounded_once_per_axis():
-    assert l0_tile_size(256.0, 0.25, 0.31) == (1024, 826)
-    assert l0_tile_size(256.0, 0.499, 0.2281750559) == (513, 1122)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +28,14 @@ def test_a_tile_is_rounded_once_per_axis():
         ({"tile_um": float("nan")}, "--tile-um nan"),
         ({"min_coverage": 0.0}, "--min-coverage 0"),
         ({"min_coverage": 1.5}, "--min-coverage 1.5"),
+        ({"overlap_px": 224}, "--overlap 224"),
+        ({"overlap_px": -1}, "--overlap -1"),
+        ({"holes_mm2": -0.1}, "--holes -0.1"),
+        ({"holes_mm2": float("inf")}, "--holes inf"),
+        ({"max_tiles": -1}, "--max-tiles -1"),
+        ({"min_sharpness": -1.0}, "--min-sharpness -1"),
+        ({"max_pen": 1.5}, "--max-pen 1.5"),
+        ({"min_saturation": float("nan")}, "--min-saturation nan"),
     ],
 )
 def test_options_are_refused_by_name(options, flag):
@@ -158,6 +111,55 @@ def test_a_slide_without_tiles_is_empty_and_says_why(make_slide, tmp_path, size,
     assert reason in artifact.attrs["reason"]
     assert (artifact.arrays["coords"].shape, artifact.arrays["coverage"].shape) == ((0, 2), (0,))
     assert (tmp_path / "tiles/a.jpg").exists()
+
+
+def test_tiles_overlap_on_one_lattice(make_slide):
+    path = make_slide(size=(1800, 1500), mpp=0.8)
+    half = tile(path, TileParams(overlap_px=112)).artifact
+    assert (half.arrays["coords"] % 160 == 0).all()
+    assert (half.attrs["l0_step_x"], half.attrs["l0_step_y"], half.array_attrs["coords"]["overlap"]) == (160, 160, 112)
+    plain = tile(path).artifact.arrays["coords"]
+    assert {tuple(row) for row in plain} <= {tuple(row) for row in half.arrays["coords"]}
+    assert len(half.arrays["coords"]) > 3 * len(plain)
+
+
+def test_at_most_so_many_tiles_are_drawn_by_a_seed_and_counted(make_slide):
+    path = make_slide(size=(1800, 1500), mpp=0.8)
+    whole = tile(path).artifact.arrays
+    few, again, other = (tile(path, TileParams(max_tiles=5, seed=seed)).artifact for seed in (0, 0, 1))
+    assert len(few.arrays["coords"]) == len(few.arrays["coverage"]) == len(few.arrays["sharpness"]) == 5
+    assert np.array_equal(few.arrays["coords"], again.arrays["coords"])
+    assert not np.array_equal(few.arrays["coords"], other.arrays["coords"])
+    assert json.loads(few.attrs["excluded"]) == {"max_tiles": len(whole["coords"]) - 5}
+
+
+def test_tiles_beyond_a_limit_are_left_out_and_counted_by_reason(make_slide):
+    path = make_slide(size=(1800, 1500), mpp=0.8)
+    plain = tile(path).artifact
+    assert plain.attrs["excluded"] == "{}"
+    limit = float(np.median(plain.arrays["sharpness"]))
+    sharp = tile(path, TileParams(min_sharpness=limit)).artifact
+    assert json.loads(sharp.attrs["excluded"]) == {"blur": len(plain.arrays["coords"]) - len(sharp.arrays["coords"])}
+    assert (sharp.arrays["sharpness"] >= limit).all()
+    nothing = tile(path, TileParams(min_sharpness=1e9)).artifact
+    assert nothing.attrs["status"] == "empty"
+    assert nothing.attrs["reason"].endswith(f"but every tile was left out: {len(plain.arrays['coords'])} for blur")
+
+
+def test_a_slide_may_have_parameters_of_its_own(make_slide):
+    path = make_slide(size=(1800, 1500), mpp=0.8)
+    own = {"min_coverage": 0.9, "max_tiles": 4.0}
+    stage = TileStage(TileParams(), settings={"a": own, "b": dict[str, float]()})
+    own, common = (stage.tile(Item(slide_id, path)).artifact for slide_id in "ab")
+    assert len(own.arrays["coords"]) == 4
+    assert own.arrays["coverage"].min() >= 0.9
+    assert json.loads(own.attrs["settings"]) == {"max_tiles": 4.0, "min_coverage": 0.9}
+    assert "settings" not in common.attrs
+    assert stage.upstream(Item("a", path)) == f"{stage.upstream(Item('b', path))} max_tiles=4.0 min_coverage=0.9"
+    with pytest.raises(OptionError, match=r"no setting of a slide is called covrage: give .*min_coverage"):
+        TileParams().changed({"covrage": 0.5})
+    with pytest.raises(OptionError, match="--min-coverage 2"):
+        TileParams().changed({"min_coverage": 2.0})
 
 
 def test_a_slide_a_little_too_coarse_is_enlarged_and_says_so(make_slide, caplog):

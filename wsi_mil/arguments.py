@@ -63,14 +63,24 @@ TilePx = Annotated[
 TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um.  [default: 256]")]
 TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
 Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
+Overlap = Annotated[int, typer.Option("--overlap", help="Of neighbouring tiles, px as the encoder sees them.")]
+Holes = Annotated[
+    float, typer.Option("--holes", metavar="MM2", help="Holes up to this area are tissue: 0: none, 1e6: all.")
+]
+MaxTiles = Annotated[int, typer.Option("--max-tiles", help="At most so many, drawn evenly over the tissue; 0 = all.")]
+MinSharpness = Annotated[float, typer.Option("--min-sharpness", help="Least variance of the Laplacian at 2 um/px.")]
+MaxPen = Annotated[float, typer.Option("--max-pen", help="Largest share of a tile that is ink.")]
+MaxWhite = Annotated[float, typer.Option("--max-white", help="Largest share of a tile that is white.")]
+MaxBlack = Annotated[float, typer.Option("--max-black", help="Largest share of a tile that is black.")]
+MinSaturation = Annotated[float, typer.Option("--min-saturation", help="Least share of a tile that has colour.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
 
 
 def tile_params(
-    tile_px: int | None, tile_um: float | None, mpp: float | None, min_coverage: float, encoder: str | None = None
+    tile_px: int | None, tile_um: float | None, mpp: float | None, encoder: str | None = None, **others: Any
 ) -> "TileParams":
-    """The tile geometry that the options describe, or that an encoder was trained on."""
+    """The tile geometry that the options describe, or that an encoder was trained on; ``others`` as `TileParams`."""
     from wsi_mil.tiling import TileParams
 
     if encoder is not None:
@@ -79,7 +89,7 @@ def tile_params(
         given = {"--tile-px": tile_px, "--tile-um": tile_um, "--mpp": mpp}
         if named := [f"{option} {value:g}" for option, value in given.items() if value is not None]:
             raise OptionError(f"--for {encoder} {' '.join(named)}: give one or the other, --for decides all of them")
-        return TileParams(*tile_geometry(find_encoder(encoder)), min_coverage)
+        return TileParams(*tile_geometry(find_encoder(encoder)), **others)
     if tile_um is not None and mpp is not None:
         raise OptionError(f"--tile-um {tile_um:g} --mpp {mpp:g}: give one of them, --tile-px decides the other")
     side_px = TileParams.tile_px if tile_px is None else tile_px
@@ -87,7 +97,7 @@ def tile_params(
         if not 0 < mpp < float("inf"):
             raise OptionError(f"--mpp {mpp:g}: give a positive number of um/px, such as 0.5")
         tile_um = mpp * side_px
-    return TileParams(side_px, TileParams.tile_um if tile_um is None else tile_um, min_coverage)
+    return TileParams(side_px, TileParams.tile_um if tile_um is None else tile_um, **others)
 
 
 def encoder_weights(models: list[str], weights: list[str] | None) -> dict[str, str | None]:

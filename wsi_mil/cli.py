@@ -9,17 +9,15 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import __version__, cli_weights
+from wsi_mil import __version__, cli_tile, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
     Bags,
     Batch,
-    Coverage,
     Device,
     Distances,
     Encoders,
-    For,
     Labels,
     Mpp,
     Options,
@@ -76,26 +74,7 @@ def _wsimil(
     pass
 
 
-@app.command()
-def tile(
-    slides: Annotated[Path, typer.Argument(help="Folder of slides, or one slide.")],
-    out: Out = Path("tiles"),
-    for_: For = None,
-    tile_px: TilePx = None,
-    tile_um: TileUm = None,
-    mpp: TileMpp = None,
-    min_coverage: Coverage = 0.5,
-    table: Annotated[Path | None, typer.Option("--slides-csv", help="Table slide[,mpp]: which slides.")] = None,
-    slide_mpp: Mpp = None,
-    overwrite: Overwrite = False,
-    workers: Workers = 0,
-    shard: Shard = "1/1",
-) -> None:
-    """Find the tissue of each slide and divide it into tiles."""
-    from wsi_mil import workflow
-
-    params = tile_params(tile_px, tile_um, mpp, min_coverage, for_)
-    leave(workflow.tile(slides, out, params, run_options(overwrite, workers, shard), table, slide_mpp), out)
+app.command()(cli_tile.tile)
 
 
 @app.command()
@@ -227,7 +206,7 @@ def run(
     from wsi_mil.learning import LearnParams
     from wsi_mil.train import TrainParams
 
-    params = tile_params(tile_px, tile_um, mpp, 0.5)
+    params = tile_params(tile_px, tile_um, mpp)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))
     encoding = workflow.Encoding(encoder_weights(model, weights), device, 32, precision, allow_mpp_mismatch, trust)
     plan = workflow.Plan(params, encoding, training, slide_mpp)

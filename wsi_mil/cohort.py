@@ -103,18 +103,31 @@ def read_cohort(path: Path, seen: Seen) -> Cohort:
     return Cohort(usable, left_out)
 
 
-def read_slides_table(path: Path, slides: Collection[str]) -> dict[str, float | None]:
-    """Read ``slides.csv``: which slides to use, and the mpp of those whose files do not tell it.
+def read_slides_table(
+    path: Path, slides: Collection[str], settings: tuple[str, ...] = ()
+) -> dict[str, dict[str, float]]:
+    """Read ``slides.csv``: which slides to use, the mpp of those whose files do not tell it, and their own settings.
 
     Args:
-        path: the table, columns ``slide[,mpp]``.
+        path: the table, columns ``slide[,mpp]`` and any of ``settings``.
         slides: the slide_ids that were found.
+        settings: what a slide may have of its own.
+
+    Returns:
+        By slide_id, the numbers in its row; an empty cell says nothing.
+
+    Raises:
+        TableError: a slide is not there, or twice; a cell is no number.
     """
-    table = _read_table(path, required=("slide",), optional=("mpp",))
+    columns = ("mpp", *settings)
+    table = _read_table(path, required=("slide",), optional=columns)
     rows = {row: _slide_id(path, row, table.slide[row], slides) for row in table.index}
     _refuse_duplicates(path, rows)
-    texts = table.mpp if "mpp" in table else pd.Series("", table.index)
-    return {slide_id: _mpp(path, row, texts[row]) for row, slide_id in rows.items()}
+    given = [column for column in columns if column in table]
+    return {
+        slide_id: {name: _number(path, row, name, text) for name in given if (text := table[name][row])}
+        for row, slide_id in rows.items()
+    }
 
 
 def split(cohort: Cohort, val_fraction: float, seed: int) -> Cohort:
@@ -221,11 +234,11 @@ def _split(path: Path, row: int, text: str) -> str:
     return text
 
 
-def _mpp(path: Path, row: int, text: str) -> float | None:
+def _number(path: Path, row: int, column: str, text: str) -> float:
     try:
-        return float(text) if text else None
+        return float(text)
     except ValueError as error:
-        raise TableError(f"{path} row {row}: mpp {text!r} is no number") from error
+        raise TableError(f"{path} row {row}: {column} {text!r} is no number") from error
 
 
 def _refuse_duplicates(path: Path, rows: Mapping[int, str]) -> None:

@@ -6,6 +6,7 @@ runs at once need no lock: whoever rebuilds it last is right.
 """
 
 import csv
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,8 @@ class Row(NamedTuple):
     seconds: float | None = None
     error: str = ""
     """Why it failed, or why it is empty."""
+    excluded: str = ""
+    """How many tiles were left out, by reason: "blur 12; pen 3"."""
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Report:
         (self.empty if status == "empty" else self.done).append(slide_id)
         if status == "empty":
             log.warning("%s: empty: %s", slide_id, reason or "no tissue was found")
-        return Row(slide_id, status, attrs["tiles"], attrs.get("tissue_mm2"), seconds, reason)
+        return Row(slide_id, status, attrs["tiles"], attrs.get("tissue_mm2"), seconds, reason, _excluded(attrs))
 
     def __str__(self) -> str:
         counts = (("done", self.done), ("empty", self.empty), ("already there", self.skipped), ("failed", self.failed))
@@ -110,6 +113,10 @@ def failures(folder: Path) -> dict[str, str]:
     return {row.slide_id: row.error for row in _latest(folder).values() if _has_failed(folder, row)}
 
 
+def _excluded(attrs: Mapping[str, Any]) -> str:
+    return "; ".join(f"{reason} {count}" for reason, count in json.loads(attrs.get("excluded", "{}")).items())
+
+
 def _summary(folder: Path) -> list[Row]:
     latest = _latest(folder)
     rows = [row for row in latest.values() if _has_failed(folder, row)]
@@ -121,7 +128,7 @@ def _summary(folder: Path) -> list[Row]:
         try:
             attrs = store.read_attrs(path)
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
-            rows.append(Row(slide_id, attrs["status"], attrs["tiles"], area, seconds, reason))
+            rows.append(Row(slide_id, attrs["status"], attrs["tiles"], area, seconds, reason, _excluded(attrs)))
         except (ArtifactCorrupt, KeyError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)

@@ -1,41 +1,41 @@
 """Stage 1: slide -> tiles. Where the tissue is, and which squares of it the encoder will see.
 
-Tiles lie on one grid over the whole slide, edge to edge from its top left corner, none over its border. A tile is kept
-when enough of it is tissue.
+Tiles lie on one lattice over the whole slide, from its top left corner, none over its border. A tile is kept when
+enough of it is tissue and it keeps to the limits of quality.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
-from PIL import Image, ImageDraw
+from jaxtyping import Float32, Int64
 
+from wsi_mil import qc
 from wsi_mil.errors import OptionError, ResolutionError
 from wsi_mil.executors import available_cores
 from wsi_mil.geometry import outline, rings, to_geojson
+from wsi_mil.grid import Lattice, l0_tile_size, lattice, spread, tiles_on_tissue
+from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
-from wsi_mil.slides import Slide, Thumbnail, open_slide, slide_fingerprint
+from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 from wsi_mil.slides.base import RESAMPLE
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
-from wsi_mil.tissue import WORKING_MPP, Tissue, find_tissue
+from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
 
 log = logging.getLogger(__name__)
 
 _MAX_ENLARGEMENT = 2.05  # beyond it a tile is more invention than slide
-_PREVIEW_PX = 1500
-_OUTLINE, _GRID = (0, 130, 60), (30, 60, 160)
 _NOMINAL_POWERS = (80, 60, 40, 20, 10, 5, 2, 1)
 
 
 @dataclass(frozen=True)
-class TileParams:
-    """What a tile is."""
+class TileParams(qc.Limits):
+    """What a tile is, and which are kept."""
 
     tile_px: int = 224
     """Side of a tile as the encoder sees it, pixels."""
@@ -43,51 +43,92 @@ class TileParams:
     """Side of a tile on the slide, micrometres; with 224 px, 1.143 um/px: the paper's geometry, and CTransPath's."""
     min_coverage: float = 0.5
     """Least share of a tile that is tissue. At a half no tile is mostly glass, and every piece of tissue that is two
-    tiles wide has a tile, wherever it lies on the grid."""
+    tiles wide has a tile, wherever it lies on the lattice."""
+    overlap_px: int = 0
+    """Of neighbouring tiles, in pixels as the encoder sees them."""
+    holes_mm2: float = HOLES_MM2
+    """Holes in the tissue up to this area belong to it; 0: none; 1e6: all."""
+    max_tiles: int = 0
+    """At most so many of a slide, drawn at random but evenly over its tissue; 0: all."""
+    seed: int = 0
+    """Decides which."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tile_px >= 1:
             raise OptionError(f"--tile-px {self.tile_px}: give a positive number of pixels, such as 224")
         if not 0 < self.tile_um < float("inf"):
             raise OptionError(f"--tile-um {self.tile_um}: give a positive number of micrometres, such as 256")
         if not 0 < self.min_coverage <= 1:
             raise OptionError(f"--min-coverage {self.min_coverage}: give a share above 0 and up to 1, such as 0.5")
+        if not 0 <= self.overlap_px < self.tile_px:
+            raise OptionError(f"--overlap {self.overlap_px}: give pixels from 0 to below --tile-px {self.tile_px}")
+        if not 0 <= self.holes_mm2 < float("inf"):
+            raise OptionError(f"--holes {self.holes_mm2}: give an area in mm2, 0 to fill none, 1e6 to fill all")
+        if self.max_tiles < 0:
+            raise OptionError(f"--max-tiles {self.max_tiles}: give a positive number of tiles, or 0 for all")
 
     @property
     def mpp(self) -> float:
         """Micrometres per pixel of a tile as the encoder sees it."""
         return self.tile_um / self.tile_px
 
+    def changed(self, settings: Mapping[str, float]) -> "TileParams":
+        """These parameters with what a slide has of its own.
 
-class Tiles(NamedTuple):
-    """The tiles kept of a slide, row by row."""
+        Raises:
+            OptionError: there is no such parameter, or it makes no sense.
+        """
+        types = {field.name: type(field.default) for field in fields(self) if field.name in SETTINGS}
+        if unknown := sorted(settings.keys() - types.keys()):
+            raise OptionError(f"no setting of a slide is called {', '.join(unknown)}: give {', '.join(sorted(types))}")
+        return replace(self, **{name: types[name](value) for name, value in settings.items()})
+
+
+SETTINGS = tuple(field.name for field in fields(TileParams) if field.name not in ("tile_px", "tile_um", "overlap_px"))
+"""What a slide may have of its own. Not the geometry, which a model wants to be the same for all."""
+
+
+class Kept(NamedTuple):
+    """The tiles of a slide, row by row, and what became of the others."""
 
     coords: Int64[np.ndarray, "tiles 2"]
     """Top left corners (x, y), level-0 pixels."""
-    coverage: Float32[np.ndarray, "tiles"]
+    columns: dict[str, Float32[np.ndarray, "tiles"]]
+    """Coverage, and the measures of `qc.Quality`."""
+    excluded: dict[str, int]
+    """How many with enough tissue were left out, by the reason that comes first."""
 
 
 class TileStage:
     """The stage behind ``wsimil tile``. Its items are slides."""
 
     name = "tile"
-    version = 1
+    version = 2
 
-    def __init__(self, params: TileParams, workers: int = 0, mpp: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        params: TileParams,
+        workers: int = 0,
+        mpp: Mapping[str, float] | None = None,
+        settings: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         """Make the stage.
 
         Args:
             params: what a tile is.
             workers: threads; 0 = the cores this process may use.
             mpp: micrometres per level-0 pixel by slide_id, where the user knows better than the file.
+            settings: by slide_id, parameters that a slide has of its own.
         """
         self.params, self.workers, self.mpp = params, workers or available_cores(), dict(mpp or {})
+        self.settings = {slide_id: dict(own) for slide_id, own in (settings or {}).items() if own}
 
     def upstream(self, item: Item) -> str:
-        """The slide's fingerprint, and the resolution that the user gave it."""
-        content = slide_fingerprint(item.source)
-        mpp = self.mpp.get(item.slide_id)
-        return content if mpp is None else f"{content} mpp={mpp!r}"
+        """The slide's fingerprint, and what the user told of it: its resolution, its own parameters."""
+        told: dict[str, float] = {} if (mpp := self.mpp.get(item.slide_id)) is None else {"mpp": mpp}
+        told |= dict(sorted(self.settings.get(item.slide_id, {}).items()))
+        return " ".join([slide_fingerprint(item.source), *(f"{name}={value!r}" for name, value in told.items())])
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
         """Tile slides, several at a time."""
@@ -99,83 +140,56 @@ class TileStage:
         Raises:
             SlideUnreadable: its pixels cannot be read.
             ResolutionError: its micrometres per pixel are unknown, nonsense, or too coarse for the tiles.
+            OptionError: it has parameters of its own that make no sense.
         """
+        params = self.params.changed(self.settings.get(item.slide_id, {}))
         with open_slide(item.source, self.mpp.get(item.slide_id)) as slide:
-            enlargement = _enlargement(slide, self.params)
-            thumbnail = slide.thumbnail(min(WORKING_MPP, _preview_mpp(slide)))
-        l0_tile = l0_tile_size(self.params.tile_um, slide.mpp_x, slide.mpp_y)
-        tissue = find_tissue(*thumbnail)
-        tiles = tiles_on_tissue(tissue.mask, slide.l0_size, l0_tile, self.params.min_coverage)
+            enlargement = _enlargement(slide, params)
+            thumbnail = slide.thumbnail(min(WORKING_MPP, preview_mpp(slide)))
+            tissue = find_tissue(*thumbnail, params.holes_mm2)
+            l0_tile = l0_tile_size(params.tile_um, slide.mpp_x, slide.mpp_y)
+            grid = lattice(slide.l0_size, l0_tile, params.overlap_px / params.tile_px)
+            kept = _kept(slide, tissue, grid, params)
         polygons = outline(tissue.mask, *_l0_scales(slide, tissue.mask))
-        attrs = _geometry(slide, self.params, l0_tile) | {"tissue_mm2": tissue.area_mm2, "enlargement": enlargement}
-        if not len(tiles.coords):
-            attrs |= {"status": "empty", "reason": _why_empty(slide, tissue, l0_tile, self.params)}
+        attrs = _geometry(slide, params, grid) | {"enlargement": enlargement} | _found(tissue, kept)
+        if own := self.settings.get(item.slide_id):
+            attrs["settings"] = json.dumps(own, sort_keys=True)
+        if not len(kept.coords):
+            attrs |= {"status": "empty", "reason": _why_empty(slide, tissue, l0_tile, kept, params)}
         files = {
-            ".jpg": _preview(thumbnail, slide.l0_size, rings(polygons), tiles.coords, l0_tile),
+            ".jpg": draw_preview(thumbnail, slide.l0_size, rings(polygons), kept.coords, l0_tile),
             ".geojson": to_geojson(polygons, "Tissue"),
         }
-        arrays = {"coords": tiles.coords, "coverage": tiles.coverage}
-        artifact = Artifact(arrays, attrs, {"coords": _trident_attrs(item, slide, self.params, l0_tile)})
-        return Result(artifact, len(tiles.coords), files)
+        arrays = {"coords": kept.coords, **kept.columns}
+        artifact = Artifact(arrays, attrs, {"coords": _trident_attrs(item, slide, params, l0_tile)})
+        return Result(artifact, len(kept.coords), files)
 
 
-def l0_tile_size(tile_um: float, mpp_x: float, mpp_y: float) -> tuple[int, int]:
-    """Width and height of a tile in level-0 pixels: rounded once, here."""
-    return max(1, round(tile_um / mpp_x)), max(1, round(tile_um / mpp_y))
+def _kept(slide: Slide, tissue: Tissue, grid: Lattice, params: TileParams) -> Kept:
+    """The tiles with enough tissue that keep to the limits, at most so many."""
+    tiles = tiles_on_tissue(tissue.mask, grid, params.min_coverage)
+    quality = qc.measure(slide, grid, tiles.coords, tissue.ink)
+    good, excluded = np.ones(len(tiles.coords), bool), {}
+    for fault, broken in params.broken(quality).items():
+        excluded[fault] = int((good & broken).sum())
+        good &= ~broken
+    chosen = np.flatnonzero(good)
+    if params.max_tiles:
+        chosen = chosen[spread(tiles.coords[chosen], params.max_tiles, params.seed)]
+        excluded["max_tiles"] = int(good.sum()) - len(chosen)
+    columns = {"coverage": tiles.coverage, **quality._asdict()}
+    counted = {fault: count for fault, count in excluded.items() if count}
+    return Kept(tiles.coords[chosen], {name: values[chosen] for name, values in columns.items()}, counted)
 
 
-def tiles_on_tissue(
-    mask: Bool[np.ndarray, "height width"], l0_size: tuple[int, int], l0_tile: tuple[int, int], min_coverage: float
-) -> Tiles:
-    """Choose the tiles of a slide.
-
-    Args:
-        mask: tissue, over the whole slide at any scale.
-        l0_size: (width, height) of the slide, level-0 pixels.
-        l0_tile: (width, height) of a tile, level-0 pixels.
-        min_coverage: least share of a tile that is tissue.
-
-    Returns:
-        The tiles wholly inside the slide that are covered so far, row by row.
-    """
-    columns, rows = l0_size[0] // l0_tile[0], l0_size[1] // l0_tile[1]
-    share = coverage(
-        mask, np.arange(columns + 1) * l0_tile[0] / l0_size[0], np.arange(rows + 1) * l0_tile[1] / l0_size[1]
-    )
-    row, column = np.nonzero(share >= min_coverage - 1e-9)  # what rounding may take from a whole tile
-    coords = np.stack([column * l0_tile[0], row * l0_tile[1]], axis=1).astype(np.int64)
-    return Tiles(coords, share[row, column].astype(np.float32))
-
-
-def coverage(
-    mask: Bool[np.ndarray, "height width"], x: Float[np.ndarray, "x_lines"], y: Float[np.ndarray, "y_lines"]
-) -> Float[np.ndarray, "rows columns"]:
-    """Share of each cell of a grid that is tissue, exactly: pixels of the mask count by the part inside the cell.
-
-    The integral of a mask of square pixels is bilinear between their corners, so interpolating its integral image at
-    the corners of a cell gives the area inside without loss.
-
-    Args:
-        mask: tissue.
-        x: the grid's vertical lines, as shares of the mask's width (0 to 1).
-        y: its horizontal lines, as shares of the height.
-    """
-    height, width = mask.shape
-    integral = np.zeros((height + 1, width + 1))
-    integral[1:, 1:] = mask.cumsum(0, dtype=np.int64).cumsum(1)
-    corners = _interpolated(_interpolated(integral, y * height).T, x * width).T
-    areas = np.diff(np.diff(corners, axis=0), axis=1)
-    sides = np.diff(y * height)[:, None] * np.diff(x * width)
-    return np.clip(areas / sides, 0, 1)
-
-
-def _interpolated(
-    table: Float[np.ndarray, "points others"], at: Float[np.ndarray, "lines"]
-) -> Float[np.ndarray, "lines others"]:
-    """Rows of a table at fractional positions."""
-    below = np.minimum(at.astype(int), len(table) - 2)
-    part = (at - below)[:, None]
-    return table[below] * (1 - part) + table[below + 1] * part
+def _found(tissue: Tissue, kept: Kept) -> dict[str, Any]:
+    """What a slide has of tissue, ink and tiles left out."""
+    return {
+        "tissue_mm2": tissue.area_mm2,
+        "tissue_share": float(tissue.mask.mean()),
+        "ink_share": float(tissue.ink.mean()),
+        "excluded": json.dumps(kept.excluded, sort_keys=True),
+    }
 
 
 def _enlargement(slide: Slide, params: TileParams) -> float:
@@ -201,31 +215,32 @@ def _mpp(slide: Slide) -> str:
     return f"{slide.mpp_x:.4g}" if slide.mpp_x == slide.mpp_y else f"{slide.mpp_x:.4g} x {slide.mpp_y:.4g}"
 
 
-def _preview_mpp(slide: Slide) -> float:
-    return max(slide.l0_size[0] * slide.mpp_x, slide.l0_size[1] * slide.mpp_y) / _PREVIEW_PX
-
-
 def _l0_scales(slide: Slide, image: np.ndarray) -> tuple[float, float]:
     return slide.l0_size[0] / image.shape[1], slide.l0_size[1] / image.shape[0]
 
 
-def _why_empty(slide: Slide, tissue: Tissue, l0_tile: tuple[int, int], params: TileParams) -> str:
+def _why_empty(slide: Slide, tissue: Tissue, l0_tile: tuple[int, int], kept: Kept, params: TileParams) -> str:
     if slide.l0_size[0] < l0_tile[0] or slide.l0_size[1] < l0_tile[1]:
         return "the slide is smaller than one tile ({} x {} px against {} x {})".format(*slide.l0_size, *l0_tile)
     if tissue.reason:
         return tissue.reason
+    if kept.excluded:
+        told = ", ".join(f"{count} for {fault}" for fault, count in kept.excluded.items())
+        return f"{tissue.area_mm2:.3g} mm2 of tissue, but every tile was left out: {told}"
     return f"{tissue.area_mm2:.3g} mm2 of tissue, but no tile with {params.min_coverage:.0%} of it"
 
 
-def _geometry(slide: Slide, params: TileParams, l0_tile: tuple[int, int]) -> dict[str, Any]:
+def _geometry(slide: Slide, params: TileParams, grid: Lattice) -> dict[str, Any]:
     return {
         "mpp_x": slide.mpp_x,
         "mpp_y": slide.mpp_y,
         "mpp_source": slide.mpp_source,
         "tile_um": params.tile_um,
         "tile_px": params.tile_px,
-        "l0_tile_width": l0_tile[0],
-        "l0_tile_height": l0_tile[1],
+        "l0_tile_width": grid.l0_tile[0],
+        "l0_tile_height": grid.l0_tile[1],
+        "l0_step_x": grid.l0_step[0],
+        "l0_step_y": grid.l0_step[1],
         "level0_width": slide.l0_size[0],
         "level0_height": slide.l0_size[1],
         "resample": RESAMPLE,
@@ -241,7 +256,7 @@ def _trident_attrs(item: Item, slide: Slide, params: TileParams, l0_tile: tuple[
         "patch_size_level0": l0_tile[0],
         "level0_magnification": _nominal_power(slide.mpp_x),
         "target_magnification": _nominal_power(params.mpp),
-        "overlap": 0,
+        "overlap": params.overlap_px,
         "name": Path(item.slide_id).name,
         "savetodir": str(item.source.parent.absolute()),
         "level0_width": slide.l0_size[0],
@@ -252,25 +267,3 @@ def _trident_attrs(item: Item, slide: Slide, params: TileParams, l0_tile: tuple[
 def _nominal_power(mpp: float) -> int:
     """The usual magnification nearest to a resolution (10x is about 1 um/px)."""
     return min(_NOMINAL_POWERS, key=lambda power: abs(np.log(power * mpp / 10)))
-
-
-def _preview(
-    thumbnail: Thumbnail,
-    l0_size: tuple[int, int],
-    lines: list[list[tuple[float, float]]],
-    coords: Int64[np.ndarray, "tiles 2"],
-    l0_tile: tuple[int, int],
-) -> bytes:
-    """The slide small, its tissue outlined and its tiles drawn, as a JPEG."""
-    image = Image.fromarray(thumbnail.image)
-    image.thumbnail((_PREVIEW_PX, _PREVIEW_PX))
-    draw = ImageDraw.Draw(image)
-    scale = np.array(image.size) / l0_size
-    corners = coords * scale
-    for left_top, right_bottom in zip(corners, corners + np.array(l0_tile) * scale, strict=True):
-        draw.rectangle([*left_top, *right_bottom], outline=_GRID)
-    for line in lines:
-        draw.line([tuple(point) for point in np.array(line) * scale], fill=_OUTLINE, width=3)
-    buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()

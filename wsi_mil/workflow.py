@@ -12,6 +12,7 @@ from wsi_mil import distances, extract, store, train
 from wsi_mil.aggregators import infer
 from wsi_mil.bags import Bag, read_bag
 from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
+from wsi_mil.contact_sheet import write_contact_sheet
 from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError, one_line
@@ -20,7 +21,7 @@ from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, open_slide
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
-from wsi_mil.tiling import TileParams, TileStage
+from wsi_mil.tiling import SETTINGS, TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,27 @@ def tile(
         out: where the artifacts go.
         params: what decides the tiles.
         options: how to run.
-        table: ``slides.csv``, with a column mpp for slides whose files do not tell it.
+        table: ``slides.csv``, with a column mpp for slides whose files do not tell it, and one for each parameter that
+            some slides have of their own.
         mpp: mpp of every slide for which the table has none.
     """
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
-    chosen = read_slides_table(table, found) if table else dict.fromkeys(found)
-    told = {slide_id: mpp if own is None else own for slide_id, own in chosen.items()}
-    resolutions = {slide_id: value for slide_id, value in told.items() if value is not None}
-    stage = TileStage(params, options.threads, resolutions)
-    return run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
+    chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
+    resolutions = {slide_id: value for slide_id, own in chosen.items() if (value := own.pop("mpp", mpp)) is not None}
+    stage = TileStage(params, options.threads, resolutions, chosen)
+    for slide_id, own in chosen.items():
+        _require_settings(table, slide_id, own, params)
+    report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
+    write_contact_sheet(out)
+    return report
+
+
+def _require_settings(table: Path | None, slide_id: str, own: dict[str, float], params: TileParams) -> None:
+    """Refuse a setting that makes no sense before any work."""
+    try:
+        params.changed(own)
+    except OptionError as error:
+        raise OptionError(f"{table}, {slide_id}: {error}") from error
 
 
 def measure_distances(feats: Path, out: Path, params: distances.DistanceParams, options: RunOptions) -> Report:

@@ -1,0 +1,86 @@
+"""``tiles/index.html``: every slide of a folder at a glance, those that should be looked at first on top."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from wsi_mil import __version__, store
+from wsi_mil.errors import ArtifactCorrupt, one_line
+from wsi_mil.runs import failures
+from wsi_mil.stage import artifact_items
+
+_LITTLE_MM2, _FEW_TILES = 1.0, 10
+_MUCH_INK, _MUCH_TISSUE, _MUCH_EXCLUDED = 0.02, 0.9, 0.5
+_DULL = 0.5  # of the median sharpness of the folder
+
+
+class Card(NamedTuple):
+    """What the page says of one slide."""
+
+    slide_id: str
+    picture: str
+    """Where its preview lies, as a link from the page; "" where there is none."""
+    facts: dict[str, str]
+    doubts: list[str]
+    """Why it should be looked at."""
+    badness: int
+    """3: failed or damaged, 2: empty, 1: doubtful, 0: none of these."""
+
+
+def write_contact_sheet(folder: Path) -> Path:
+    """Write the page of a folder of tiles, from the artifacts in it and the failures told of, and return its path."""
+    cards = [Card(slide_id, "", {}, [reason], 3) for slide_id, reason in failures(folder).items()]
+    known: dict[str, tuple[dict[str, Any], float | None]] = {}
+    for item in artifact_items(folder):
+        try:
+            artifact = store.read(item.source)
+            sharpness = artifact.arrays["sharpness"].tolist()
+            known[item.slide_id] = artifact.attrs, statistics.median(sharpness) if sharpness else None
+        except (ArtifactCorrupt, KeyError) as error:
+            cards.append(Card(item.slide_id, "", {}, [f"its artifact is damaged: {one_line(error)}"], 3))
+    usual = statistics.median([sharpness for _, sharpness in known.values() if sharpness is not None] or [0.0])
+    cards += [_card(folder, slide_id, *found, usual) for slide_id, found in known.items()]
+    cards.sort(key=lambda card: (-card.badness, -len(card.doubts), card.slide_id))
+    environment = Environment(loader=PackageLoader("wsi_mil"), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("contact_sheet.html").render(cards=cards, folder=folder.name, version=__version__)
+    store.write_bytes(folder / "index.html", page.encode())
+    return folder / "index.html"
+
+
+def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], sharpness: float | None, usual: float) -> Card:
+    doubts = [attrs["reason"]] if attrs["status"] == "empty" else _doubts(attrs, sharpness, usual)
+    badness = 2 if attrs["status"] == "empty" else int(bool(doubts))
+    picture = f"{quote(slide_id)}.jpg" if (folder / f"{slide_id}.jpg").exists() else ""
+    excluded = json.loads(attrs["excluded"])
+    facts = {
+        "tiles": f"{attrs['tiles']:,}",
+        "left out": ", ".join(f"{count:,} {reason}" for reason, count in excluded.items()) or "none",
+        "tissue": f"{attrs['tissue_mm2']:.3g} mm2, {attrs['tissue_share']:.0%} of the slide",
+        "ink": f"{attrs['ink_share']:.1%}",
+        "sharpness": "-" if sharpness is None else f"{sharpness:.3g}",
+        "um/px": f"{attrs['mpp_x']:.4g} ({attrs['mpp_source']})",
+        "size": f"{attrs['level0_width']:,} x {attrs['level0_height']:,} px",
+    }
+    return Card(slide_id, picture, facts, doubts, badness)
+
+
+def _doubts(attrs: Mapping[str, Any], sharpness: float | None, usual: float) -> list[str]:
+    """What is unusual about a slide that has tiles."""
+    excluded = {reason: count for reason, count in json.loads(attrs["excluded"]).items() if reason != "max_tiles"}
+    share = sum(excluded.values()) / (sum(excluded.values()) + attrs["tiles"])
+    found = {
+        "nearly all of it is tissue: is there no glass?": attrs["tissue_share"] > _MUCH_TISSUE,
+        f"less than {_LITTLE_MM2:g} mm2 of tissue": attrs["tissue_mm2"] < _LITTLE_MM2,
+        f"fewer than {_FEW_TILES} tiles": attrs["tiles"] < _FEW_TILES,
+        f"written on: {attrs['ink_share']:.1%} is ink": attrs["ink_share"] > _MUCH_INK,
+        f"{share:.0%} of the tiles were left out": share > _MUCH_EXCLUDED,
+        "much less sharp than the others": sharpness is not None and sharpness < _DULL * usual,
+        "its um/px is only known from the objective": attrs["mpp_source"] == "objective-power",
+        f"enlarged {attrs['enlargement']:.2f} times": attrs["enlargement"] > 1.01,
+    }
+    return [doubt for doubt, holds in found.items() if holds]

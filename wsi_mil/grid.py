@@ -1,0 +1,128 @@
+"""Which squares of a slide are tiles: one lattice from the slide's origin, whatever pieces of tissue lie on it."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+
+class Lattice(NamedTuple):
+    """Where tiles may lie: all that are wholly inside the slide, from its top left corner on."""
+
+    l0_size: tuple[int, int]
+    """(width, height) of the slide, level-0 pixels."""
+    l0_tile: tuple[int, int]
+    """(width, height) of a tile."""
+    l0_step: tuple[int, int]
+    """From one tile to the next; less than a tile where they overlap."""
+
+    @property
+    def l0_x(self) -> Int64[np.ndarray, "columns"]:
+        """Left edges of the columns, level-0 pixels."""
+        return np.arange(0, self.l0_size[0] - self.l0_tile[0] + 1, self.l0_step[0], dtype=np.int64)
+
+    @property
+    def l0_y(self) -> Int64[np.ndarray, "rows"]:
+        """Upper edges of the rows, level-0 pixels."""
+        return np.arange(0, self.l0_size[1] - self.l0_tile[1] + 1, self.l0_step[1], dtype=np.int64)
+
+
+class Tiles(NamedTuple):
+    """The tiles kept of a slide, row by row."""
+
+    coords: Int64[np.ndarray, "tiles 2"]
+    """Top left corners (x, y), level-0 pixels."""
+    coverage: Float32[np.ndarray, "tiles"]
+
+
+def l0_tile_size(tile_um: float, mpp_x: float, mpp_y: float) -> tuple[int, int]:
+    """Width and height of a tile in level-0 pixels: rounded once, here."""
+    return max(1, round(tile_um / mpp_x)), max(1, round(tile_um / mpp_y))
+
+
+def lattice(l0_size: tuple[int, int], l0_tile: tuple[int, int], overlap: float = 0.0) -> Lattice:
+    """The lattice of a slide.
+
+    Args:
+        l0_size: (width, height) of the slide, level-0 pixels.
+        l0_tile: (width, height) of a tile, level-0 pixels.
+        overlap: of neighbours, as a share of a tile's side, below 1.
+    """
+    width, height = (max(1, round(side * (1 - overlap))) for side in l0_tile)
+    return Lattice(l0_size, l0_tile, (width, height))
+
+
+def tiles_on_tissue(mask: Bool[np.ndarray, "height width"], grid: Lattice, min_coverage: float) -> Tiles:
+    """Choose the tiles of a slide that are covered so far, row by row.
+
+    Args:
+        mask: tissue, over the whole slide at any scale.
+        grid: where they may lie.
+        min_coverage: least share of a tile that is tissue.
+    """
+    share = coverage(mask, grid)
+    row, column = np.nonzero(share >= min_coverage - 1e-9)  # what rounding may take from a whole tile
+    coords = np.stack([grid.l0_x[column], grid.l0_y[row]], axis=1)
+    return Tiles(coords, share[row, column].astype(np.float32))
+
+
+def coverage(mask: Bool[np.ndarray, "height width"], grid: Lattice) -> Float[np.ndarray, "rows columns"]:
+    """Share of each place of a lattice that is tissue, exactly: pixels of the mask count by the part inside.
+
+    The integral of a mask of square pixels is bilinear between their corners, so interpolating its integral image at
+    the corners of a tile gives the area inside without loss.
+    """
+    height, width = mask.shape
+    integral = np.zeros((height + 1, width + 1))
+    integral[1:, 1:] = mask.cumsum(0, dtype=np.int64).cumsum(1)
+    scale_x, scale_y = width / grid.l0_size[0], height / grid.l0_size[1]
+    strips = _between(integral, grid.l0_y * scale_y, (grid.l0_y + grid.l0_tile[1]) * scale_y)
+    areas = _between(strips.T, grid.l0_x * scale_x, (grid.l0_x + grid.l0_tile[0]) * scale_x).T
+    return np.clip(areas / (grid.l0_tile[0] * scale_x * grid.l0_tile[1] * scale_y), 0, 1)
+
+
+def _between(
+    table: Float[np.ndarray, "points others"], start: Float[np.ndarray, "lines"], stop: Float[np.ndarray, "lines"]
+) -> Float[np.ndarray, "lines others"]:
+    """What an integral grows by between fractional positions."""
+    return _interpolated(table, stop) - _interpolated(table, start)
+
+
+def _interpolated(
+    table: Float[np.ndarray, "points others"], at: Float[np.ndarray, "lines"]
+) -> Float[np.ndarray, "lines others"]:
+    """Rows of a table at fractional positions."""
+    below = np.minimum(at.astype(int), len(table) - 2)
+    part = (at - below)[:, None]
+    return table[below] * (1 - part) + table[below + 1] * part
+
+
+def spread(coords: Int64[np.ndarray, "tiles 2"], count: int, seed: int) -> Int64[np.ndarray, "chosen"]:
+    """Choose tiles at random, but evenly over the tissue.
+
+    They are lined up along a curve that keeps neighbours together (Morton's), the line is cut into equal parts, and one
+    is drawn from each: stratified sampling as in forest inventories (Stevens and Olsen 2004, J. Am. Stat. Assoc. 99).
+
+    Args:
+        coords: of the tiles, level-0 pixels.
+        count: how many to choose.
+        seed: decides which; the same for every slide, so that a slide's choice does not depend on the others.
+
+    Returns:
+        Their indices, in order; all of them where there are no more than ``count``.
+    """
+    if len(coords) <= count:
+        return np.arange(len(coords))
+    rank = (np.unique(axis, return_inverse=True)[1].astype(np.int64) for axis in coords.T)
+    line = np.argsort(np.bitwise_or(*(_spaced(axis) << shift for shift, axis in enumerate(rank))), kind="stable")
+    edges = np.arange(count + 1) * len(coords) // count
+    drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    return np.sort(line[drawn])
+
+
+def _spaced(values: Int64[np.ndarray, "tiles"]) -> Int64[np.ndarray, "tiles"]:
+    """The bits of numbers below 2^31, a zero before each."""
+    for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F),
+                        (2, 0x3333333333333333), (1, 0x5555555555555555)):  # fmt: skip
+        values = (values | (values << shift)) & mask
+    return values
