@@ -1,6 +1,6 @@
 """Where the tissue is: a thumbnail becomes a mask.
 
-tissue = find_tissue(*slide.thumbnail(mpp=8.0))
+tissue = find_tissue(*slide.thumbnail(mpp=16.0))
 """
 
 from wsi_mil.tissue.masks import HOLES_MM2, WORKING_MPP, Tissue, find_tissue

@@ -22,3 +22,15 @@ def without_small(
     keep = areas >= mm2
     keep[0] = False
     return keep[labels]
+
+
+def small_holes(
+    mask: Bool[np.ndarray, "height width"], mm2: float, mpp_x: float, mpp_y: float
+) -> Bool[np.ndarray, "height width"]:
+    """What a mask surrounds, as far as it is less than an area; what reaches the border is no hole."""
+    labels, _ = ndimage.label(~mask)
+    fill = np.bincount(labels.ravel()) * mpp_x * mpp_y * 1e-6 < mm2
+    fill[0] = False
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        fill[border] = False
+    return fill[labels]

@@ -41,6 +41,8 @@ def find_ink(density: Density, mpp_x: float, mpp_y: float) -> Mask:
     """
     ink = np.zeros(density.shape[1:], bool)
     for core, rim in _colours(density):
+        if not core.any():
+            continue
         near = rim & grown(core, _RIM_UM, mpp_x, mpp_y)
         strokes = without_small(ndimage.binary_propagation(core, mask=core | near), _MIN_MM2, mpp_x, mpp_y)
         if strokes.any():

@@ -5,7 +5,7 @@ that a tint of the lamp or the scanner says nothing. What counts is **colour**: 
 another, while dust, shadows, coverslip edges and vignetting darken all three alike. Otsu's threshold on that colour is
 kept within guards, because it always splits in two, even a slide that is all glass or all tissue.
 
-The work is done at 8 um/px whatever the slide offers, filters are in um and areas in mm2, so that a mask depends
+The work is done at 16 um/px whatever the slide offers, filters are in um and areas in mm2, so that a mask depends
 neither on how a slide was scanned nor on the machine.
 """
 
@@ -17,10 +17,10 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from wsi_mil.tissue.areas import grown, without_small
+from wsi_mil.tissue.areas import grown, small_holes, without_small
 from wsi_mil.tissue.ink import find_ink
 
-WORKING_MPP = 8.0
+WORKING_MPP = 16.0
 HOLES_MM2 = 0.05
 """Holes of less are lumina and fat cells, and belong to the tissue."""
 _SMOOTH_UM = 12.0  # standard deviation: takes sensor noise and JPEG speckle off the glass, keeps a thin biopsy
@@ -62,16 +62,16 @@ def find_tissue(
     """Find the tissue of a slide.
 
     Args:
-        image: the whole slide, RGB, at any scale; finer than 8 um/px it is first averaged down to that.
+        image: the whole slide, RGB, at any scale; finer than 16 um/px it is first averaged down to that.
         mpp_x: micrometres per pixel of the image, along its width.
         mpp_y: and along its height.
         holes_mm2: holes up to this area belong to the tissue: 0: none, infinity: all.
 
     Returns:
-        A mask of the working scale: at most 8 um/px, over exactly the area of the image.
+        A mask of the working scale: at most 16 um/px, over exactly the area of the image.
 
     Example:
-        tissue = find_tissue(*slide.thumbnail(mpp=8.0))
+        tissue = find_tissue(*slide.thumbnail(mpp=16.0))
     """
     pixels, mpp_x, mpp_y = _at_working_scale(image, mpp_x, mpp_y)
     if _is_fluorescence(pixels):
@@ -93,7 +93,7 @@ def find_tissue(
 def _at_working_scale(
     image: UInt8[np.ndarray, "height width 3"], mpp_x: float, mpp_y: float
 ) -> tuple[UInt8[np.ndarray, "3 working_height working_width"], float, float]:
-    """The image at 8 um/px, or as it is where it is coarser; the same area, so mpp is what that makes it.
+    """The image at 16 um/px, or as it is where it is coarser; the same area, so mpp is what that makes it.
 
     Colours come first from here on: NumPy reduces over a first axis ten times as fast as over a last one of three.
     """
@@ -159,8 +159,7 @@ def _tidied(
     smallest = min(_MIN_TISSUE_MM2, mask.size * mpp_x * mpp_y * 1e-6 / 4)  # an image may be no larger than a speck
     closed = ~grown(~grown(mask, _CLOSE_UM, mpp_x, mpp_y), _CLOSE_UM, mpp_x, mpp_y) & ~ink
     kept = without_small(closed, smallest, mpp_x, mpp_y)
-    holes = ndimage.binary_fill_holes(kept) & ~kept
-    return (kept | (holes & ~without_small(holes, holes_mm2, mpp_x, mpp_y))) & ~ink
+    return (kept | small_holes(kept, holes_mm2, mpp_x, mpp_y)) & ~ink
 
 
 def _why_empty(coloured: Bool[np.ndarray, "height width"], ink: Bool[np.ndarray, "height width"]) -> str:

@@ -1,0 +1,97 @@
+"""What tiling a slide costs: CPU seconds of each step, beside reading the slide's thumbnail.
+
+    python examples/bench_reading.py [SLIDE ...] [--side 20000]
+
+Without a slide one is painted: sections of H&E on glass, 0.25 um/px, --side pixels wide and high, as a JPEG pyramid.
+Steps are those of `wsimil tile`, on one thread; the last row is a lattice of a million places, whatever the slide.
+Prints Markdown.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from wsi_mil.geometry import outline
+from wsi_mil.grid import Lattice, l0_tile_size, lattice, tiles_on_tissue
+from wsi_mil.qc import measure
+from wsi_mil.slides import open_slide, write_pyramid
+from wsi_mil.tissue import WORKING_MPP, find_tissue
+
+_STAINS = np.array([(243, 241, 243), (222, 140, 186), (110, 70, 150), (235, 190, 215)], np.uint8)
+
+
+class Step(NamedTuple):
+    """CPU time of one step."""
+
+    name: str
+    seconds: float
+    what: str
+
+
+def paint(path: Path, side: int) -> Path:
+    """Write a slide of two sections, textured as tissue is."""
+    rng = np.random.default_rng(0)
+    coarse = side // 64
+    rows, columns = np.ogrid[:coarse, :coarse]
+    inside = np.zeros((coarse, coarse), bool)
+    for x, y, radius in ((0.3, 0.35, 0.22), (0.68, 0.62, 0.27)):
+        inside |= (columns - x * coarse) ** 2 + (rows - y * coarse) ** 2 < (radius * coarse) ** 2
+    stain = np.where(inside, ndimage.gaussian_filter(rng.normal(size=(3, coarse, coarse)), (0, 1, 1)).argmax(0) + 1, 0)
+    image = _STAINS[stain.astype(np.uint8)].repeat(64, 0).repeat(64, 1)
+    image += rng.integers(0, 12, image.shape, dtype=np.uint8)
+    write_pyramid(path, image, 0.25)
+    return path
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What a function returns, and the CPU seconds that it took."""
+    began = time.process_time()
+    result = function(*arguments)
+    return result, time.process_time() - began
+
+
+def steps(path: Path) -> list[Step]:
+    """Tile one slide, step by step."""
+    with open_slide(path) as slide:
+        thumbnail, reading = timed(slide.thumbnail, WORKING_MPP)
+        tissue, finding = timed(find_tissue, *thumbnail)
+        _, tracing = timed(outline, tissue.mask, 1.0, 1.0)
+        grid = lattice(slide.l0_size, l0_tile_size(256.0, slide.mpp_x, slide.mpp_y))
+        tiles, choosing = timed(tiles_on_tissue, tissue.mask, grid, 0.5)
+        _, judging = timed(measure, slide, grid, tiles.coords, tissue.ink)
+    million = Lattice((1_024_000, 1_024_000), (1024, 1024), (1024, 1024))
+    _, many = timed(tiles_on_tissue, tissue.mask, million, 0.5)
+    size = "x".join(map(str, thumbnail.image.shape[1::-1]))
+    return [
+        Step("thumbnail", reading, f"{size} px"),
+        Step("tissue", finding, f"{tissue.area_mm2:.0f} mm2"),
+        Step("outline", tracing, ""),
+        Step("lattice", choosing, f"{len(tiles.coords)} tiles"),
+        Step("quality", judging, f"{1000 * judging / max(1, len(tiles.coords)):.2f} ms a tile"),
+        Step("lattice of a million", many, "1000 x 1000 places"),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("slides", type=Path, nargs="*", metavar="SLIDE")
+    parser.add_argument("--side", type=int, default=20_000, help="of the painted slide, pixels")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in options.slides or [paint(Path(folder) / "painted.tif", options.side)]:
+            found = steps(path)
+            print(f"\n{path.name}\n\n| step | CPU s | by thumbnail | |\n| :-- | --: | --: | :-- |")
+            for step in found:
+                ratio = step.seconds / max(found[0].seconds, 1e-9)
+                print(f"| {step.name} | {step.seconds:.3f} | {ratio:.2f} | {step.what} |")
+
+
+if __name__ == "__main__":
+    main()
