@@ -9,17 +9,20 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import __version__, cli_weights
+from wsi_mil import cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
+    Annotations,
     Bags,
     Batch,
     Coverage,
     Device,
     Distances,
     Encoders,
+    Exclude,
     For,
+    Include,
     Labels,
     Mpp,
     Options,
@@ -27,6 +30,7 @@ from wsi_mil.arguments import (
     Overwrite,
     Precision,
     Quick,
+    Regions,
     Seed,
     Shard,
     Store,
@@ -35,6 +39,7 @@ from wsi_mil.arguments import (
     Tiles,
     TileUm,
     TrustCheckpoint,
+    Version,
     Weights,
     WeightsOf,
     Workers,
@@ -42,6 +47,7 @@ from wsi_mil.arguments import (
     key_values,
     run_options,
     tile_params,
+    with_regions,
 )
 from wsi_mil.errors import OptionError, WsiMilError, one_line
 from wsi_mil.screen import leave, leave_each, naming_failures, show_encoders, show_predictions, show_training
@@ -59,18 +65,9 @@ app.add_typer(cli_weights.app)
 _DEBUG = "--debug"
 
 
-def _print_version(wanted: bool) -> bool:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-    return wanted
-
-
 @app.callback()
 def _wsimil(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
-    ] = False,
+    version: Version = False,
     debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error (anywhere on the line).")] = False,
 ) -> None:
     pass
@@ -87,6 +84,10 @@ def tile(
     min_coverage: Coverage = 0.5,
     table: Annotated[Path | None, typer.Option("--slides-csv", help="Table slide[,mpp]: which slides.")] = None,
     slide_mpp: Mpp = None,
+    regions: Regions = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    annotations: Annotations = None,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -94,8 +95,9 @@ def tile(
     """Find the tissue of each slide and divide it into tiles."""
     from wsi_mil import workflow
 
-    params = tile_params(tile_px, tile_um, mpp, min_coverage, for_)
-    leave(workflow.tile(slides, out, params, run_options(overwrite, workers, shard), table, slide_mpp), out)
+    params = with_regions(tile_params(tile_px, tile_um, mpp, min_coverage, for_), include, exclude, regions)
+    options, drawings = run_options(overwrite, workers, shard), workflow.Drawings(regions, annotations)
+    leave(workflow.tile(slides, out, params, options, table, slide_mpp, drawings), out)
 
 
 @app.command()

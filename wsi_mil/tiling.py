@@ -4,8 +4,9 @@ Tiles lie on one grid over the whole slide, edge to edge from its top left corne
 when enough of it is tissue.
 """
 
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from wsi_mil.errors import OptionError, ResolutionError
 from wsi_mil.executors import available_cores
 from wsi_mil.geometry import outline, rings, to_geojson
 from wsi_mil.progress import Progress
+from wsi_mil.regions import Drawings, RegionParams
 from wsi_mil.slides import Slide, Thumbnail, open_slide, slide_fingerprint
 from wsi_mil.slides.base import RESAMPLE
 from wsi_mil.stage import Item, Result, per_slide
@@ -44,6 +46,10 @@ class TileParams:
     min_coverage: float = 0.5
     """Least share of a tile that is tissue. At a half no tile is mostly glass, and every piece of tissue that is two
     tiles wide has a tile, wherever it lies on the grid."""
+    include: Sequence[str] = ()
+    """Classes of the regions that are tiled; none named: all that are not excluded."""
+    exclude: Sequence[str] = ()
+    """Classes of the regions that are cut out."""
 
     def __post_init__(self) -> None:
         if not self.tile_px >= 1:
@@ -52,6 +58,7 @@ class TileParams:
             raise OptionError(f"--tile-um {self.tile_um}: give a positive number of micrometres, such as 256")
         if not 0 < self.min_coverage <= 1:
             raise OptionError(f"--min-coverage {self.min_coverage}: give a share above 0 and up to 1, such as 0.5")
+        RegionParams(self.include, self.exclude)  # refuses what contradicts itself
 
     @property
     def mpp(self) -> float:
@@ -73,21 +80,29 @@ class TileStage:
     name = "tile"
     version = 1
 
-    def __init__(self, params: TileParams, workers: int = 0, mpp: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        params: TileParams,
+        workers: int = 0,
+        mpp: Mapping[str, float] | None = None,
+        drawings: Drawings | None = None,
+    ) -> None:
         """Make the stage.
 
         Args:
             params: what a tile is.
             workers: threads; 0 = the cores this process may use.
             mpp: micrometres per level-0 pixel by slide_id, where the user knows better than the file.
+            drawings: where regions and annotations of the slides lie.
         """
         self.params, self.workers, self.mpp = params, workers or available_cores(), dict(mpp or {})
+        self.drawings = drawings or Drawings()
 
     def upstream(self, item: Item) -> str:
-        """The slide's fingerprint, and the resolution that the user gave it."""
-        content = slide_fingerprint(item.source)
+        """The slide's fingerprint, the resolution that the user gave it, and what was drawn on it."""
         mpp = self.mpp.get(item.slide_id)
-        return content if mpp is None else f"{content} mpp={mpp!r}"
+        told = "" if mpp is None else f" mpp={mpp!r}"
+        return slide_fingerprint(item.source) + told + self.drawings.upstream(item.slide_id)
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
         """Tile slides, several at a time."""
@@ -99,12 +114,15 @@ class TileStage:
         Raises:
             SlideUnreadable: its pixels cannot be read.
             ResolutionError: its micrometres per pixel are unknown, nonsense, or too coarse for the tiles.
+            PolygonError: what was drawn on it cannot be read, or lies elsewhere.
         """
         with open_slide(item.source, self.mpp.get(item.slide_id)) as slide:
             enlargement = _enlargement(slide, self.params)
             thumbnail = slide.thumbnail(min(WORKING_MPP, _preview_mpp(slide)))
         l0_tile = l0_tile_size(self.params.tile_um, slide.mpp_x, slide.mpp_y)
-        tissue = find_tissue(*thumbnail)
+        found, choice = find_tissue(*thumbnail), RegionParams(self.params.include, self.params.exclude)
+        mask, reason = self.drawings.tissue(item.slide_id, found.mask, found.reason, slide.l0_size, choice)
+        tissue = found._replace(mask=mask, reason=reason)
         tiles = tiles_on_tissue(tissue.mask, slide.l0_size, l0_tile, self.params.min_coverage)
         polygons = outline(tissue.mask, *_l0_scales(slide, tissue.mask))
         attrs = _geometry(slide, self.params, l0_tile) | {"tissue_mm2": tissue.area_mm2, "enlargement": enlargement}
@@ -115,8 +133,10 @@ class TileStage:
             ".geojson": to_geojson(polygons, "Tissue"),
         }
         arrays = {"coords": tiles.coords, "coverage": tiles.coverage}
-        artifact = Artifact(arrays, attrs, {"coords": _trident_attrs(item, slide, self.params, l0_tile)})
-        return Result(artifact, len(tiles.coords), files)
+        array_attrs = {"coords": _trident_attrs(item, slide, self.params, l0_tile)}
+        if labels := self.drawings.labels(item.slide_id, tiles.coords, l0_tile, slide.l0_size):
+            arrays["annotations"], array_attrs["annotations"] = labels.shares, {"classes": json.dumps(labels.classes)}
+        return Result(Artifact(arrays, attrs, array_attrs), len(tiles.coords), files)
 
 
 def l0_tile_size(tile_um: float, mpp_x: float, mpp_y: float) -> tuple[int, int]:

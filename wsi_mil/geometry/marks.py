@@ -1,0 +1,55 @@
+"""What the readers of drawn files agree on: a polygon as it was drawn, and its class."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import shapely
+from jaxtyping import Float
+
+UNCLASSIFIED = "Unclassified"
+"""Class of a polygon that was given none; QuPath's word."""
+
+
+class Mark(NamedTuple):
+    """One polygon as it was drawn: it may cross itself."""
+
+    name: str
+    """Its class; "" where it only cuts."""
+    polygon: shapely.Polygon
+    cuts: bool = False
+    """It is cut out of every other class."""
+
+
+class Marks(NamedTuple):
+    """All that a file holds."""
+
+    polygons: list[Mark]
+    flat: int
+    """Things without an area: points, lines."""
+
+
+def polygon(rings: Sequence[Any]) -> shapely.Polygon | None:
+    """Make a polygon of an outline and its holes, each a list of points; None where the outline has no area.
+
+    Raises:
+        ValueError: they are no lists of points.
+    """
+    lines = [line for ring in rings if len(line := _points(ring)) >= 3]
+    if not rings or len(_points(rings[0])) < 3:
+        return None
+    return shapely.Polygon(lines[0], lines[1:])
+
+
+def _points(ring: Any) -> Float[np.ndarray, "points 2"]:
+    try:
+        points = np.array(ring, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError("an outline is not a list of points [x, y]") from error
+    if not points.size:
+        return np.zeros((0, 2))
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError("an outline is not a list of points [x, y]")
+    if not np.isfinite(points).all():
+        raise ValueError("an outline has a point that is no number")
+    return points[:, :2]
