@@ -5,6 +5,7 @@ annotations become the share of each tile that each class covers, exactly.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from wsi_mil.errors import OptionError, PolygonError
 from wsi_mil.geometry import SUFFIXES, Area, Drawing, box_shares, cell_shares, merged, read_drawing, without
+from wsi_mil.store import Artifact
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +145,13 @@ class Drawings:
     def _folders(self) -> list[tuple[str, Path]]:
         both = (("regions", self.regions), ("annotations", self.annotations))
         return [(option, folder) for option, folder in both if folder is not None]
+
+
+def read_labels(artifact: Artifact) -> Labels | None:
+    """What was annotated on the tiles of an artifact, of `wsimil tile` or `wsimil extract`; None where nobody did."""
+    if "annotations" not in artifact.arrays:
+        return None
+    return Labels(json.loads(artifact.array_attrs["annotations"]["classes"]), artifact.arrays["annotations"])
 
 
 def polygon_file(folder: Path, slide_id: str) -> Path | None:

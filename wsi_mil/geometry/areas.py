@@ -85,9 +85,8 @@ def _cell_areas(
     passed = np.bincount(row * (columns + 1) + column + 1, dy, rows * (columns + 1)).reshape(rows, columns + 1)
     own = column >= 0
     cell, beside = (row * columns + column)[own], (x[column + 1] - middle_x)[own]
-    areas = np.bincount(cell, dy[own] * beside, rows * columns).reshape(rows, columns)
-    areas += passed.cumsum(1)[:, :-1] * np.diff(x)
-    return areas
+    here = np.bincount(cell, dy[own] * beside, rows * columns).reshape(rows, columns)
+    return here + passed.cumsum(1)[:, :-1] * np.diff(x)
 
 
 def _edges(area: BaseGeometry) -> _Edges:

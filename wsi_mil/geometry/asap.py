@@ -40,8 +40,7 @@ def _group(annotation: ElementTree.Element) -> str:
 def _polygon(annotation: ElementTree.Element) -> shapely.Polygon | None:
     if annotation.get("Type") in _FLAT:
         return None
-    points = sorted(annotation.iter("Coordinate"), key=lambda point: float(point.get("Order", 0)))
-    return polygon([[(point.get("X"), point.get("Y")) for point in points]])
+    return polygon([[(point.get("X"), point.get("Y")) for point in annotation.iter("Coordinate")]])
 
 
 def _mark(group: str, drawn: shapely.Polygon, groups: set[str]) -> Mark:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 UNCLASSIFIED = "Unclassified"
 """Class of a polygon that was given none; QuPath's word."""
+_FAR_PX = 1e9
 
 
 class Mark(NamedTuple):
@@ -45,11 +46,11 @@ def _points(ring: Any) -> Float[np.ndarray, "points 2"]:
     try:
         points = np.array(ring, float)
     except (TypeError, ValueError) as error:
-        raise ValueError("an outline is not a list of points [x, y]") from error
+        raise ValueError("has an outline that is no list of points [x, y]") from error
     if not points.size:
         return np.zeros((0, 2))
     if points.ndim != 2 or points.shape[1] < 2:
-        raise ValueError("an outline is not a list of points [x, y]")
-    if not np.isfinite(points).all():
-        raise ValueError("an outline has a point that is no number")
+        raise ValueError("has an outline that is no list of points [x, y]")
+    if not (np.abs(points) < _FAR_PX).all():  # nor is what is no number
+        raise ValueError("has an outline with a point that lies on no slide")
     return points[:, :2]
