@@ -76,7 +76,8 @@ TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile 
 TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
 Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
 Regions = Annotated[
-    Path | None, typer.Option("--regions", help="Folder of <slide_id>.geojson, .json or .xml: where to make tiles.")
+    Path | None,
+    typer.Option("--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile."),
 ]
 Include = Annotated[
     list[str] | None, typer.Option("--include", metavar="CLASS", help="Tile only regions of this class.")
@@ -84,7 +85,9 @@ Include = Annotated[
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Cut out regions of this class.")]
 Annotations = Annotated[
     Path | None,
-    typer.Option("--annotations", help="Folder of such files: the share of each tile that each class covers is kept."),
+    typer.Option(
+        "--annotations", help="Folder of polygons, likewise: what share of each tile each class covers is kept."
+    ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
