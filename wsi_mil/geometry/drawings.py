@@ -70,7 +70,7 @@ def read_drawing(path: Path) -> Drawing:
 
 def merged(areas: Iterable[Area]) -> Area:
     """All that any of some areas covers."""
-    return shapely.union_all(list(areas))
+    return shapely.disjoint_subset_union_all(list(areas))  # far faster than union_all where most lie apart, as cells do
 
 
 def without(area: Area, cut: Area) -> Area:

@@ -36,10 +36,10 @@ def polygon(rings: Sequence[Any]) -> shapely.Polygon | None:
     Raises:
         ValueError: they are no lists of points.
     """
-    lines = [line for ring in rings if len(line := _points(ring)) >= 3]
-    if not rings or len(_points(rings[0])) < 3:
+    lines = [_points(ring) for ring in rings]
+    if not lines or len(lines[0]) < 3:
         return None
-    return shapely.Polygon(lines[0], lines[1:])
+    return shapely.Polygon(lines[0], [line for line in lines[1:] if len(line) >= 3])
 
 
 def _points(ring: Any) -> Float[np.ndarray, "points 2"]:
