@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_mil.geometry import box_shares, cell_shares
@@ -22,6 +22,7 @@ def by_hand(area, coords: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return shapely.area(shapely.intersection(boxes, area)) / (size[0] * size[1])
 
 
+@settings(deadline=None, max_examples=50)  # one may wait for another process
 @given(
     seed=st.integers(0, 2**32 - 1), points=st.integers(3, 30), size=st.tuples(st.integers(1, 99), st.integers(1, 99))
 )
@@ -31,6 +32,7 @@ def test_shares_of_boxes_equal_intersections(seed, points, size):
     assert box_shares(area, coords, size) == pytest.approx(by_hand(area, coords, size), abs=1e-7)
 
 
+@settings(deadline=None, max_examples=50)  # one may wait for another process
 @given(seed=st.integers(0, 2**32 - 1), points=st.integers(3, 30))
 def test_shares_of_cells_equal_intersections_and_sum_to_the_area(seed, points):
     rng = np.random.default_rng(seed)
