@@ -1,12 +1,14 @@
 """The options of the command line: each is declared once, and means the same in every command."""
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsi_mil import __version__
 from wsi_mil.errors import OptionError
 
 if TYPE_CHECKING:
@@ -21,6 +23,16 @@ class Store(StrEnum):
     DENSE = "dense"
 
 
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+    return wanted
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+]
 Out = Annotated[Path, typer.Option("--out", help="Where the artifacts go.")]
 Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.")]
 Bags = Annotated[Path, typer.Option("--bags", help="Folder of `wsimil extract`.")]
@@ -73,6 +85,20 @@ MaxPen = Annotated[float, typer.Option("--max-pen", help="Largest share of a til
 MaxWhite = Annotated[float, typer.Option("--max-white", help="Largest share of a tile that is white.")]
 MaxBlack = Annotated[float, typer.Option("--max-black", help="Largest share of a tile that is black.")]
 MinSaturation = Annotated[float, typer.Option("--min-saturation", help="Least share of a tile that has colour.")]
+Regions = Annotated[
+    Path | None,
+    typer.Option("--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile."),
+]
+Include = Annotated[
+    list[str] | None, typer.Option("--include", metavar="CLASS", help="Tile only regions of this class.")
+]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Cut out regions of this class.")]
+Annotations = Annotated[
+    Path | None,
+    typer.Option(
+        "--annotations", help="Folder of polygons, likewise: what share of each tile each class covers is kept."
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
 
@@ -98,6 +124,16 @@ def tile_params(
             raise OptionError(f"--mpp {mpp:g}: give a positive number of um/px, such as 0.5")
         tile_um = mpp * side_px
     return TileParams(side_px, TileParams.tile_um if tile_um is None else tile_um, **others)
+
+
+def with_regions(
+    params: "TileParams", include: list[str] | None, exclude: list[str] | None, regions: Path | None
+) -> "TileParams":
+    """The tile geometry, with the classes of regions that count."""
+    for option, classes in (("--include", include), ("--exclude", exclude)):
+        if classes and regions is None:
+            raise OptionError(f"{option} {classes[0]}: say where the regions are, by --regions DIR")
+    return replace(params, include=tuple(sorted(set(include or ()))), exclude=tuple(sorted(set(exclude or ()))))
 
 
 def encoder_weights(models: list[str], weights: list[str] | None) -> dict[str, str | None]:

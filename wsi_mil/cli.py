@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import __version__, cli_tile, cli_weights
+from wsi_mil import cli_tile, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
@@ -33,6 +33,7 @@ from wsi_mil.arguments import (
     Tiles,
     TileUm,
     TrustCheckpoint,
+    Version,
     Weights,
     WeightsOf,
     Workers,
@@ -57,18 +58,9 @@ app.add_typer(cli_weights.app)
 _DEBUG = "--debug"
 
 
-def _print_version(wanted: bool) -> bool:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-    return wanted
-
-
 @app.callback()
 def _wsimil(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
-    ] = False,
+    version: Version = False,
     debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error (anywhere on the line).")] = False,
 ) -> None:
     pass

@@ -6,9 +6,12 @@ from typing import Annotated
 import typer
 
 from wsi_mil.arguments import (
+    Annotations,
     Coverage,
+    Exclude,
     For,
     Holes,
+    Include,
     MaxBlack,
     MaxPen,
     MaxTiles,
@@ -19,6 +22,7 @@ from wsi_mil.arguments import (
     Out,
     Overlap,
     Overwrite,
+    Regions,
     Seed,
     Shard,
     TileMpp,
@@ -27,6 +31,7 @@ from wsi_mil.arguments import (
     Workers,
     run_options,
     tile_params,
+    with_regions,
 )
 from wsi_mil.screen import leave
 
@@ -50,6 +55,10 @@ def tile(
     min_saturation: MinSaturation = 0.0,
     table: Annotated[Path | None, typer.Option("--slides-csv", help="Table slide[,mpp][,min_coverage ...].")] = None,
     slide_mpp: Mpp = None,
+    regions: Regions = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    annotations: Annotations = None,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -62,4 +71,6 @@ def tile(
         max_tiles=max_tiles, seed=seed, min_sharpness=min_sharpness, max_pen=max_pen, max_white=max_white,
         max_black=max_black, min_saturation=min_saturation,
     )  # fmt: skip
-    leave(workflow.tile(slides, out, params, run_options(overwrite, workers, shard), table, slide_mpp), out)
+    params = with_regions(params, include, exclude, regions)
+    options, drawings = run_options(overwrite, workers, shard), workflow.Drawings(regions, annotations)
+    leave(workflow.tile(slides, out, params, options, table, slide_mpp, drawings), out)

@@ -6,6 +6,7 @@ WsiMilError
 │   ├── SlideUnreadable     it cannot be opened, or its pixels cannot be read
 │   └── ResolutionError     its micrometres per pixel are unknown, nonsense, or too coarse
 ├── TableError              labels.csv or slides.csv says something that cannot be meant
+├── PolygonError            a file of regions or annotations cannot be read, or does not fit its slide
 ├── WeightsError            a weight file is missing, not what it claims, or does not fit
 ├── EncoderError            unknown encoder, or one that returned unusable features
 ├── ArtifactError           a file of an earlier stage
@@ -50,6 +51,10 @@ class ResolutionError(SlideError):
 
 class TableError(WsiMilError):
     """A table says something that cannot be meant."""
+
+
+class PolygonError(WsiMilError):
+    """A file of regions or annotations cannot be read, or does not fit its slide."""
 
 
 class WeightsError(WsiMilError):

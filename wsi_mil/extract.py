@@ -30,6 +30,8 @@ CARRIED = (
     "level0_height", "resample", "slide_path", "reader", "tissue_mm2", "status", "reason",
 )  # fmt: skip
 """Attributes of the tiles that their features keep."""
+CARRIED_ARRAYS = ("coords", "annotations")
+"""Their datasets that are kept, where there are such."""
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -249,11 +251,8 @@ class _Column:
         attrs["encoder_weights_sha256"] = encoder.weights_sha256
         if encoder.mpp:
             attrs["encoder_mpp"] = encoder.mpp
-        return store.Artifact(
-            {"features": self.features, "coords": tiles.arrays["coords"]},
-            attrs,
-            {
-                "coords": tiles.array_attrs["coords"],
-                "features": {"encoder": encoder.name, "name": self.slide_id},
-            },
-        )
+        carried = [name for name in CARRIED_ARRAYS if name in tiles.arrays]
+        arrays = {name: tiles.arrays[name] for name in carried}
+        array_attrs = {name: tiles.array_attrs[name] for name in carried}
+        array_attrs["features"] = {"encoder": encoder.name, "name": self.slide_id}
+        return store.Artifact({"features": self.features, **arrays}, attrs, array_attrs)

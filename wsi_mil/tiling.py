@@ -6,7 +6,7 @@ enough of it is tissue and it keeps to the limits of quality.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from wsi_mil.geometry import outline, rings, to_geojson
 from wsi_mil.grid import Lattice, l0_tile_size, lattice, spread, tiles_on_tissue
 from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
-from wsi_mil.slides import Slide, open_slide, slide_fingerprint
+from wsi_mil.regions import Drawings, RegionParams
+from wsi_mil.slides import Slide, Thumbnail, open_slide, slide_fingerprint
 from wsi_mil.slides.base import RESAMPLE
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
@@ -52,6 +53,10 @@ class TileParams(qc.Limits):
     """At most so many of a slide, drawn at random but evenly over its tissue; 0: all."""
     seed: int = 0
     """Decides which."""
+    include: Sequence[str] = ()
+    """Classes of the regions that are tiled; none named: all that are not excluded."""
+    exclude: Sequence[str] = ()
+    """Classes of the regions that are cut out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +72,7 @@ class TileParams(qc.Limits):
             raise OptionError(f"--holes {self.holes_mm2}: give an area in mm2, 0 to fill none, 1e6 to fill all")
         if self.max_tiles < 0:
             raise OptionError(f"--max-tiles {self.max_tiles}: give a positive number of tiles, or 0 for all")
+        RegionParams(self.include, self.exclude)  # refuses what contradicts itself
 
     @property
     def mpp(self) -> float:
@@ -85,7 +91,10 @@ class TileParams(qc.Limits):
         return replace(self, **{name: types[name](value) for name, value in settings.items()})
 
 
-SETTINGS = tuple(field.name for field in fields(TileParams) if field.name not in ("tile_px", "tile_um", "overlap_px"))
+SETTINGS = (
+    "min_coverage", "holes_mm2", "max_tiles", "seed", "min_sharpness", "max_pen", "max_white", "max_black",
+    "min_saturation",
+)  # fmt: skip
 """What a slide may have of its own. Not the geometry, which a model wants to be the same for all."""
 
 
@@ -112,6 +121,7 @@ class TileStage:
         workers: int = 0,
         mpp: Mapping[str, float] | None = None,
         settings: Mapping[str, Mapping[str, float]] | None = None,
+        drawings: Drawings | None = None,
     ) -> None:
         """Make the stage.
 
@@ -120,15 +130,18 @@ class TileStage:
             workers: threads; 0 = the cores this process may use.
             mpp: micrometres per level-0 pixel by slide_id, where the user knows better than the file.
             settings: by slide_id, parameters that a slide has of its own.
+            drawings: where regions and annotations of the slides lie.
         """
         self.params, self.workers, self.mpp = params, workers or available_cores(), dict(mpp or {})
         self.settings = {slide_id: dict(own) for slide_id, own in (settings or {}).items() if own}
+        self.drawings = drawings or Drawings()
 
     def upstream(self, item: Item) -> str:
-        """The slide's fingerprint, and what the user told of it: its resolution, its own parameters."""
+        """The slide's fingerprint, what the user told of it (resolution, own parameters), and what was drawn on it."""
         told: dict[str, float] = {} if (mpp := self.mpp.get(item.slide_id)) is None else {"mpp": mpp}
         told |= dict(sorted(self.settings.get(item.slide_id, {}).items()))
-        return " ".join([slide_fingerprint(item.source), *(f"{name}={value!r}" for name, value in told.items())])
+        words = [slide_fingerprint(item.source), *(f"{name}={value!r}" for name, value in told.items())]
+        return " ".join(words) + self.drawings.upstream(item.slide_id)
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
         """Tile slides, several at a time."""
@@ -141,12 +154,13 @@ class TileStage:
             SlideUnreadable: its pixels cannot be read.
             ResolutionError: its micrometres per pixel are unknown, nonsense, or too coarse for the tiles.
             OptionError: it has parameters of its own that make no sense.
+            PolygonError: what was drawn on it cannot be read, or lies elsewhere.
         """
         params = self.params.changed(self.settings.get(item.slide_id, {}))
         with open_slide(item.source, self.mpp.get(item.slide_id)) as slide:
             enlargement = _enlargement(slide, params)
             thumbnail = slide.thumbnail(min(WORKING_MPP, preview_mpp(slide)))
-            tissue = find_tissue(*thumbnail, params.holes_mm2)
+            tissue = self._tissue(item, slide, thumbnail, params)
             l0_tile = l0_tile_size(params.tile_um, slide.mpp_x, slide.mpp_y)
             grid = lattice(slide.l0_size, l0_tile, params.overlap_px / params.tile_px)
             kept = _kept(slide, tissue, grid, params)
@@ -160,9 +174,19 @@ class TileStage:
             ".jpg": draw_preview(thumbnail, slide.l0_size, rings(polygons), kept.coords, l0_tile),
             ".geojson": to_geojson(polygons, "Tissue"),
         }
-        arrays = {"coords": kept.coords, **kept.columns}
-        artifact = Artifact(arrays, attrs, {"coords": _trident_attrs(item, slide, params, l0_tile)})
-        return Result(artifact, len(kept.coords), files)
+        arrays, array_attrs = (
+            {"coords": kept.coords, **kept.columns},
+            {"coords": _trident_attrs(item, slide, params, l0_tile)},
+        )
+        if labels := self.drawings.labels(item.slide_id, kept.coords, l0_tile, slide.l0_size):
+            arrays["annotations"], array_attrs["annotations"] = labels.shares, {"classes": json.dumps(labels.classes)}
+        return Result(Artifact(arrays, attrs, array_attrs), len(kept.coords), files)
+
+    def _tissue(self, item: Item, slide: Slide, thumbnail: Thumbnail, params: TileParams) -> Tissue:
+        """The tissue that was found, as far as regions say that it counts."""
+        found, choice = find_tissue(*thumbnail, params.holes_mm2), RegionParams(params.include, params.exclude)
+        mask, reason = self.drawings.tissue(item.slide_id, found.mask, found.reason, slide.l0_size, choice)
+        return found._replace(mask=mask, reason=reason)
 
 
 def _kept(slide: Slide, tissue: Tissue, grid: Lattice, params: TileParams) -> Kept:

@@ -17,6 +17,7 @@ from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError, one_line
 from wsi_mil.explain import attention_png
+from wsi_mil.regions import Drawings
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, open_slide
@@ -49,6 +50,7 @@ def tile(
     options: RunOptions,
     table: Path | None = None,
     mpp: float | None = None,
+    drawings: Drawings | None = None,
 ) -> Report:
     """Run stage 1 over a folder of slides, or over those that ``slides.csv`` names.
 
@@ -60,13 +62,24 @@ def tile(
         table: ``slides.csv``, with a column mpp for slides whose files do not tell it, and one for each parameter that
             some slides have of their own.
         mpp: mpp of every slide for which the table has none.
+        drawings: folders of regions and annotations.
+
+    Raises:
+        OptionError: regions are read from ``out``, where outlines are written.
     """
+    drawings = drawings or Drawings()
+    if drawings.regions and drawings.regions.resolve() == out.resolve():
+        raise OptionError(
+            f"--regions {drawings.regions} is --out, where outlines are written anew: keep those that you edited in a"
+            " folder of their own, or give another --out"
+        )
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
     chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
     resolutions = {slide_id: value for slide_id, own in chosen.items() if (value := own.pop("mpp", mpp)) is not None}
-    stage = TileStage(params, options.threads, resolutions, chosen)
     for slide_id, own in chosen.items():
         _require_settings(table, slide_id, own, params)
+    drawings.tell_missing(list(chosen))
+    stage = TileStage(params, options.threads, resolutions, chosen, drawings)
     report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
     write_contact_sheet(out)
     return report

@@ -1,4 +1,4 @@
-"""Polygons: the outline of a mask, as GeoJSON in level-0 pixels. The only door to shapely."""
+"""The outline of a mask, as GeoJSON in level-0 pixels."""
 
 import json
 from typing import Any

@@ -1,0 +1,237 @@
+"""Polygons that somebody drew: regions say where to make tiles, annotations say what a tile shows.
+
+Both are files in a folder, one per slide, in level-0 pixels. Regions become a mask at the scale of the tissue's;
+annotations become the share of each tile that each class covers, exactly.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from wsi_mil.errors import OptionError, PolygonError
+from wsi_mil.geometry import SUFFIXES, Area, Drawing, box_shares, cell_shares, merged, read_drawing, without
+from wsi_mil.store import Artifact
+
+log = logging.getLogger(__name__)
+
+TISSUE = "Tissue"
+"""The class of the outlines that `wsimil tile` writes: regions of it take the place of the tissue found."""
+_NOTHING = "no tissue in the regions of {}"
+_NAMED = 5  # slides in a message
+
+
+class Labels(NamedTuple):
+    """What was annotated on the tiles of a slide."""
+
+    classes: list[str]
+    """Sorted by name."""
+    shares: Float32[np.ndarray, "tiles classes"]
+    """Share of a tile that a class covers, 0 to 1; classes that overlap both count."""
+
+
+@dataclass(frozen=True)
+class RegionParams:
+    """Which regions count."""
+
+    include: Sequence[str] = ()
+    """Classes whose regions are tiled; none named: all that are not excluded."""
+    exclude: Sequence[str] = ()
+    """Classes whose regions are cut out."""
+
+    def __post_init__(self) -> None:
+        if both := sorted(set(self.include) & set(self.exclude)):
+            raise OptionError(f"--include {both[0]} --exclude {both[0]}: give one or the other")
+
+    def included(self, classes: Collection[str]) -> list[str]:
+        """Those of some classes that are tiled."""
+        return [name for name in classes if name not in self.exclude and (not self.include or name in self.include)]
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Folders of files with polygons: ``<folder>/<slide_id>`` and ``.geojson``, ``.json`` or ``.xml``."""
+
+    regions: Path | None = None
+    """Where to make tiles."""
+    annotations: Path | None = None
+    """What tiles show."""
+
+    def __post_init__(self) -> None:
+        for option, folder in self._folders():
+            if not folder.is_dir():
+                raise OptionError(f"--{option} {folder}: no such folder: name one that holds a file for each slide")
+
+    def upstream(self, slide_id: str) -> str:
+        """Fingerprint of what was drawn on a slide: nothing, or words to follow that of the slide's content.
+
+        Raises:
+            PolygonError: a file cannot be read, or there are two.
+        """
+        files = [(option, polygon_file(folder, slide_id)) for option, folder in self._folders()]
+        return "".join(f" {option}={_content(file)}" for option, file in files if file)
+
+    def tell_missing(self, slide_ids: Sequence[str]) -> None:
+        """Say which slides have no file: they are tiled as without."""
+        for option, folder in self._folders():
+            missing = [slide_id for slide_id in slide_ids if not _candidates(folder, slide_id)]
+            if missing:
+                more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+                names = ", ".join(missing[:_NAMED]) + more
+                what = f"{len(missing)} of {len(slide_ids)} slides have no file there and are tiled as without"
+                log.warning("--%s %s: %s: %s", option, folder, what, names)
+
+    def tissue(
+        self,
+        slide_id: str,
+        found: Bool[np.ndarray, "height width"],
+        reason: str,
+        l0_size: tuple[int, int],
+        params: RegionParams,
+    ) -> tuple[Bool[np.ndarray, "height width"], str]:
+        """The tissue that is to be tiled, after what was drawn on a slide.
+
+        Tissue found counts inside the regions that are included, or everywhere if the file has only excluded ones.
+        Regions of class "Tissue" count whole, whatever was found. Excluded ones count nowhere.
+
+        Args:
+            slide_id: of the slide.
+            found: tissue as it was found, over the whole slide at any scale.
+            reason: why there is none; "" if there is.
+            l0_size: (width, height) of the slide, level-0 pixels.
+            params: which regions count.
+
+        Returns:
+            The mask, a pixel of it counting if at least half of it does, and why it is empty; both as they came where
+            no regions were drawn.
+
+        Raises:
+            PolygonError: the file cannot be read, or lies outside the slide.
+        """
+        file = polygon_file(self.regions, slide_id) if self.regions else None
+        if file is None:
+            return found, reason
+        drawing = _read(file, l0_size)
+        mask = _masked(found, drawing, l0_size, params)
+        return mask, "" if mask.any() else _why_empty(file, drawing, params) or reason or _NOTHING.format(file)
+
+    def labels(
+        self, slide_id: str, coords: Int64[np.ndarray, "tiles 2"], l0_tile: tuple[int, int], l0_size: tuple[int, int]
+    ) -> Labels | None:
+        """What was annotated on the tiles of a slide; None where nobody did.
+
+        Args:
+            slide_id: of the slide.
+            coords: top left corners of its tiles (x, y), level-0 pixels.
+            l0_tile: (width, height) of a tile, level-0 pixels.
+            l0_size: (width, height) of the slide, level-0 pixels.
+
+        Raises:
+            PolygonError: the file cannot be read, or lies outside the slide.
+        """
+        file = polygon_file(self.annotations, slide_id) if self.annotations else None
+        if file is None:
+            return None
+        areas = _read(file, l0_size).areas
+        shares = [box_shares(area, coords, l0_tile) for area in areas.values()]
+        return Labels(list(areas), np.reshape(shares, (len(areas), len(coords))).T.astype(np.float32, order="C"))
+
+    def _folders(self) -> list[tuple[str, Path]]:
+        both = (("regions", self.regions), ("annotations", self.annotations))
+        return [(option, folder) for option, folder in both if folder is not None]
+
+
+def read_labels(artifact: Artifact) -> Labels | None:
+    """What was annotated on the tiles of an artifact, of `wsimil tile` or `wsimil extract`; None where nobody did."""
+    if "annotations" not in artifact.arrays:
+        return None
+    return Labels(json.loads(artifact.array_attrs["annotations"]["classes"]), artifact.arrays["annotations"])
+
+
+def polygon_file(folder: Path, slide_id: str) -> Path | None:
+    """The file of polygons of a slide, if it has one.
+
+    Raises:
+        PolygonError: it has two.
+    """
+    found = _candidates(folder, slide_id)
+    if len(found) > 1:
+        raise PolygonError(f"{' and '.join(map(str, found))} are of one slide: remove all but one of them")
+    return found[0] if found else None
+
+
+def _candidates(folder: Path, slide_id: str) -> list[Path]:
+    return [path for suffix in SUFFIXES if (path := folder / f"{slide_id}{suffix}").is_file()]
+
+
+def _content(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+    except OSError as error:
+        raise PolygonError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _read(file: Path, l0_size: tuple[int, int]) -> Drawing:
+    """Read a file, and compare it with its slide.
+
+    Raises:
+        PolygonError: it cannot be read, or nothing in it lies on the slide.
+    """
+    drawing = read_drawing(file)
+    left, top, right, bottom = drawing.bounds.T
+    outside = (right <= 0) | (bottom <= 0) | (left >= l0_size[0]) | (top >= l0_size[1])
+    if outside.any():
+        what = f"{outside.sum()} of {len(outside)} polygons lie outside the slide of {l0_size[0]} x {l0_size[1]} px"
+        if outside.all():
+            raise PolygonError(f"{file}: {what}: draw them on this very slide; coordinates must be its level-0 pixels")
+        log.warning("%s: %s and say nothing", file, what)
+    return drawing
+
+
+def _masked(
+    found: Bool[np.ndarray, "height width"], drawing: Drawing, l0_size: tuple[int, int], params: RegionParams
+) -> Bool[np.ndarray, "height width"]:
+    areas = drawing.areas
+    cut = merged([drawing.cut, *(areas[name] for name in areas if name in params.exclude)])
+    included = params.included(areas)
+    if not included and not params.include and not cut.is_empty:
+        return found & ~_raster(cut, found.shape, l0_size)
+    inside = without(merged(areas[name] for name in included if name != TISSUE), cut)
+    mask = found & _raster(inside, found.shape, l0_size)
+    if TISSUE in included:
+        mask |= _raster(without(areas[TISSUE], cut), found.shape, l0_size)
+    return mask
+
+
+def _raster(area: Area, shape: tuple[int, ...], l0_size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """The pixels of a mask, over the whole slide, of which at least half lies in an area."""
+    mask = np.zeros(shape, bool)
+    if area.is_empty:
+        return mask
+    left, top, right, bottom = area.bounds
+    x, columns = _window(left, right, shape[1], l0_size[0])
+    y, rows = _window(top, bottom, shape[0], l0_size[1])
+    mask[rows, columns] = cell_shares(area, x, y) >= 0.5
+    return mask
+
+
+def _window(start: float, end: float, count: int, l0_side: int) -> tuple[np.ndarray, slice]:
+    """Along one axis, the lines between a mask's pixels from the one at ``start`` to the one at ``end``."""
+    first, last = (int(np.clip(place * count // l0_side, 0, count - 1)) for place in (start, end))
+    return np.arange(first, last + 2) * (l0_side / count), slice(first, last + 1)
+
+
+def _why_empty(file: Path, drawing: Drawing, params: RegionParams) -> str:
+    """Why nothing was chosen; "" where something was, but no tissue in it."""
+    if not len(drawing.bounds):
+        return f"{file} has no polygon"
+    if params.include and not params.included(drawing.areas):
+        there = ", ".join(drawing.areas) or "none"
+        return f"{file} has no region of class {', '.join(params.include)}; its classes: {there}"
+    return ""
