@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli, cli_weights
+from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_weights
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
 from wsi_mil.learning import LearnParams
 from wsi_mil.tiling import TileParams
 
-COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "demo", "synthetic", "encoders"]
+COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "encoders"]
+OF_INTEROP = ["import", "export", "inspect"]
+OF_DEMO = ["demo", "synthetic"]
 OF_WEIGHTS = ["add", "list", "path", "convert"]
 
 
@@ -41,7 +43,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--aggregator" in done.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_INTEROP, *OF_DEMO])
 def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     printed = capsys.readouterr().out
@@ -57,7 +59,8 @@ def test_commands_of_a_group_have_help_too(command: str, capsys: pytest.CaptureF
 
 
 def test_no_command_is_forgotten() -> None:
-    for app, commands in ((cli.app, COMMANDS), (cli_weights.app, OF_WEIGHTS)):
+    groups = ((cli_interop.app, OF_INTEROP), (cli_demo.app, OF_DEMO), (cli_weights.app, OF_WEIGHTS))
+    for app, commands in ((cli.app, COMMANDS), *groups):
         assert {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands} == set(
             commands
         )
