@@ -131,6 +131,24 @@ def half(
     return small
 
 
+def require_rows(features: np.ndarray, coords: np.ndarray, path: Path) -> None:
+    """Refuse what is not one row of features and one of coordinates per tile.
+
+    Raises:
+        ArtifactError: says what there is.
+    """
+    if features.ndim != 2 or coords.ndim != 2 or coords.shape[1] < 2:
+        raise ArtifactError(
+            f"{path} has features of shape {features.shape} and coordinates of shape {coords.shape}, not a row of each"
+            " per tile: make it again with the program that wrote it"
+        )
+    if len(features) != len(coords):
+        raise ArtifactError(
+            f"{path} has features of {len(features)} tiles and coordinates of {len(coords)}: put the files of one run"
+            " together, or make them again"
+        )
+
+
 def number(value: Any) -> float | None:
     """An attribute as a positive number; None where it is absent, "None", or no such number."""
     try:

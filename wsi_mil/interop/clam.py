@@ -13,7 +13,7 @@ from jaxtyping import Int, Num
 
 from wsi_mil import store
 from wsi_mil.errors import ArtifactError
-from wsi_mil.interop.bag import PeerBag, number, whole_coords
+from wsi_mil.interop.bag import PeerBag, number, require_rows, whole_coords
 from wsi_mil.weights import read_tensor
 
 
@@ -46,11 +46,7 @@ def read_clam(path: Path) -> PeerBag:
                 f" {path.stem}.h5 in it"
             )
         coords = tiles.l0_coords
-    if len(coords) != len(features):
-        raise ArtifactError(
-            f"{path} has features of {len(features)} tiles and coordinates of {len(coords)}: put the files of one run"
-            " together"
-        )
+    require_rows(features, coords, path)
     if tiles:
         return PeerBag("CLAM", features, tiles.tile_px, None, coords, tiles.l0_tile, l0_size=tiles.l0_size,
                        request=tiles.request)  # fmt: skip

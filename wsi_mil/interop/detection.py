@@ -74,34 +74,20 @@ def read_peer(path: Path, encoder: str | None = None) -> PeerBag:
         WeightsError: a ``.pt`` file is damaged, or no tensor.
     """
     if path.suffix == ".pt":
-        return _whole(path, read_clam(path))
+        return read_clam(path)
     survey = store.survey(path)
     kind = kind_of(survey)
     if kind.holds != "features":
         raise ArtifactError(f"{path} {_what_instead(kind)}")
     match kind.peer:
         case "STAMP":
-            bag = read_stamp(path, survey)
+            return read_stamp(path, survey)
         case "AtlasPatch":
-            bag = read_atlaspatch(path, survey, encoder)
+            return read_atlaspatch(path, survey, encoder)
         case "TRIDENT":
-            bag = read_trident(path, survey)
+            return read_trident(path, survey)
         case _:
-            bag = read_clam(path)
-    return _whole(path, bag)
-
-
-def _whole(path: Path, bag: PeerBag) -> PeerBag:
-    if bag.features.ndim != 2:
-        raise ArtifactError(f"{path} has features of shape {bag.features.shape}, not one row per tile: make it again")
-    coords = bag.l0_coords if bag.coords_um is None else bag.coords_um
-    if coords is None or len(coords) != len(bag.features):
-        found = 0 if coords is None else len(coords)
-        raise ArtifactError(
-            f"{path} has features of {len(bag.features)} tiles and coordinates of {found}: it was cut short, make it"
-            f" again with {bag.peer}"
-        )
-    return bag
+            return read_clam(path)
 
 
 def _what_instead(kind: Kind) -> str:

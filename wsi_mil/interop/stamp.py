@@ -6,7 +6,7 @@ import numpy as np
 
 from wsi_mil import store
 from wsi_mil.errors import ArtifactError
-from wsi_mil.interop.bag import PeerBag, number, text
+from wsi_mil.interop.bag import PeerBag, number, require_rows, text
 
 _TILE_PX = 224  # of every STAMP that did not record it
 _HISTORIC_UM = 256.0
@@ -22,6 +22,7 @@ def read_stamp(path: Path, survey: store.Survey) -> PeerBag:
         raise ArtifactError(f"{path} has no coordinates, as STAMP 1 wrote it: extract it again with STAMP 2")
     attrs = survey.attrs
     arrays = store.read_arrays(path, ("feats", "coords"))
+    require_rows(arrays["feats"], arrays["coords"], path)
     coords = arrays["coords"].astype(np.float64)
     unit, guessed = text(attrs.get("unit")), None
     side = (number(attrs.get("tile_size")) if unit == "um" else None) or number(attrs.get("tile_size_um"))
@@ -48,4 +49,4 @@ def read_stamp(path: Path, survey: store.Survey) -> PeerBag:
 def _pitch(coords: np.ndarray) -> float | None:
     """The smallest step between columns or rows; STAMP's tiles all lie on one grid."""
     steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
-    return round(float(steps.min())) if steps.size else None
+    return float(np.rint(steps.min())) if steps.size else None

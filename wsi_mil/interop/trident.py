@@ -11,7 +11,7 @@ import numpy as np
 
 from wsi_mil import store
 from wsi_mil.errors import ArtifactError
-from wsi_mil.interop.bag import PeerBag, number, text, whole_coords
+from wsi_mil.interop.bag import PeerBag, number, require_rows, text, whole_coords
 
 _FEATURES = "features/"
 
@@ -65,6 +65,7 @@ def _bag(
         raise ArtifactError(f"{path} does not say the size of its tiles (patch_size, patch_size_level0): make it again")
     if features.shape == (0,):  # as TRIDENT may write a slide without tiles
         features = features.reshape(0, 0)
+    require_rows(features, coords, path)
     sides = [number(attrs.get(key)) for key in ("level0_width", "level0_height")]
     return PeerBag(
         peer,
