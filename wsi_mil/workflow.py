@@ -163,6 +163,8 @@ def labelled(labels: Path, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
     features = {item.slide_id: store.read_attrs(item.source) for item in extract.bag_items(folders.feats)}
     _refuse_other_features(folders, features)
+    if all(attrs["stage"] == "import" for attrs in features.values()):
+        folders = replace(folders, tiles=folders.feats)  # what tiles of ours there are says nothing of these
     usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"}
     unusable = failures(folders.tiles) | failures(folders.feats)
     unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}

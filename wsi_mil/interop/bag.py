@@ -100,14 +100,22 @@ def own_artifact(
         "peer": bag.peer,
         "peer_path": str(path.absolute()),
     }
-    attrs |= {"guessed": bag.guessed} if bag.guessed else {}
-    attrs |= {"slide_path": bag.slide_path} if bag.slide_path else {}
-    attrs |= dict(zip(("level0_width", "level0_height"), bag.l0_size, strict=True)) if bag.l0_size else {}
-    if not len(features):
-        attrs |= {"status": "empty", "reason": f"{bag.peer} found no tiles"}
+    attrs |= _said(bag)
     of_coords = _trident_attrs(bag, slide_id, path, resolution, l0_tile)
     arrays = {"features": features, "coords": coords}
     return store.Artifact(arrays, attrs, {"coords": of_coords, "features": {"encoder": name, "name": slide_id}})
+
+
+def _said(bag: PeerBag) -> dict[str, Any]:
+    """Attributes of what only some files tell, or only some slides have."""
+    said: dict[str, Any] = {"guessed": bag.guessed, "slide_path": bag.slide_path, **_l0_size(bag)}
+    if not len(bag.features):
+        said |= {"status": "empty", "reason": f"{bag.peer} found no tiles"}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _l0_size(bag: PeerBag) -> dict[str, int]:
+    return dict(zip(("level0_width", "level0_height"), bag.l0_size, strict=True)) if bag.l0_size else {}
 
 
 def half(
@@ -221,7 +229,7 @@ def _trident_attrs(
 ) -> dict[str, Any]:
     """What TRIDENT's readers want on ``coords``; magnifications are nominal there."""
     tile_mpp = (bag.tile_um or l0_tile[0] * resolution.mpp_x) / bag.tile_px
-    attrs = {
+    return {
         "patch_size": bag.tile_px,
         "patch_size_level0": l0_tile[0],
         "level0_magnification": round(bag.magnification or 10 / resolution.mpp_x),
@@ -229,5 +237,5 @@ def _trident_attrs(
         "overlap": int(bag.request.get("overlap") or 0),
         "name": Path(slide_id).name,
         "savetodir": str(path.parent.absolute()),
+        **_l0_size(bag),
     }
-    return attrs | (dict(zip(("level0_width", "level0_height"), bag.l0_size, strict=True)) if bag.l0_size else {})
