@@ -211,10 +211,10 @@ def predict(
 
     if bool(slides) == bool(bags):
         raise OptionError("predict: name slides, or features by --bags, and not both: `wsimil predict slide.tif`")
-    options = predictor.PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust)
-    path = checkpoint_at(model)
     if slides and (bag_slides or table or encoder):
         raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
+    options = predictor.PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust)
+    path = checkpoint_at(model)
     if bags:
         peers = peer_options(bag_slides, table, slide_mpp, encoder)
         rows = predictor.predict_source(path, bags, options, peers)

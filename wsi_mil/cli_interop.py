@@ -69,4 +69,4 @@ def inspect(
     from wsi_mil import inspection
 
     found = inspection.inspect(file)
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(inspection.lines(found)))
+    typer.echo(json.dumps(found, indent=2, default=str) if as_json else "\n".join(inspection.lines(found)))

@@ -62,7 +62,7 @@ def companions(path: Path) -> list[Path]:
     beside = [_patches_of(path)]
     if path.suffix == ".pt":
         beside.append(_existing(path.parent.parent / "h5_files" / f"{path.stem}.h5"))
-    return [file for file in beside if file]
+    return [file for file in beside if file and file != path]
 
 
 def _features_of(path: Path) -> tuple[Num[np.ndarray, "tiles dim"], Int[np.ndarray, "tiles 2"] | None]:
@@ -79,9 +79,9 @@ def _features_of(path: Path) -> tuple[Num[np.ndarray, "tiles dim"], Int[np.ndarr
 
 
 def _patches_of(path: Path) -> Path | None:
-    """The file of coordinates that CLAM's features of a slide were made from."""
-    for folder in (path.parent.parent, path.parent.parent.parent):
-        file = folder / "patches" / f"{path.stem}.h5"
+    """The file of coordinates that CLAM's features of a slide were made from; some forks copy what it says."""
+    beside = [folder / "patches" / f"{path.stem}.h5" for folder in (path.parent.parent, path.parent.parent.parent)]
+    for file in [path, *beside] if path.suffix == ".h5" else beside:
         if file.is_file() and "patch_level" in store.survey(file).array_attrs.get("coords", {}):
             return file
     return None
@@ -95,7 +95,7 @@ def _tiles(path: Path) -> _Tiles:
         raise ArtifactError(f"{path} does not say its patch_size: make it again with CLAM")
     custom = round(number(attrs.get("custom_downsample")) or 1)
     downsample = np.broadcast_to(attrs.get("downsample", 1.0), 2).astype(float)
-    width, height = (round(patch * custom * int(along)) for along in downsample)
+    width, height = (round(patch * custom * along) for along in downsample)
     size = np.broadcast_to(attrs.get("level_dim", 0), 2).tolist() if level == 0 else [0, 0]
     coords = whole_coords(store.read_arrays(path, ("coords",))["coords"], path)
     # The level says nothing of the size on the slide, which `tile_um` does: slides of one run may differ in it.
