@@ -281,6 +281,8 @@ def test_folders_of_ours_go_through_untouched(tmp_path: Path) -> None:
     assert not (tmp_path / "feats-wsimil").exists()
     with pytest.raises(OptionError, match=r"--mpp: .*feats holds features of wsimil, which say it themselves"):
         own_bags(tmp_path / "feats", PeerOptions(mpp=0.5))
+    with pytest.raises(OptionError, match="--encoder: "):
+        own_bags(tmp_path / "feats" / "a.h5", PeerOptions(encoder="uni"))
     with pytest.raises(OptionError, match="--mpp 50: give um per level-0 px"):
         PeerOptions(mpp=50.0)
 
@@ -333,6 +335,7 @@ def test_a_model_of_peers_bags_predicts_from_peers_bags_and_refuses_raw_slides(
     peers.trident(folder / "s00.h5", features * np.inf, peers.bag()[1])
     assert call("distances", "--bags", folder, "--mpp", 0.25) == 1
     assert "failed: s00" in capsys.readouterr().err
+    plant(Path("tiles"), "s00", positive=False, seed=0, stage="tile")  # tiles of ours say nothing of their features
     assert call("train", "--bags", folder, "--mpp", 0.25, "--aggregator", "mean", "--epochs", 1) == 0
     assert "s00: labelled, but left out" in capsys.readouterr().err
     assert load(Path("model/checkpoint.safetensors")).recipe.is_foreign

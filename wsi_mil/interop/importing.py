@@ -244,5 +244,5 @@ def _refuse_idle(source: Path, peers: PeerOptions) -> None:
     """Refuse what would silently do nothing."""
     given = {"--slides": peers.slides, "--slides-csv": peers.table, "--mpp": peers.mpp, "--encoder": peers.encoder}
     named = [option for option, value in given.items() if value is not None]
-    if named and source.exists() and artifact_items(source):
+    if named and (source.is_file() or artifact_items(source)):
         raise OptionError(f"{named[0]}: {source} holds features of wsimil, which say it themselves: leave it out")
