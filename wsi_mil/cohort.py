@@ -114,7 +114,7 @@ def read_slides_table(path: Path, slides: Collection[str]) -> dict[str, float | 
     rows = {row: _slide_id(path, row, table.slide[row], slides) for row in table.index}
     _refuse_duplicates(path, rows)
     texts = table.mpp if "mpp" in table else pd.Series("", table.index)
-    return {slide_id: _mpp(path, row, texts[row]) for row, slide_id in rows.items()}
+    return {slide_id: _number(path, row, "mpp", texts[row]) if texts[row] else None for row, slide_id in rows.items()}
 
 
 def read_resolutions(path: Path, slides: Collection[str]) -> dict[str, float]:
@@ -123,8 +123,7 @@ def read_resolutions(path: Path, slides: Collection[str]) -> dict[str, float]:
     named = {row: _filled(path, row, "slide", table.slide[row]) for row in table.index}
     rows = {row: found[0] for row, name in named.items() if (found := _matching(path, row, name, slides))}
     _refuse_duplicates(path, rows)
-    told = {slide_id: _mpp(path, row, table.mpp[row]) for row, slide_id in rows.items()}
-    return {slide_id: mpp for slide_id, mpp in told.items() if mpp is not None}
+    return {slide_id: _number(path, row, "mpp", text) for row, slide_id in rows.items() if (text := table.mpp[row])}
 
 
 def split(cohort: Cohort, val_fraction: float, seed: int) -> Cohort:
@@ -237,11 +236,11 @@ def _split(path: Path, row: int, text: str) -> str:
     return text
 
 
-def _mpp(path: Path, row: int, text: str) -> float | None:
+def _number(path: Path, row: int, column: str, text: str) -> float:
     try:
-        return float(text) if text else None
+        return float(text)
     except ValueError as error:
-        raise TableError(f"{path} row {row}: mpp {text!r} is no number") from error
+        raise TableError(f"{path} row {row}: {column} {text!r} is no number") from error
 
 
 def _refuse_duplicates(path: Path, rows: Mapping[int, str]) -> None:
