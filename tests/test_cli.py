@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli, cli_tile, cli_weights
+from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_tile, cli_weights
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
 from wsi_mil.learning import LearnParams
 from wsi_mil.tiling import TileParams
 
-COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "demo", "synthetic", "encoders"]
+COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "encoders"]
+OF_INTEROP = ["import", "export", "inspect"]
+OF_DEMO = ["demo", "synthetic"]
 OF_WEIGHTS = ["add", "list", "path", "convert"]
 
 
@@ -41,7 +43,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--aggregator" in done.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_INTEROP, *OF_DEMO])
 def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     printed = capsys.readouterr().out
@@ -57,7 +59,8 @@ def test_commands_of_a_group_have_help_too(command: str, capsys: pytest.CaptureF
 
 
 def test_no_command_is_forgotten() -> None:
-    for app, commands in ((cli.app, COMMANDS), (cli_weights.app, OF_WEIGHTS)):
+    groups = ((cli_interop.app, OF_INTEROP), (cli_demo.app, OF_DEMO), (cli_weights.app, OF_WEIGHTS))
+    for app, commands in ((cli.app, COMMANDS), *groups):
         assert {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands} == set(
             commands
         )
@@ -126,6 +129,11 @@ def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: p
         (["train"], 1, "feats holds no artifacts"),
         (["predict", "slide.tif"], 1, "train a model with `wsimil train`"),
         (["predict"], 2, "name slides, or features by --bags"),
+        (["predict", "a.tif", "--encoder", "uni"], 2, "tell of other programs' --bags: leave them out"),
+        (["import", "nowhere"], 1, "nowhere does not exist"),
+        (["train", "--bags", "x", "--mpp", "0"], 2, "--mpp 0: give um per level-0 px"),
+        (["export", "--format", "stamp"], 1, "feats holds no features"),
+        (["inspect", "nowhere"], 2, "nowhere does not exist: name a file"),
         (["tile", ".", "--tile-um", "256", "--mpp", "0.5"], 2, "give one of them"),
         (["tile", ".", "--for", "uni", "--tile-px", "256"], 2, "--for uni --tile-px 256: give one or the other"),
         (["tile", ".", "--for", "uni", "--mpp", "0.5", "--tile-um", "9"], 2, "--for uni --tile-um 9 --mpp 0.5: give"),

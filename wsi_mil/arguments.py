@@ -12,6 +12,7 @@ from wsi_mil import __version__
 from wsi_mil.errors import OptionError
 
 if TYPE_CHECKING:
+    from wsi_mil.interop import PeerOptions
     from wsi_mil.stage import RunOptions
     from wsi_mil.tiling import TileParams
 
@@ -35,7 +36,26 @@ Version = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where the artifacts go.")]
 Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.")]
-Bags = Annotated[Path, typer.Option("--bags", help="Folder of `wsimil extract`.")]
+Bags = Annotated[
+    Path, typer.Option("--bags", help="Features: a folder of `wsimil extract`, TRIDENT, CLAM, STAMP or AtlasPatch.")
+]
+BagSlides = Annotated[
+    Path | None,
+    typer.Option("--slides", help="Folder of the slides, which tell their um/px where other programs' bags do not."),
+]
+BagTable = Annotated[
+    Path | None,
+    typer.Option("--slides-csv", help="Table slide,mpp: um/px of slides where other programs' bags tell none."),
+]
+BagMpp = Annotated[
+    float | None,
+    typer.Option(
+        "--mpp", "--slide-mpp", help="Level-0 um/px of ALL slides, whatever files say; the table goes before."
+    ),
+]
+BagEncoder = Annotated[
+    str | None, typer.Option("--encoder", help="The encoder of other programs' bags: its name, or which of several.")
+]
 Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].")]
 Distances = Annotated[Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
@@ -153,6 +173,13 @@ def encoder_weights(models: list[str], weights: list[str] | None) -> dict[str, s
             raise OptionError(f"--weights {word}: give {name} one file, or random:SEED")
         given[name] = value
     return given
+
+
+def peer_options(slides: Path | None, table: Path | None, mpp: float | None, encoder: str | None) -> "PeerOptions":
+    """What the user knows of other programs' bags."""
+    from wsi_mil.interop import PeerOptions
+
+    return PeerOptions(slides, table, mpp, encoder)
 
 
 def run_options(overwrite: bool, workers: int, shard: str) -> "RunOptions":

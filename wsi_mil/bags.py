@@ -16,6 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, IncompatibleError
 
+FEATURE_STAGES = ("extract", "import")
+"""The stages whose artifacts hold features: our own, and what other programs made, converted."""
+UNKNOWN = "unknown"
+"""Stands for the weights, and their hash, of an encoder that another program ran: no such program records them."""
+
 
 class Bag(NamedTuple):
     """The tiles of one slide."""
@@ -53,7 +58,7 @@ def read_bag(path: Path) -> Bag:
         ArtifactError: it holds no features; the message names the command that makes them.
     """
     artifact = store.read(path)
-    if artifact.attrs.get("stage") != "extract":
+    if artifact.attrs.get("stage") not in FEATURE_STAGES:
         made_by = artifact.attrs.get("stage", "an unknown stage")
         raise ArtifactError(f"{path} was made by {made_by} and holds no features: make them with `wsimil extract`")
     try:

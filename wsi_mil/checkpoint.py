@@ -17,10 +17,12 @@ from torch import Tensor
 
 from wsi_mil import __version__
 from wsi_mil.aggregators import Aggregator, build
+from wsi_mil.bags import FEATURE_STAGES, UNKNOWN
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
 from wsi_mil.weights import file_sha256, load_strictly, load_tensors, save_tensors
 
 _KEY = "wsi_mil"
+_NOMINAL = 1.5  # other programs tile by nominal magnification, so that scanners differ by so much, but not by 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Recipe:
         Raises:
             ArtifactError: they are those of something else.
         """
-        if attrs.get("stage") != "extract":
+        if attrs.get("stage") not in FEATURE_STAGES:
             raise ArtifactError("these are no features: name a folder that `wsimil extract` made, by --bags")
         params = json.loads(attrs["params"])
         own = {key: attrs[key] for key in ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")}
@@ -60,12 +62,21 @@ class Recipe:
             IncompatibleError: names what differs, on both sides.
         """
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        known = [pair for pair in pairs if None not in pair]
+        known = [pair for pair in pairs if None not in pair and not self._is_nominal(*pair)]
         differing = [f"{name} is {theirs} and not {ours}" for name, ours, theirs in known if ours != theirs]
         if differing:
             raise IncompatibleError(
                 f"{where} was made otherwise than what the model learns from: {'; '.join(differing)}"
             )
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program made the features, so that nobody knows the encoder's weights."""
+        return self.encoder_weights_sha256 == UNKNOWN
+
+    def _is_nominal(self, name: str, ours: Any, theirs: Any) -> bool:
+        """Whether it is the size of tiles that another program made, and as near as its magnifications come."""
+        return name == "tile_um" and self.is_foreign and 1 / _NOMINAL < ours / theirs < _NOMINAL
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,15 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import cli_tile, cli_weights
+from wsi_mil import cli_demo, cli_interop, cli_tile, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
+    BagEncoder,
+    BagMpp,
     Bags,
+    BagSlides,
+    BagTable,
     Batch,
     Device,
     Distances,
@@ -24,7 +28,6 @@ from wsi_mil.arguments import (
     Out,
     Overwrite,
     Precision,
-    Quick,
     Seed,
     Shard,
     Store,
@@ -39,6 +42,7 @@ from wsi_mil.arguments import (
     Workers,
     encoder_weights,
     key_values,
+    peer_options,
     run_options,
     tile_params,
 )
@@ -55,6 +59,8 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_weights.app)
+app.add_typer(cli_interop.app)
+app.add_typer(cli_demo.app)
 _DEBUG = "--debug"
 
 
@@ -99,6 +105,10 @@ def distances(
     out: Out = Path("distances"),
     k: Annotated[int, typer.Option("--k", help="Nearest neighbours per tile.")] = 8,
     store: Annotated[Store, typer.Option("--store", help="dense: also the whole matrix.")] = Store.SPARSE,
+    slides: BagSlides = None,
+    table: BagTable = None,
+    mpp: BagMpp = None,
+    encoder: BagEncoder = None,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -108,7 +118,8 @@ def distances(
     from wsi_mil.distances import DistanceParams
 
     params = DistanceParams(k, dense=store == Store.DENSE)
-    leave(workflow.measure_distances(bags, out, params, run_options(overwrite, workers, shard)), out)
+    peers, options = peer_options(slides, table, mpp, encoder), run_options(overwrite, workers, shard)
+    leave(workflow.measure_distances(bags, out, params, options, peers), out)
 
 
 @app.command()
@@ -127,6 +138,10 @@ def train(
     seed: Seed = 0,
     tiles: Tiles = Path("tiles"),
     distances_: Distances = Path("distances"),
+    slides: BagSlides = None,
+    table: BagTable = None,
+    mpp: BagMpp = None,
+    encoder: BagEncoder = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -137,20 +152,23 @@ def train(
 
     learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed)
     params = TrainParams(aggregator, key_values(option), val_fraction, learn)
-    folders = workflow.Folders(tiles, bags, distances_, out)
-    show_training(workflow.train_model(labels, folders, params, device, overwrite), out)
+    folders, peers = workflow.Folders(tiles, bags, distances_, out), peer_options(slides, table, mpp, encoder)
+    show_training(workflow.train_model(labels, folders, params, device, overwrite, peers), out)
 
 
 @app.command()
 def predict(
     slides: Annotated[list[Path] | None, typer.Argument(help="Slides, or folders of slides.")] = None,
-    bags: Annotated[Path | None, typer.Option("--bags", help="Features instead of slides.")] = None,
+    bags: Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")] = None,
     model: Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.")] = Path(
         "model"
     ),
     out: Out = Path("predictions"),
     weights: Weights = None,
-    slide_mpp: Mpp = None,
+    slide_mpp: BagMpp = None,
+    bag_slides: BagSlides = None,
+    table: BagTable = None,
+    encoder: BagEncoder = None,
     device: Device = "auto",
     batch: Batch = 32,
     overwrite: Overwrite = False,
@@ -164,10 +182,13 @@ def predict(
 
     if bool(slides) == bool(bags):
         raise OptionError("predict: name slides, or features by --bags, and not both: `wsimil predict slide.tif`")
+    if slides and (bag_slides or table or encoder):
+        raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
     options = predictor.PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust)
     path = checkpoint_at(model)
     if bags:
-        rows = predictor.predict_bags(path, predictor.find_bags(bags), options)
+        peers = peer_options(bag_slides, table, slide_mpp, encoder)
+        rows = predictor.predict_source(path, bags, options, peers)
     else:
         rows = predictor.predict_slides(path, predictor.slides_at(slides or []), options, slide_mpp)
     show_predictions(rows, path, out)
@@ -205,34 +226,6 @@ def run(
     folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
     with naming_failures() as failed:
         show_training(workflow.run_all(slides, labels, folders, plan, options, failed), folders.model)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("demo"),
-    seeds: Annotated[int, typer.Option("--seeds", help="Trainings per model.")] = 3,
-    quick: Quick = False,
-    workers: Workers = 0,
-) -> None:
-    """Make a cohort of synthetic slides, run every stage on it, and write a report."""
-    from wsi_mil import demo as demonstration
-
-    demonstration.show(out, seeds, quick, workers)
-
-
-@app.command()
-def synthetic(
-    folder: Annotated[Path, typer.Argument(help="Where slides/ and labels.csv go.")],
-    seed: Seed = 0,
-    quick: Quick = False,
-    workers: Workers = 0,
-) -> None:
-    """Paint a small cohort of slides whose label is a distance."""
-    from wsi_mil.synthetic import SyntheticParams, make_cohort
-
-    params = SyntheticParams.quick(seed) if quick else SyntheticParams(seed=seed)
-    make_cohort(folder, params, workers)
-    typer.echo(f"{params.slides} slides in {folder / 'slides'}, labels in {folder / 'labels.csv'}")
 
 
 @app.command()

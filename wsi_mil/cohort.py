@@ -130,6 +130,15 @@ def read_slides_table(
     }
 
 
+def read_resolutions(path: Path, slides: Collection[str]) -> dict[str, float]:
+    """Read of ``slides.csv`` only the mpp of some slides; rows of other slides, and rows without mpp, say nothing."""
+    table = _read_table(path, required=("slide", "mpp"), optional=())
+    named = {row: _filled(path, row, "slide", table.slide[row]) for row in table.index}
+    rows = {row: found[0] for row, name in named.items() if (found := _matching(path, row, name, slides))}
+    _refuse_duplicates(path, rows)
+    return {slide_id: _number(path, row, "mpp", text) for row, slide_id in rows.items() if (text := table.mpp[row])}
+
+
 def split(cohort: Cohort, val_fraction: float, seed: int) -> Cohort:
     """Give every member a split: what the table says, and a validation part drawn from the training patients.
 
@@ -206,16 +215,22 @@ def _columns(required: tuple[str, ...], optional: tuple[str, ...]) -> str:
 def _slide_id(path: Path, row: int, text: str, slides: Collection[str]) -> str:
     """Match what the table calls a slide with the slides there are."""
     name = _filled(path, row, "slide", text)
+    found = _matching(path, row, name, slides)
+    if not found:
+        raise TableError(f"{path} row {row}: no stage has seen a slide {name}: add it and tile it, or take the row out")
+    return found[0]
+
+
+def _matching(path: Path, row: int, name: str, slides: Collection[str]) -> list[str]:
+    """The slide that goes by a name, which may leave out its folder where that is unambiguous; none, if none does."""
     for candidate in (name, without_extension(name)):
         if candidate in slides:
-            return candidate
+            return [candidate]
     stem = without_extension(name)
     found = sorted(slide for slide in slides if PurePosixPath(slide).name == stem) if "/" not in stem else []
     if len(found) > 1:
         raise TableError(f"{path} row {row}: {name} may be any of {', '.join(found)}: write it with its folder")
-    if not found:
-        raise TableError(f"{path} row {row}: no stage has seen a slide {name}: add it and tile it, or take the row out")
-    return found[0]
+    return found
 
 
 def _some(names: list[str]) -> str:

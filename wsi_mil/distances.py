@@ -18,6 +18,7 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.spatial import KDTree
 
 from wsi_mil import store
+from wsi_mil.bags import FEATURE_STAGES
 from wsi_mil.errors import ArtifactError, OptionError
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, attempt, per_slide, run
@@ -57,7 +58,7 @@ class DistanceStage:
     def upstream(self, item: Item) -> str:
         """Fingerprint of the features."""
         attrs = store.read_attrs(item.source)
-        if attrs.get("stage") != "extract":
+        if attrs.get("stage") not in FEATURE_STAGES:
             raise ArtifactError(f"{item.source} holds no features: make them with `wsimil extract`")
         return attrs["fingerprint"]
 

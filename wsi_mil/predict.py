@@ -6,7 +6,7 @@ checkpoint recorded; their artifacts stay in a cache folder, so a second call fi
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from wsi_mil.checkpoint import Checkpoint, Recipe
 from wsi_mil.devices import pick_device, precision_like
 from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
+from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile, find_slides, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
@@ -81,11 +82,20 @@ def predict_slides(
     return _enter(options, model, path, rows + _answers(model, bags, options))
 
 
-def predict_bags(path: Path, bags: Iterable[Item], options: PredictOptions) -> list[Prediction]:
-    """Predict from features that `wsimil extract` made, and enter the results in ``predictions.csv``."""
+def predict_bags(
+    path: Path, bags: Iterable[Item], options: PredictOptions, failed: Mapping[str, Exception] | None = None
+) -> list[Prediction]:
+    """Predict from artifacts of features, and enter the results in ``predictions.csv``; ``failed`` has no features."""
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
-    return _enter(options, model, path, _answers(model, bags, options))
+    rows = [Prediction(slide_id, "failed", error=one_line(error)) for slide_id, error in (failed or {}).items()]
+    return _enter(options, model, path, rows + _answers(model, bags, options))
+
+
+def predict_source(path: Path, source: Path, options: PredictOptions, peers: PeerOptions) -> list[Prediction]:
+    """Predict from one bag or a folder of bags, whoever made them: `predict_bags` of `interop.own_bags`."""
+    made = own_bags(source, peers, options.workers)
+    return predict_bags(path, find_bags(source) if made.items is None else made.items, options, made.failed)
 
 
 def find_bags(source: Path) -> list[Item]:
@@ -126,6 +136,11 @@ def _refuse_namesake(slide: SlideFile, cached: Path) -> None:
 
 def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
     """The encoder of training, by the weights that the user names, or else by those that were recorded."""
+    if model.recipe.is_foreign:
+        raise IncompatibleError(
+            f"{path} was trained on features of {model.recipe.encoder} that another program made: nobody knows its"
+            " weights, so slides cannot be encoded alike here. Make their features as before, and name them by --bags"
+        )
     name, wanted = model.recipe.encoder, model.recipe.encoder_weights_sha256
     weights = options.weights or sources.again(find_encoder(name), model.encoder_weights, wanted)
     trained = model.extract_params["precision"]
@@ -158,6 +173,11 @@ def _answer(recipe: Recipe, network: Aggregator, item: Item) -> Prediction:
     recipe.require(Recipe.of(bag.attrs), item.source)
     if not len(bag.features):
         return Prediction(item.slide_id, "empty", error=bag.attrs.get("reason", ""))
+    if bag.features.shape[1] != network.dim:
+        raise IncompatibleError(
+            f"{item.source} has {bag.features.shape[1]} features per tile, the model was trained on {network.dim}: name"
+            " features of the same encoder"
+        )
     return Prediction(item.slide_id, "done", tuple(infer(network, bag).probabilities.tolist()), len(bag.features))
 
 

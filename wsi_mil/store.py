@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
 
 FORMAT_VERSION = 1
 _REMEDY = "run the command that made it again, with --overwrite"
+_FOREIGN_REMEDY = "copy it again, or make it again with the program that wrote it"
 _verified: set[tuple[str, int, int]] = set()
 
 
@@ -50,6 +51,25 @@ class Artifact:
     def params(self) -> dict[str, Any]:
         """The parameters that made the artifact."""
         return json.loads(self.attrs.get("params", "{}"))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What any HDF5 file holds, told without reading its arrays. Datasets in groups are named ``group/dataset``."""
+
+    attrs: dict[str, Any]
+    """Attributes of the root."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shapes of the datasets."""
+    dtypes: dict[str, str]
+    """Types of their values, as NumPy names them."""
+    array_attrs: dict[str, dict[str, Any]]
+    """Their attributes."""
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether it says of itself that wsimil wrote it."""
+        return {"format_version", "stage", "fingerprint"} <= self.attrs.keys()
 
 
 def write(path: Path, artifact: Artifact) -> None:
@@ -86,6 +106,40 @@ def read_attrs(path: Path) -> dict[str, Any]:
     """Read the root attributes of an artifact without its arrays; the checksum is not verified."""
     with _opened(path) as file:
         return _plain(file.attrs)
+
+
+def survey(path: Path) -> Survey:
+    """Tell what a file holds that anybody may have written.
+
+    Raises:
+        ArtifactMissing: there is no such file.
+        ArtifactCorrupt: it is truncated, or no HDF5 file.
+    """
+    datasets: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            datasets[name] = item
+
+    with _opened(path, _FOREIGN_REMEDY) as file:
+        file.visititems(visit)
+        return Survey(
+            _plain(file.attrs),
+            {name: tuple(item.shape) for name, item in datasets.items()},
+            {name: str(item.dtype) for name, item in datasets.items()},
+            {name: _plain(item.attrs) for name, item in datasets.items()},
+        )
+
+
+def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Read some datasets of a file that anybody may have written.
+
+    Raises:
+        ArtifactMissing: there is no such file.
+        ArtifactCorrupt: it is damaged, or lacks one of them.
+    """
+    with _opened(path, _FOREIGN_REMEDY) as file:
+        return {name: file[name][()] for name in names}
 
 
 def fingerprint(stage: str, version: int, params: Mapping[str, Any], upstream: str) -> str:
@@ -163,7 +217,7 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[h5py.File]:
+def _opened(path: Path, remedy: str = _REMEDY) -> Generator[h5py.File]:
     # Published artifacts never change, so HDF5's file lock, which fails on many network file systems, is not wanted.
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -173,7 +227,7 @@ def _opened(path: Path) -> Generator[h5py.File]:
     except PermissionError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what damage turns into
-        raise ArtifactCorrupt(f"{path} is damaged ({error}): {_REMEDY}") from error
+        raise ArtifactCorrupt(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def _verify(path: Path, artifact: Artifact) -> None:

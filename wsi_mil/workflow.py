@@ -1,7 +1,7 @@
 """Chains the stages: what one command needs of several rooms."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ from jaxtyping import Float
 
 from wsi_mil import distances, extract, store, train
 from wsi_mil.aggregators import infer
-from wsi_mil.bags import Bag, read_bag
+from wsi_mil.bags import FEATURE_STAGES, Bag, read_bag
 from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
 from wsi_mil.contact_sheet import write_contact_sheet
 from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError, one_line
 from wsi_mil.explain import attention_png
+from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.regions import Drawings
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
@@ -26,6 +27,8 @@ from wsi_mil.tiling import SETTINGS, TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 
 log = logging.getLogger(__name__)
+
+_AS_FILES_SAY = PeerOptions()
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,38 @@ def _require_settings(table: Path | None, slide_id: str, own: dict[str, float], 
         raise OptionError(f"{table}, {slide_id}: {error}") from error
 
 
-def measure_distances(feats: Path, out: Path, params: distances.DistanceParams, options: RunOptions) -> Report:
-    """Run stage 3 over a folder of features, and write ``summary.json``."""
-    items = extract.bag_items(feats)
+def measure_distances(
+    feats: Path,
+    out: Path,
+    params: distances.DistanceParams,
+    options: RunOptions,
+    peers: PeerOptions = _AS_FILES_SAY,
+) -> Report:
+    """Run stage 3 over a folder of features, whoever made them, and write ``summary.json``."""
+    bags = own_bags(feats, peers, options.workers)
+    items = extract.bag_items(bags.folder)
     report = run(distances.DistanceStage(params, out, options.threads), items, out, options)
+    report.failed |= bags.failed
     distances.write_summary(out)
     return report
 
 
 def train_model(
-    labels: Path, folders: Folders, params: TrainParams, device: str, overwrite: bool = False
+    labels: Path,
+    folders: Folders,
+    params: TrainParams,
+    device: str,
+    overwrite: bool = False,
+    peers: PeerOptions = _AS_FILES_SAY,
 ) -> Trained | None:
     """Run stage 4: read the cohort, train, write the report and the checkpoint.
+
+    Features that another program made are converted first; those that cannot be are left out and named.
 
     Returns:
         The training, or None if ``folders.model`` already holds this very one.
     """
+    folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
     cohort = labelled(labels, folders)
     print_ = train.fingerprint(cohort, folders.feats, params)
     if train.is_finished(folders.model, print_, params, overwrite):
@@ -170,6 +189,8 @@ def labelled(labels: Path, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
     features = {item.slide_id: store.read_attrs(item.source) for item in extract.bag_items(folders.feats)}
     _refuse_other_features(folders, features)
+    if all(attrs["stage"] == "import" for attrs in features.values()):
+        folders = replace(folders, tiles=folders.feats)  # what tiles of ours there are says nothing of these
     usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"}
     unusable = failures(folders.tiles) | failures(folders.feats)
     unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}
@@ -183,13 +204,17 @@ def labelled(labels: Path, folders: Folders) -> Cohort:
 def _refuse_other_features(folders: Folders, features: dict[str, dict[str, Any]]) -> None:
     """Refuse what holds no features, and features of other tiles than those that lie in the folder of tiles now."""
     for slide_id, attrs in features.items():
-        if attrs.get("stage") != "extract":
+        if attrs.get("stage") not in FEATURE_STAGES:
             path = artifact_path(folders.feats, slide_id)
             raise ArtifactError(
                 f"{path} holds no features of wsimil: name a folder that `wsimil extract` made, by --bags"
             )
         tiles = artifact_path(folders.tiles, slide_id)
-        if tiles.exists() and store.read_attrs(tiles)["fingerprint"] != attrs["upstream"]:
+        if (
+            attrs["stage"] == "extract"
+            and tiles.exists()
+            and store.read_attrs(tiles)["fingerprint"] != attrs["upstream"]
+        ):
             path = artifact_path(folders.feats, slide_id)
             raise ArtifactStale(
                 f"{path} was made from other tiles than {tiles}: run `wsimil extract --overwrite`, or name the right"
@@ -221,6 +246,8 @@ def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> lis
 
 
 def _attention_png(bag: Bag, attention: Float[np.ndarray, " tiles"]) -> bytes:
+    if "slide_path" not in bag.attrs:
+        raise SlideError("its features do not tell where the slide is: name the folder of slides by --slides")
     mpp = bag.attrs["mpp_x"] if bag.attrs["mpp_source"] == "option" else None
     with open_slide(Path(bag.attrs["slide_path"]), mpp) as slide:
         return attention_png(slide, bag, attention)

@@ -12,6 +12,7 @@ from wsi_mil.weights.files import (
     file_sha256,
     load_tensors,
     read_state,
+    read_tensor,
     read_weights,
     save_tensors,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "load_tensors",
     "own_part",
     "read_state",
+    "read_tensor",
     "read_weights",
     "save_tensors",
     "sniff",

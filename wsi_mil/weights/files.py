@@ -89,6 +89,25 @@ def read_weights(path: Path, trust: bool = False) -> Unwrapped:
     return read
 
 
+def read_tensor(path: Path) -> Tensor:
+    """Read a torch file that holds one tensor and nothing else, such as the features of a slide.
+
+    Raises:
+        WeightsError: it is missing, damaged, or holds anything else.
+    """
+    if sniff(path) != "torch":
+        raise WeightsError(f"{path} is a safetensors file, not a tensor that torch.save wrote")
+    try:
+        content = _load(path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path} holds more than a tensor and is not opened, as that could run its code") from error
+    except _DAMAGE as error:
+        raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): copy it again") from error
+    if not isinstance(content, Tensor):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not one tensor")
+    return content
+
+
 def convert(source: Path, target: Path, trust: bool = False, overwrite: bool = False) -> Unwrapped:
     """Write the tensors of a weight file as safetensors, atomically; the same file gives the same bytes.
 

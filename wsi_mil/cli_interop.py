@@ -1,0 +1,72 @@
+"""Files of other programs, and what a file is: one thin function per command, as in `cli`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_mil.arguments import (
+    BagEncoder,
+    BagMpp,
+    BagSlides,
+    BagTable,
+    Out,
+    Overwrite,
+    Shard,
+    Workers,
+    peer_options,
+    run_options,
+)
+from wsi_mil.screen import leave
+
+app = typer.Typer()
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Features of TRIDENT, CLAM, STAMP or AtlasPatch: a folder or a file.")],
+    out: Out = Path("feats"),
+    slides: BagSlides = None,
+    table: BagTable = None,
+    mpp: BagMpp = None,
+    encoder: BagEncoder = None,
+    overwrite: Overwrite = False,
+    workers: Workers = 0,
+    shard: Shard = "1/1",
+) -> None:
+    """Write features that another program made as our own (optional: --bags takes them as they are)."""
+    from wsi_mil import interop
+
+    peers = peer_options(slides, table, mpp, encoder)
+    leave(interop.import_bags(source, out, peers, run_options(overwrite, workers, shard)), out)
+
+
+@app.command()
+def export(
+    format_: Annotated[str, typer.Option("--format", help="stamp; TRIDENT, CLAM and torchmil read feats/ as it is.")],
+    bags: Annotated[Path, typer.Option("--bags", help="Folder of `wsimil extract` or `wsimil import`.")] = Path(
+        "feats"
+    ),
+    out: Out = Path("export"),
+    overwrite: Overwrite = False,
+    workers: Workers = 0,
+    shard: Shard = "1/1",
+) -> None:
+    """Write features for a program that cannot read them as they are."""
+    from wsi_mil import interop
+
+    options = run_options(overwrite, workers, shard)
+    leave(interop.export_bags(bags, out, interop.ExportParams(format_), options), out)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A slide, an artifact, a checkpoint, or a peer's file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Print what a file is, whoever wrote it."""
+    from wsi_mil import inspection
+
+    found = inspection.inspect(file)
+    typer.echo(json.dumps(found, indent=2, default=str) if as_json else "\n".join(inspection.lines(found)))
