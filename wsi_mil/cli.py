@@ -29,6 +29,8 @@ from wsi_mil.arguments import (
     Quick,
     Seed,
     Shard,
+    Stain,
+    StainMethod,
     Store,
     TileMpp,
     TilePx,
@@ -108,6 +110,7 @@ def extract(
     device: Device = "auto",
     batch: Batch = 32,
     precision: Precision = "auto",
+    stain: StainMethod = Stain.NONE,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -118,7 +121,7 @@ def extract(
     from wsi_mil import workflow
 
     models = encoder_weights(model, weights)
-    encoding = workflow.Encoding(models, device, batch, precision, allow_mpp_mismatch, trust)
+    encoding = workflow.Encoding(models, device, batch, precision, allow_mpp_mismatch, trust, stain)
     leave_each(workflow.extract_features(tiles, out, encoding, run_options(overwrite, workers, shard), slides))
 
 
@@ -217,6 +220,7 @@ def run(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    stain: StainMethod = Stain.NONE,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -227,9 +231,9 @@ def run(
     from wsi_mil.learning import LearnParams
     from wsi_mil.train import TrainParams
 
-    params = tile_params(tile_px, tile_um, mpp, 0.5)
+    params, models = tile_params(tile_px, tile_um, mpp, 0.5), encoder_weights(model, weights)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))
-    encoding = workflow.Encoding(encoder_weights(model, weights), device, 32, precision, allow_mpp_mismatch, trust)
+    encoding = workflow.Encoding(models, device, 32, precision, allow_mpp_mismatch, trust, stain)
     plan = workflow.Plan(params, encoding, training, slide_mpp)
     folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
     with naming_failures() as failed:
