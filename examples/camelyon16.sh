@@ -5,12 +5,12 @@
 #
 #     bash camelyon16.sh /data/CAMELYON16 /data/CAMELYON16/testing/reference.csv
 #
-# It needs a GPU to end within a day or so. Interrupted, or stopped by a slide that failed, it goes on where it was when
-# you run it again. A third word, --quick, shows the way on a few slides with random weights: the result means nothing.
+# Have a GPU for step 2. Interrupted, or stopped by a slide that failed, it goes on where it was when you run it again.
+# A third word, --quick, shows the way on a few slides with random weights: the result means nothing.
 #
 # What differs from the paper: tissue is found by wsimil (there: by edges in each tile), stain is brought to the
-# published reference of Macenko's method (there: to a picture of their own), and the training slides give a part for
-# validation, which decides when to stop (there: a fixed number of epochs, settings chosen on the test slides).
+# reference that most implementations of Macenko's method share, which need not be the paper's, and the training slides
+# give a part for validation, which decides when to stop (there: a fixed number of epochs, settings chosen on the test).
 set -euo pipefail
 
 slides=${1:?name the folder of slides} reference=${2:?name reference.csv of the test slides}
@@ -18,10 +18,11 @@ weights=(); epochs=60
 if [ "${3:-}" = "--quick" ]; then weights=(--weights random:0); epochs=2; fi
 
 # 0. Which slides, and what they are. Training slides are called after their label; the test slides' labels are in the
-#    table: `test_001,Tumor,IDC,Macro`. Three slides are left out, as published: normal_086 and normal_144, whose labels
-#    are in doubt, and test_049, a copy of another one. Masks (tumor_001_mask.tif) are no slides. Who a slide was taken
-#    from was not published, so each counts as a patient of its own.
-python3 - "$slides" "$reference" <<'PYTHON'
+#    table: `test_001,Tumor,IDC,Macro`. Three slides are left out, as in the paper: normal_086, normal_144, and
+#    test_049, a copy of another one. Masks (tumor_001_mask.tif) are no slides. The table does not tell whom a slide was
+#    taken from, so each counts as a patient of its own. The tables are made once: take a slide's rows out of both to
+#    leave it out too, one that failed, say.
+if [ ! -e labels.csv ]; then python3 - "$slides" "$reference" <<'PYTHON'
 import csv
 import re
 import sys
@@ -43,8 +44,10 @@ for path in sorted(folder.rglob("*.tif")):
     if label not in ("normal", "tumor"):
         sys.exit(f"{reference} does not tell whether {name} is Normal or Tumor: is it the table of the test slides?")
     rows.append((path.relative_to(folder).with_suffix("").as_posix(), label, name, split))
+if not rows:
+    sys.exit(f"{folder} holds no slides of CAMELYON16, such as normal_001.tif")
 
-for table, header, columns in (("labels.csv", "slide_id,label,patient_id,split", 4), ("slides.csv", "slide", 1)):
+for table, header, columns in (("slides.csv", "slide", 1), ("labels.csv", "slide_id,label,patient_id,split", 4)):
     with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([header.split(","), *(row[:columns] for row in rows)])
@@ -54,6 +57,7 @@ published = {("train", "normal"): 158, ("train", "tumor"): 111, ("test", "normal
 for part, number in published.items():
     print(f"{' '.join(part)}: {found[part]} of {number} slides")
 PYTHON
+fi
 
 # 1. Tiles: 256 um squares to be read as 224 px, 1.143 um/px. The files tell their resolution, which differs between the
 #    two hospitals; a tile is the same piece of tissue in both. Look at tiles/**/*.jpg before you go on.
@@ -71,4 +75,4 @@ wsimil distances
 wsimil train --bags feats/ --labels labels.csv --aggregator das-mil --epochs "$epochs"
 
 # 5. A slide straight from its file: tiled, normalised and encoded as in training, because the checkpoint says how.
-wsimil predict "$(find -L "$slides" -iname 'test_[0-9][0-9][0-9].tif' ! -iname 'test_049.tif' | sort | head -n 1)"
+wsimil predict "$slides/$(awk -F, '$4 == "test" { print $1; exit }' labels.csv).tif"

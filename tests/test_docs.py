@@ -177,13 +177,17 @@ def test_camelyon16_has_its_official_split(
     assert layout.format(kind="test", name="test_001").removesuffix(".tif") + ",tumor,test_001,test" in rows
     assert not [row for row in rows if any(name in row for name in ("normal_086", "normal_144", "test_049", "mask"))]
     assert (tmp_path / "slides.csv").read_text().splitlines() == ["slide", *(row.split(",")[0] for row in rows[1:])]
+    (tmp_path / "labels.csv").write_text("\n".join(rows[:-1]) + "\n")
+    assert "of 49 slides" not in shell(f"{CAMELYON16} data {reference}", tmp_path, environment).stdout
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == len(rows) - 1  # what was taken out stays out
+    (tmp_path / "labels.csv").unlink()
     (tmp_path / "other.csv").write_text("normal_001,Normal\n")
     failed = subprocess.run(
         ["bash", "-c", f"{CAMELYON16} data other.csv"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert failed.returncode == 1
     assert "other.csv does not tell whether test_001 is Normal or Tumor" in failed.stderr
-    assert failed.stdout == ""
+    assert (failed.stdout, (tmp_path / "labels.csv").exists()) == ("", False)
 
 
 def test_the_reference_is_generated_anew(tmp_path: Path) -> None:
