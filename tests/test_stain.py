@@ -168,6 +168,10 @@ def test_a_tile_alone_is_what_it_is_among_others(method: str) -> None:
         (flat(40, 40), "0 of 1600 pixels in a sample of its tiles are stained"),
         (flat(40, 40, (222, 140, 186)), "(its colours span 0.0 degrees|hardly varies)"),
         (flat(40, 40, (0, 0, 0)), "(its colours span 0.0 degrees|hardly varies)"),
+        (
+            noisy(flat(40, 40, (222, 140, 186)), 2.0),
+            "hardly var(y|ies), and would be stretched (more than 10|21) times",
+        ),
         (noisy(flat(40, 40, (120, 120, 120)), 1.0), "(its colours span .* degrees|hardly varies)"),
     ],
 )

@@ -40,8 +40,8 @@ _PERCENTILE = 1.0
 _SAMPLE_TILES, _SAMPLE_PX, _SEED = 128, 75, 0  # of each sampled tile, at most 75 x 75 pixels, evenly spaced
 _CHUNK = 8  # sampled tiles that a thread reads at once
 _MIN_PIXELS = 100  # with fewer, a percentile is one pixel
-_MIN_ANGLE = 5.0  # degrees between two stains; the noise of a single one spans about this, H&E spans 15 to 40
-_MAX_STRETCH = 10.0  # of a colour axis; beyond, it is noise that would be seen
+_MIN_ANGLE = 5.0  # degrees between two stains; the noise of a single one spans about this, H&E spans 15 to 45
+_MAX_STRETCH = 10.0  # of colours; beyond, it is noise that would be seen. H&E is stretched once or twice
 
 # The reference of macenko: haematoxylin and eosin in (red, green, blue), and the 99th percentiles of their amounts, as
 # published with M. Veta's implementation (github.com/mitkovetta/staining-normalization), which most others copy.
@@ -55,13 +55,8 @@ _TO_CONES = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.024
 _TO_LAB = np.array([[1.0, 1, 1], [1, 1, -2], [1, -1, 0]]) / np.sqrt([[3], [6], [2]])
 _DENSITY = -np.log(np.maximum(np.arange(256), 1) / _WHITE)  # of each value that a pixel may have
 
-_SAMPLING = {
-    "sample_tiles": _SAMPLE_TILES,
-    "sample_px": _SAMPLE_PX,
-    "seed": _SEED,
-    "white": _WHITE,
-    "min_density": _MIN_OD,
-}
+_SAMPLING: dict[str, float] = {"sample_tiles": _SAMPLE_TILES, "sample_px": _SAMPLE_PX, "seed": _SEED}
+_SAMPLING |= {"white": _WHITE, "min_density": _MIN_OD}
 _RECIPES: dict[str, dict[str, Any]] = {
     "none": {},
     "macenko": _SAMPLING
@@ -124,13 +119,17 @@ class Macenko(Normaliser):
     """99th percentile of the amount of each."""
 
     @property
+    def matrix(self) -> Float64[np.ndarray, "3 3"]:
+        """What turns an optical density of the slide into one of the reference."""
+        return _STAINS.T @ (np.linalg.pinv(self.stains.T) * (_MAXIMA / self.maxima)[:, None])
+
+    @property
     def fitted(self) -> dict[str, Any]:
         """Stains and maxima."""
         return {"stains": self.stains.tolist(), "maxima": self.maxima.tolist()}
 
     def __call__(self, tile: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-        amounts = np.linalg.pinv(self.stains.T) * (_MAXIMA / self.maxima)[:, None]
-        density = _mixed(_STAINS.T @ amounts, _DENSITY.astype(np.float32)[_planes(tile)])
+        density = _mixed(self.matrix, _DENSITY.astype(np.float32)[_planes(tile)])
         return _pixels(_WHITE * np.exp(-density))
 
 
@@ -229,7 +228,10 @@ def _fit_macenko(stained: UInt8[np.ndarray, "3 pixels"]) -> Macenko:
     maxima = np.percentile(amounts, 100 - _PERCENTILE, axis=1)
     if not (maxima > 0).all():
         raise _NoStain("nearly all pixels show one stain only")
-    return Macenko(stains, maxima)
+    made = Macenko(stains, maxima)
+    if (stretch := np.linalg.norm(made.matrix, 2)) > _MAX_STRETCH:
+        raise _NoStain(f"its colours hardly vary, and would be stretched {stretch:.0f} times")
+    return made
 
 
 def _fit_reinhard(stained: UInt8[np.ndarray, "3 pixels"]) -> Reinhard:
