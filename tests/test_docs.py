@@ -1,6 +1,7 @@
 """The docs cannot lie: README blocks and examples run, the reference is generated, names and versions agree."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -12,11 +13,14 @@ import pytest
 import torch
 from test_encoders_ctranspath import old_layout
 
-from wsi_mil import __version__, synthetic
+from wsi_mil import __version__, store, synthetic
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.encoders import find_encoder
 from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.table import ENCODERS
+from wsi_mil.predictions import read_predictions
+from wsi_mil.slides import write_pyramid
+from wsi_mil.stage import artifact_items
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -104,6 +108,86 @@ def test_the_page_of_encoders_is_made_anew(environment: dict[str, str]) -> None:
 def test_the_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     done = shell(f"bash {ROOT / 'examples' / 'pipeline.sh'} --quick", tmp_path, environment)
     assert "predictions/predictions.csv" in done.stdout
+
+
+CAMELYON16 = f"bash {ROOT / 'examples' / 'camelyon16.sh'}"
+
+
+@pytest.mark.slow
+def test_camelyon16_is_tiled_normalised_trained_on_and_predicted_without_the_three_slides(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    small = {"nests": 1, "clusters": 1, "radius_um": 40.0, "near_um": (120.0, 160.0), "far_um": 200.0}
+    small |= {"spacing_um": 110.0, "clearance_um": 20.0, "side_um": 800.0, "slides": 6}
+    params = synthetic.SyntheticParams(**small)
+    names = [f"training/{kind}/{kind}_00{number}" for kind in ("normal", "tumor") for number in (1, 2)]
+    names += ["testing/images/test_001", "testing/images/test_002"]
+    for index, name in enumerate(names):
+        write_pyramid(tmp_path / "data" / f"{name}.tif", synthetic.paint_slide(index, params), params.mpp)
+    for name in ("training/normal/normal_086", "training/normal/normal_144", "testing/images/test_049"):
+        shutil.copy(tmp_path / "data" / f"{names[0]}.tif", tmp_path / "data" / f"{name}.tif")
+    (tmp_path / "data/reference.csv").write_text("test_001,Tumor,IDC,Macro\ntest_002,Normal,DCIS,None\n")
+    shell(f"{CAMELYON16} data data/reference.csv --quick", tmp_path, environment)
+    attrs = {item.slide_id: store.read_attrs(item.source) for item in artifact_items(tmp_path / "feats")}
+    assert sorted(attrs) == sorted(names)
+    for made in attrs.values():
+        params = json.loads(made["params"])
+        assert (params["encoder"], params["stain"]["method"]) == ("ctranspath", "macenko")
+        assert (made["status"], made["tile_um"], made["tile_px"]) == ("done", 256.0, 224)
+    trained, classes, _ = read_predictions(tmp_path / "model" / "predictions.csv")
+    splits = {row.slide_id: (row.label, row.split) for row in trained}
+    assert classes == ("normal", "tumor")
+    assert {name for name, (_, split) in splits.items() if split == "test"} == set(names[-2:])
+    assert splits["testing/images/test_001"] == ("tumor", "test")
+    (raw,), _, _ = read_predictions(tmp_path / "predictions" / "predictions.csv")
+    (same,) = (row for row in trained if row.slide_id == "testing/images/test_001")
+    assert raw.slide_id == "test_001"
+    assert raw.probabilities == pytest.approx(same.probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["training/{kind}/{name}.tif", "images/{name}.tif"])
+def test_camelyon16_has_its_official_split(
+    layout: str, tmp_path: Path, shared: Path, environment: dict[str, str]
+) -> None:
+    official = {"normal": range(1, 161), "tumor": range(1, 112), "test": range(1, 131)}
+    for kind, numbers in official.items():
+        for number in numbers:
+            path = tmp_path / "data" / layout.format(kind=kind, name=f"{kind}_{number:03d}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    (tmp_path / "data/masks").mkdir()
+    (tmp_path / "data/masks/tumor_001_mask.tif").touch()
+    command = tmp_path / "bin" / "wsimil"  # what is tested here are the tables
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\necho "wsimil $*"\n')
+    command.chmod(0o755)
+    environment = environment | {"PATH": f"{command.parent}:{environment['PATH']}"}
+    reference = shared / "data/labels/camelyon16_test_reference.csv"
+    told = shell(f"{CAMELYON16} data {reference}", tmp_path, environment).stdout
+    for line in (
+        "train normal: 158 of 158",
+        "train tumor: 111 of 111",
+        "test normal: 80 of 80",
+        "test tumor: 49 of 49",
+    ):
+        assert f"{line} slides\n" in told
+    assert "wsimil extract --model ctranspath --stain macenko\n" in told
+    rows = (tmp_path / "labels.csv").read_text().splitlines()
+    assert (rows[0], len(rows)) == ("slide_id,label,patient_id,split", 1 + 269 + 129)
+    assert layout.format(kind="test", name="test_001").removesuffix(".tif") + ",tumor,test_001,test" in rows
+    assert not [row for row in rows if any(name in row for name in ("normal_086", "normal_144", "test_049", "mask"))]
+    assert (tmp_path / "slides.csv").read_text().splitlines() == ["slide", *(row.split(",")[0] for row in rows[1:])]
+    (tmp_path / "labels.csv").write_text("\n".join(rows[:-1]) + "\n")
+    assert "of 49 slides" not in shell(f"{CAMELYON16} data {reference}", tmp_path, environment).stdout
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == len(rows) - 1  # what was taken out stays out
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "other.csv").write_text("normal_001,Normal\n")
+    failed = subprocess.run(
+        ["bash", "-c", f"{CAMELYON16} data other.csv"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert "other.csv does not tell whether test_001 is Normal or Tumor" in failed.stderr
+    assert (failed.stdout, (tmp_path / "labels.csv").exists()) == ("", False)
 
 
 def test_the_reference_is_generated_anew(tmp_path: Path) -> None:

@@ -155,3 +155,13 @@ def test_the_benchmark_of_a_step_compares_with_plain_self_attention(load, monkey
     assert (cells(baseline)[1], cells(baseline)[4]) == ("self-attention", "1.00")
     assert cells(row)[:2] == ["400", "das-mil"]
     assert all(float(cell) > 0 for cell in cells(row)[2:])
+
+
+def test_the_benchmark_of_stain_prints_a_row_per_method(load, monkeypatch, capsys):
+    bench = load("bench_stain")
+    monkeypatch.setattr(sys, "argv", ["bench_stain.py", "--rounds", "1"])
+    bench.main()
+    header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert cells(header) == ["method", "ms per tile", "s to fit a slide"]
+    assert [cells(row)[0] for row in rows] == ["macenko", "reinhard"]
+    assert all(float(cell) > 0 for row in rows for cell in cells(row)[1:])

@@ -1,5 +1,6 @@
 """Extraction: every tile once, in order, as the encoder sees it by hand, and one bad slide costs only itself."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from wsi_mil.progress import Progress
 from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
 from wsi_mil.stage import Item, Output, RunOptions, artifact_items, run, run_together
+from wsi_mil.stain import fit, stain_recipe
 
 L0_TILE, TILE_PX, MPP = 128, 64, 0.5
 
@@ -94,8 +96,8 @@ def cohort(tmp_path) -> Path:
     return tmp_path
 
 
-def extract(cohort: Path, encoder, out: str = "feats", **options) -> Report:
-    stage = ExtractStage(ExtractParams.of(encoder), encoder, **options)
+def extract(cohort: Path, encoder, out: str = "feats", stain: str = "none", **options) -> Report:
+    stage = ExtractStage(ExtractParams.of(encoder, stain), encoder, **options)
     return run(stage, artifact_items(cohort / "tiles"), cohort / out)
 
 
@@ -138,7 +140,9 @@ def test_the_artifact_says_everything_about_its_features(cohort):
         "precision": "fp32",
         "preprocessing": {"resize_px": 224, "crop_px": 224, "interpolation": "bilinear", "antialias": True},
         "network": {},
+        "stain": {"method": "none"},
     }
+    assert "stain" not in feats.attrs
     extract(cohort, load_encoder("timm:test_vit", "random:0"), "vit")
     assert store.read(cohort / "vit/deep/b.h5").params["preprocessing"] == {
         "resize_px": 160,
@@ -166,6 +170,47 @@ def test_the_same_bytes_twice_whatever_the_threads(name, weights, cohort):
     extract(cohort, encoder, "two", threads=3, batch=4)
     for item in artifact_items(cohort / "one"):
         assert item.source.read_bytes() == (cohort / "two" / f"{item.slide_id}.h5").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_the_encoder_sees_tiles_of_normalised_stain_whatever_the_threads_and_batches(method, cohort):
+    encoder = Means()
+    extract(cohort, encoder, "one", method, threads=1, batch=4)
+    extract(cohort, encoder, "two", method, threads=3, batch=7)
+    for item in artifact_items(cohort / "one"):
+        assert item.source.read_bytes() == (cohort / "two" / f"{item.slide_id}.h5").read_bytes()
+    made = store.read(cohort / "one/deep/b.h5")
+    assert made.params["stain"] == stain_recipe(method)
+    coords = made.arrays["coords"]
+    with open_slide(cohort / "slides/deep/b.tif") as slide:
+        tiles = [slide.read(int(x), int(y), (L0_TILE, L0_TILE), (TILE_PX, TILE_PX)) for x, y in coords]
+    fitted = fit(method, np.stack(tiles).reshape(-1, 3), slide.path)
+    assert json.loads(made.attrs["stain"]) == fitted.fitted
+    by_eye = encoder.encode(np.stack([fitted(tile) for tile in tiles])).half()
+    assert np.array_equal(made.arrays["features"], by_eye)
+    assert not np.allclose(by_eye, by_hand(cohort, "deep/b", encoder), atol=5)
+    empty = store.read(cohort / "one/c.h5")
+    assert (empty.attrs["status"], "stain" in empty.attrs) == ("empty", False)
+
+
+def test_another_stain_is_noticed_and_a_slide_without_any_fails_alone(cohort):
+    extract(cohort, Means())
+    with pytest.raises(ArtifactError, match=r"stain was {'method': 'none'}, now {'method': 'macenko', .*--overwrite"):
+        extract(cohort, Means(), stain="macenko")
+    with pytest.raises(OptionError, match="--stain vahadane"):
+        ExtractParams.of(Means(), "vahadane")
+    grey = cohort / "slides/grey.tif"
+    write_pyramid(grey, np.full((640, 640, 3), 120, np.uint8), MPP)
+    make_tiles(cohort / "tiles", grey, "grey")
+    report = extract(cohort, Means(), "normalised", "macenko")
+    assert (report.done, report.empty, list(report.failed)) == (["a", "deep/b"], ["c"], ["grey"])
+    assert "grey.tif has no stain that --stain macenko could be fitted to" in str(report.failed["grey"])
+
+
+def test_encoders_of_one_pass_get_the_same_tiles():
+    stages = {Path(stain): ExtractStage(ExtractParams.of(Means(), stain), Means()) for stain in ("none", "reinhard")}
+    with pytest.raises(OptionError, match="--stain none, --stain reinhard: encoders of one pass share their tiles"):
+        shared_stream(stages)
 
 
 def test_batches_are_full_and_counted(cohort):

@@ -12,13 +12,14 @@ from planted import plant, plant_cohort
 from wsi_mil import cli, devices, train, workflow
 from wsi_mil import predict as predictor
 from wsi_mil.bags import collate, read_bag
-from wsi_mil.checkpoint import Checkpoint, Recipe, load
+from wsi_mil.checkpoint import Checkpoint, Recipe, load, save
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.errors import ArtifactError, ArtifactStale, IncompatibleError, OptionError
 from wsi_mil.extract import ExtractParams
 from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, find_bags, predict_bags
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
+from wsi_mil.stain import stain_recipe
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders
 
@@ -185,6 +186,39 @@ def test_bags_of_another_network_are_refused_and_those_that_tell_none_are_not(ro
     of[""].require(of["map"], "a.h5")
     with pytest.raises(IncompatibleError, match=r"a.h5 was made otherwise .*: network is {'pooling': 'map'} and not"):
         of["cls"].require(of["map"], "a.h5")
+
+
+def test_a_stain_that_was_normalised_otherwise_is_refused_and_bags_before_the_choice_had_none(
+    root: Path, tmp_path: Path
+) -> None:
+    attrs = read_bag(root / "feats" / "s03.h5").attrs
+    of = {
+        method: Recipe.of(attrs | {"params": json.dumps({"stain": stain_recipe(method)} if method else {})})
+        for method in ("", "none", "macenko")
+    }
+    of["none"].require(of[""], "a.h5")
+    of[""].require(of["none"], "a.h5")
+    for one, other in (("", "macenko"), ("macenko", "none")):
+        with pytest.raises(IncompatibleError, match=rf"stain is {other} and not {one or 'none'}$"):
+            of[one].require(of[other], "a.h5")
+    encoder = load_encoder("timm:test_vit", "random:0")
+    changed = stain_recipe("macenko") | {"target_maxima": [2.0, 1.0]}
+    model = checkpoint_of(encoder)
+    model = dataclasses.replace(model, recipe=dataclasses.replace(model.recipe, stain=changed))
+    with pytest.raises(IncompatibleError, match=r"stain is .*1.9705, 1.0308.* and not .*2.0, 1.0.*: extract and train"):
+        predictor._encoder(model, tmp_path, PredictOptions())
+
+
+def test_a_checkpoint_keeps_its_stain_and_one_from_before_the_choice_had_none(root: Path, tmp_path: Path) -> None:
+    model = load(root / "model" / CHECKPOINT)
+    assert model.recipe.stain == stain_recipe()
+    recipe = dataclasses.replace(model.recipe, stain=stain_recipe("reinhard"))
+    save(tmp_path / "reinhard.safetensors", dataclasses.replace(model, recipe=recipe))
+    assert load(tmp_path / "reinhard.safetensors").recipe == recipe
+    (row,) = predict_bags(
+        tmp_path / "reinhard.safetensors", find_bags(root / "feats" / "s03.h5"), PredictOptions(tmp_path / "out")
+    )
+    assert (row.status, "stain is none and not reinhard" in row.error) == ("failed", True)
 
 
 def test_folders_of_several_encoders_are_not_predicted_from_at_once(root: Path, tmp_path: Path) -> None:

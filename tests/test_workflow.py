@@ -66,6 +66,23 @@ def test_the_four_lines_without_distances_train_and_predict(folder: Path) -> Non
     assert (folder / "model" / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
 
 
+def test_a_run_with_normalised_stain_predicts_raw_slides_as_it_was_trained(folder: Path) -> None:
+    assert call("run", "slides", *MORPHOLOGY, "--stain", "macenko") == 0
+    slide = min((folder / "slides").iterdir())
+    assert call("predict", slide) == 0
+    (cached,) = [item.source for item in artifact_items(folder / "predictions" / "cache" / "feats")]
+    made, again = store.read(folder / "feats" / f"{slide.stem}.h5"), store.read(cached)
+    assert made.params["stain"]["method"] == "macenko"
+    assert again.attrs["stain"] == made.attrs["stain"]
+    assert (again.arrays["features"] == made.arrays["features"]).all()
+    assert call("extract", *MORPHOLOGY, "--out", "plain") == 0
+    assert call("predict", "--bags", "plain", "--out", "other") == 1
+    rows, *_ = read_predictions(folder / "other" / "predictions.csv")
+    assert {row.status for row in rows} == {"failed"}
+    assert "stain is none and not macenko" in rows[0].error
+    assert call("run", "slides", *MORPHOLOGY) == 1  # other features lie there
+
+
 def test_a_cohort_with_bad_slides_goes_on_with_the_others_and_leaves_with_1(
     folder: Path, cohort: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

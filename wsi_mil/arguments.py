@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from wsi_mil.tiling import TileParams
 
 
+class Stain(StrEnum):
+    """How `wsimil extract` normalises the stain of tiles: `wsi_mil.stain.METHODS`."""
+
+    NONE = "none"
+    MACENKO = "macenko"
+    REINHARD = "reinhard"
+
+
 class Store(StrEnum):
     """What `wsimil distances` stores beside the histogram."""
 
@@ -85,6 +93,9 @@ Precision = Annotated[
 ]
 AllowMpp = Annotated[
     bool, typer.Option("--allow-mpp-mismatch", help="Take tiles of any um/px, whatever the encoder was trained on.")
+]
+StainMethod = Annotated[
+    Stain, typer.Option("--stain", help="Bring each slide's colours to a reference before the encoder.")
 ]
 For = Annotated[str | None, typer.Option("--for", metavar="ENCODER", help="Tiles as that encoder's authors made them.")]
 Aggregator = Annotated[str, typer.Option("--aggregator", help="The model to train.")]

@@ -19,6 +19,7 @@ from wsi_mil import __version__
 from wsi_mil.aggregators import Aggregator, build
 from wsi_mil.bags import FEATURE_STAGES, UNKNOWN
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
+from wsi_mil.stain import stain_recipe
 from wsi_mil.weights import file_sha256, load_strictly, load_tensors, save_tensors
 
 _KEY = "wsi_mil"
@@ -41,6 +42,8 @@ class Recipe:
     """`Encoder.preprocessing`; None: unknown, as wsimil 0.1 recorded none."""
     network: Mapping[str, Any] | None = None
     """`Encoder.network`; None: unknown."""
+    stain: Mapping[str, Any] = field(default_factory=stain_recipe)
+    """`stain_recipe`. What was made before there was a choice was not normalised."""
 
     @classmethod
     def of(cls, attrs: dict[str, Any]) -> "Recipe":
@@ -53,7 +56,8 @@ class Recipe:
             raise ArtifactError("these are no features: name a folder that `wsimil extract` made, by --bags")
         params = json.loads(attrs["params"])
         own = {key: attrs[key] for key in ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")}
-        return cls(**own, preprocessing=params.get("preprocessing"), network=params.get("network"))
+        made = {key: params.get(key) for key in ("preprocessing", "network")}
+        return cls(**own, **made, stain=params.get("stain", stain_recipe()))
 
     def require(self, other: "Recipe", where: object) -> None:
         """Refuse features that were made otherwise than ``self``, as far as is known.
@@ -63,7 +67,8 @@ class Recipe:
         """
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
         known = [pair for pair in pairs if None not in pair and not self._is_nominal(*pair)]
-        differing = [f"{name} is {theirs} and not {ours}" for name, ours, theirs in known if ours != theirs]
+        told = [(name, *_briefly(ours, theirs)) for name, ours, theirs in known if ours != theirs]
+        differing = [f"{name} is {theirs} and not {ours}" for name, ours, theirs in told]
         if differing:
             raise IncompatibleError(
                 f"{where} was made otherwise than what the model learns from: {'; '.join(differing)}"
@@ -77,6 +82,13 @@ class Recipe:
     def _is_nominal(self, name: str, ours: Any, theirs: Any) -> bool:
         """Whether it is the size of tiles that another program made, and as near as its magnifications come."""
         return name == "tile_um" and self.is_foreign and 1 / _NOMINAL < ours / theirs < _NOMINAL
+
+
+def _briefly(ours: Any, theirs: Any) -> tuple[Any, Any]:
+    """What two different values are called: by the method, where they name different ones."""
+    if isinstance(ours, Mapping) and ours.get("method") != theirs.get("method"):
+        return ours.get("method"), theirs.get("method")
+    return ours, theirs
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from wsi_mil.arguments import (
     Precision,
     Seed,
     Shard,
+    Stain,
+    StainMethod,
     Store,
     TileMpp,
     TilePx,
@@ -85,6 +87,7 @@ def extract(
     device: Device = "auto",
     batch: Batch = 32,
     precision: Precision = "auto",
+    stain: StainMethod = Stain.NONE,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -95,7 +98,7 @@ def extract(
     from wsi_mil import workflow
 
     models = encoder_weights(model, weights)
-    encoding = workflow.Encoding(models, device, batch, precision, allow_mpp_mismatch, trust)
+    encoding = workflow.Encoding(models, device, batch, precision, allow_mpp_mismatch, trust, stain)
     leave_each(workflow.extract_features(tiles, out, encoding, run_options(overwrite, workers, shard), slides))
 
 
@@ -209,6 +212,7 @@ def run(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    stain: StainMethod = Stain.NONE,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -219,9 +223,9 @@ def run(
     from wsi_mil.learning import LearnParams
     from wsi_mil.train import TrainParams
 
-    params = tile_params(tile_px, tile_um, mpp)
+    params, models = tile_params(tile_px, tile_um, mpp), encoder_weights(model, weights)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))
-    encoding = workflow.Encoding(encoder_weights(model, weights), device, 32, precision, allow_mpp_mismatch, trust)
+    encoding = workflow.Encoding(models, device, 32, precision, allow_mpp_mismatch, trust, stain)
     plan = workflow.Plan(params, encoding, training, slide_mpp)
     folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
     with naming_failures() as failed:

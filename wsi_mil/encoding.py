@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from wsi_mil import extract, store
@@ -11,6 +12,7 @@ from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
 from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides
 from wsi_mil.stage import Item, Output, RunOptions, artifact_items, attempt, run_together
+from wsi_mil.stain import stain_recipe
 from wsi_mil.tiling import TileParams
 
 
@@ -30,6 +32,11 @@ class Encoding:
     """Whether tiles may have quite another resolution than an encoder's authors used."""
     trust: bool = False
     """Whether to open weights that hold code, and run it."""
+    stain: str = "none"
+    """How the stain of tiles is normalised: none, macenko or reinhard."""
+
+    def __post_init__(self) -> None:
+        stain_recipe(self.stain)  # refuses an unknown one here, before hours of tiling
 
     def load(self) -> list[Encoder]:
         """Load the encoders."""
@@ -97,8 +104,9 @@ def extract_features(
     _require_resolution(encoding, options.part(items))
     _refuse_other_layout(out, folders)
     moved = dict(find_slides(slides)) if slides else None
+    threads, params = options.threads, partial(extract.ExtractParams.of, stain=encoding.stain)
     stages = {
-        folder: extract.ExtractStage(extract.ExtractParams.of(encoder), encoder, options.threads, encoding.batch, moved)
+        folder: extract.ExtractStage(params(encoder), encoder, threads, encoding.batch, moved)
         for folder, encoder in zip(folders, loaded or encoding.load(), strict=True)
     }
     outputs = [Output(stage, folder) for folder, stage in stages.items()]

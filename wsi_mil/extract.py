@@ -4,6 +4,7 @@ Tiles are read from the slide in threads, a few batches ahead of the encoder, an
 and those few batches, however large the slide. Several encoders get each batch one after the other.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from wsi_mil.executors import map_ordered
 from wsi_mil.progress import Progress
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 from wsi_mil.stage import Item, Outcome, Output, Result, Stream, artifact_items, attempt
+from wsi_mil.stain import fit_slide, stain_recipe
 
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
@@ -49,12 +51,14 @@ class ExtractParams:
     """What becomes of a tile before the network sees it: `Encoder.preprocessing`."""
     network: Mapping[str, Any] = field(default_factory=dict)
     """What computes the features with those weights: `Encoder.network`."""
+    stain: Mapping[str, Any] = field(default_factory=stain_recipe)
+    """How the stain of tiles is normalised before all that: `stain_recipe`."""
 
     @classmethod
-    def of(cls, encoder: Encoder) -> "ExtractParams":
-        """Return the parameters that a loaded encoder stands for."""
+    def of(cls, encoder: Encoder, stain: str = "none") -> "ExtractParams":
+        """Return the parameters that a loaded encoder and a method of stain normalisation stand for."""
         prepared, network = dict(encoder.preprocessing), dict(encoder.network)
-        return cls(encoder.name, encoder.weights_sha256, encoder.precision, prepared, network)
+        return cls(encoder.name, encoder.weights_sha256, encoder.precision, prepared, network, stain_recipe(stain))
 
 
 class ExtractStage:
@@ -74,7 +78,7 @@ class ExtractStage:
         """Take an encoder that is loaded already, and how to go about it, which changes no result.
 
         Args:
-            params: `ExtractParams.of` the encoder.
+            params: `ExtractParams.of` the encoder, and how stain is normalised.
             encoder: of the params.
             threads: how many read tiles.
             batch: tiles that the encoder takes at once.
@@ -118,25 +122,27 @@ class ExtractStage:
         started = time.monotonic()
         tiles = store.read(item.source)
         columns = [_Column(stage.encoder, item.slide_id, tiles) for stage in stages]
-        if len(tiles.arrays["coords"]):
-            self._fill(columns, item, tiles, track)
+        stain = self._fill(columns, item, tiles, track) if len(tiles.arrays["coords"]) else {}
         seconds = time.monotonic() - started
-        return [column.error or Result(column.artifact(), len(column.features), seconds=seconds) for column in columns]
+        return [c.error or Result(c.artifact(stain), len(c.features), seconds=seconds) for c in columns]
 
-    def _fill(self, columns: list["_Column"], item: Item, tiles: store.Artifact, track: Progress) -> None:
-        coords = tiles.arrays["coords"]
+    def _fill(self, columns: list["_Column"], item: Item, tiles: store.Artifact, track: Progress) -> dict[str, Any]:
+        """Encode all tiles of a slide; return what its stain was found to be, where it is normalised."""
+        coords, method = tiles.arrays["coords"], self.params.stain["method"]
         edges = [*range(0, len(coords), self.batch), len(coords)]
         with self._open(item, tiles.attrs) as slide:
             read = partial(_read, slide, tiles.attrs)
+            stain = fit_slide(method, read, coords, slide.path, self.threads)
             chunks = (coords[start:stop] for start, stop in pairwise(edges))
             # Closed before the slide is: what threads still read must not be pulled from under them.
-            with closing(map_ordered(read, chunks, self.threads)) as batches:
+            with closing(map_ordered(lambda chunk: stain.all(read(chunk)), chunks, self.threads)) as batches:
                 for (start, stop), pixels in zip(pairwise(edges), batches, strict=True):
                     for column in columns:
                         column.fill(start, pixels)
                     if all(column.error for column in columns):
-                        return
+                        break
                     track.step(stop - start)
+        return stain.fitted
 
     def _open(self, item: Item, attrs: dict[str, Any]) -> Slide:
         """Open the slide of some tiles, where it lay or where it lies now, if it still is that slide."""
@@ -155,7 +161,14 @@ class ExtractStage:
 
 
 def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:
-    """The stream of several stages, each with its folder: a slide is read once for all that have still to see it."""
+    """The stream of several stages, each with its folder: a slide is read once for all that have still to see it.
+
+    Raises:
+        OptionError: the stages do not normalise stain alike, so they cannot share tiles.
+    """
+    methods = sorted({stage.params.stain["method"] for stage in stages.values()})
+    if len(methods) > 1:
+        raise OptionError(f"--stain {methods[0]}, --stain {methods[1]}: encoders of one pass share their tiles")
 
     def stream(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Iterator[Outcome]:
         for item, outputs in tasks:
@@ -241,14 +254,16 @@ class _Column:
             )
         self.features[start : start + len(half)] = half
 
-    def artifact(self) -> store.Artifact:
-        """The features with everything that is known about them."""
+    def artifact(self, stain: dict[str, Any]) -> store.Artifact:
+        """The features with everything that is known about them, the slide's own stain included."""
         tiles, encoder = self.tiles, self.encoder
         attrs = {key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs}
         attrs["tile_params"] = tiles.attrs["params"]  # so that a checkpoint can tile new slides alike
         attrs["encoder"] = encoder.name
         attrs["encoder_weights"] = encoder.weights
         attrs["encoder_weights_sha256"] = encoder.weights_sha256
+        if stain:
+            attrs["stain"] = json.dumps(stain)
         if encoder.mpp:
             attrs["encoder_mpp"] = encoder.mpp
         carried = [name for name in CARRIED_ARRAYS if name in tiles.arrays]

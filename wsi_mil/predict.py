@@ -21,6 +21,7 @@ from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile, find_slides, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
+from wsi_mil.stain import stain_recipe
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def predict_slides(
         _refuse_namesake(slide, artifact_path(cache / "tiles", slide.slide_id))
     report = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
     tiled = [slide.slide_id for slide in slides if slide.slide_id not in report.failed]
-    params = extract.ExtractParams.of(encoder)
+    params = extract.ExtractParams.of(encoder, model.recipe.stain["method"])
     stage = extract.ExtractStage(params, encoder, loop.threads, options.batch, moved=dict(slides))
     items = [Item(slide_id, artifact_path(cache / "tiles", slide_id)) for slide_id in tiled]
     extracted = run(stage, items, cache / "feats", loop)
@@ -149,6 +150,7 @@ def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
         log.info("the model was trained on features in %s, which this device is not made for: fp32 instead", trained)
     encoder = load_encoder(name, weights, options.device, precision, options.trust, wanted)
     now = {"preprocessing": dict(encoder.preprocessing), "network": dict(encoder.network)}
+    now["stain"] = stain_recipe(model.recipe.stain["method"])
     try:
         model.recipe.require(dataclasses.replace(model.recipe, **now), f"what {name} gives now")
     except IncompatibleError as error:
