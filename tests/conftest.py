@@ -4,12 +4,16 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from huggingface_hub import constants
 from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
 
 from wsi_mil.slides import write_pyramid
+
+hypothesis.settings.register_profile("shared machines", deadline=None)  # how long an example takes says nothing there
+hypothesis.settings.load_profile("shared machines")
 
 
 @pytest.fixture(scope="session")
