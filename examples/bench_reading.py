@@ -23,6 +23,7 @@ from wsi_mil.qc import measure
 from wsi_mil.slides import open_slide, write_pyramid
 from wsi_mil.tissue import WORKING_MPP, find_tissue
 
+_FINE_PX = 4000  # the mask of a slide of 64 mm
 _STAINS = np.array([(243, 241, 243), (222, 140, 186), (110, 70, 150), (235, 190, 215)], np.uint8)
 
 
@@ -66,7 +67,9 @@ def steps(path: Path) -> list[Step]:
         tiles, choosing = timed(tiles_on_tissue, tissue.mask, grid, 0.5)
         _, judging = timed(measure, slide, grid, tiles.coords, tissue.ink)
     million = Lattice((1_024_000, 1_024_000), (1024, 1024), (1024, 1024))
-    _, many = timed(tiles_on_tissue, tissue.mask, million, 0.5)
+    fine = np.asarray(tissue.mask).repeat(_FINE_PX // len(tissue.mask) + 1, 0)[:_FINE_PX]
+    fine = fine.repeat(_FINE_PX // fine.shape[1] + 1, 1)[:, :_FINE_PX]
+    _, many = timed(tiles_on_tissue, fine, million, 0.5)
     size = "x".join(map(str, thumbnail.image.shape[1::-1]))
     return [
         Step("thumbnail", reading, f"{size} px"),
@@ -74,7 +77,7 @@ def steps(path: Path) -> list[Step]:
         Step("outline", tracing, ""),
         Step("lattice", choosing, f"{len(tiles.coords)} tiles"),
         Step("quality", judging, f"{1000 * judging / max(1, len(tiles.coords)):.2f} ms a tile"),
-        Step("lattice of a million", many, "1000 x 1000 places"),
+        Step("lattice of a million", many, f"1000 x 1000 places, mask {_FINE_PX} x {_FINE_PX} px"),
     ]
 
 

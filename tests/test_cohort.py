@@ -164,5 +164,9 @@ def test_the_slides_table_chooses_and_gives_resolutions(tmp_path: Path) -> None:
         "a": {"mpp": 0.25},
         "sub/c": {"min_coverage": 0.3},
     }
+    with pytest.raises(TableError, match=r"no column is called min_covrage: give slide,\[mpp\],\[min_coverage\]"):
+        read_slides_table(table(tmp_path, "slide,min_covrage\na,1\n"), SEEN.usable, ("min_coverage",))
+    with pytest.raises(TableError, match="row 2: mpp 'nan' is no number to work with"):
+        read_slides_table(table(tmp_path, "slide,mpp\na,nan\n"), SEEN.usable)
     with pytest.raises(TableError, match="row 2: mpp 'half' is no number"):
         read_slides_table(table(tmp_path, "slide,mpp\na,half\n"), SEEN.usable)

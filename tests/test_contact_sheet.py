@@ -103,3 +103,9 @@ def test_the_table_of_slides_gives_some_their_own_settings(folder: Path, capsys:
     Path("slides.csv").write_text("slide,min_coverage\nlarge,7\n")
     assert call("tile", "slides", "--slides-csv", "slides.csv", "--out", "own") == 2
     assert "slides.csv, large: --min-coverage 7.0: give a share" in capsys.readouterr().err
+
+
+def test_tiles_are_the_same_with_any_number_of_workers(folder: Path) -> None:
+    assert call("tile", "slides", "--workers", "1", "--out", "one") == 1
+    for path in folder.rglob("*.h5"):
+        assert path.read_bytes() == (folder.parent / "one" / path.relative_to(folder)).read_bytes()

@@ -165,3 +165,14 @@ def test_the_benchmark_of_stain_prints_a_row_per_method(load, monkeypatch, capsy
     assert cells(header) == ["method", "ms per tile", "s to fit a slide"]
     assert [cells(row)[0] for row in rows] == ["macenko", "reinhard"]
     assert all(float(cell) > 0 for row in rows for cell in cells(row)[1:])
+
+
+def test_the_bench_of_reading_prints_each_step_beside_the_thumbnail(load, monkeypatch, capsys):
+    bench = load("bench_reading")
+    monkeypatch.setattr(sys, "argv", ["bench_reading.py", "--side", "2048"])
+    bench.main()
+    table = capsys.readouterr().out
+    for step in ("thumbnail", "tissue", "outline", "lattice", "quality", "lattice of a million"):
+        assert f"\n| {step} | " in table
+    assert "| thumbnail | " in table
+    assert " | 1.00 | " in table

@@ -16,6 +16,7 @@ from wsi_mil.errors import ArtifactStale, OptionError, PolygonError
 from wsi_mil.geometry import outline, to_geojson
 from wsi_mil.regions import Drawings, RegionParams, polygon_file, read_labels
 from wsi_mil.runs import Report
+from wsi_mil.slides import write_pyramid
 from wsi_mil.stage import Item, RunOptions, run
 from wsi_mil.tiling import TileParams, TileStage
 
@@ -155,6 +156,20 @@ def test_an_edited_outline_takes_the_place_of_what_was_found(make_slide, tmp_pat
     tile(slide, tmp_path / "again", Drawings(tmp_path / "edited"))
     coords = store.read(tmp_path / "again/slide.h5").arrays["coords"]
     assert sorted(map(tuple, coords)) == [(x, y) for x in range(0, 2048, 256) for y in (0, 256)]
+
+
+def test_what_is_drawn_as_tissue_counts_though_it_looks_like_ink(tmp_path):
+    image = np.full((1536, 1536, 3), 243, np.uint8)
+    image[500:600, 100:1400] = (30, 60, 190)
+    write_pyramid(tmp_path / "slide.tif", image, 1.0)
+    (tmp_path / "drawn").mkdir()
+    box = {"type": "Feature", "geometry": shapely.geometry.mapping(shapely.box(0, 256, 1536, 768))}
+    box["properties"] = {"classification": {"name": "Tissue"}}
+    (tmp_path / "drawn/slide.geojson").write_text(json.dumps(box))
+    tile(tmp_path / "slide.tif", tmp_path / "found", Drawings())
+    assert "looks like pen" in store.read_attrs(tmp_path / "found/slide.h5")["reason"]
+    tile(tmp_path / "slide.tif", tmp_path / "told", Drawings(tmp_path / "drawn"))
+    assert store.read_attrs(tmp_path / "told/slide.h5")["tiles"] == 12
 
 
 def test_what_was_drawn_decides_the_artifact(make_slide, tmp_path):

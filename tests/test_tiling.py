@@ -33,6 +33,7 @@ def tile(path: Path, params: TileParams | None = None, mpp: dict[str, float] | N
         ({"holes_mm2": -0.1}, "--holes -0.1"),
         ({"holes_mm2": float("inf")}, "--holes inf"),
         ({"max_tiles": -1}, "--max-tiles -1"),
+        ({"seed": -1}, "--seed -1"),
         ({"min_sharpness": -1.0}, "--min-sharpness -1"),
         ({"max_pen": 1.5}, "--max-pen 1.5"),
         ({"min_saturation": float("nan")}, "--min-saturation nan"),
@@ -158,6 +159,9 @@ def test_a_slide_may_have_parameters_of_its_own(make_slide):
     assert stage.upstream(Item("a", path)) == f"{stage.upstream(Item('b', path))} max_tiles=4.0 min_coverage=0.9"
     with pytest.raises(OptionError, match=r"no setting of a slide is called covrage: give .*min_coverage"):
         TileParams().changed({"covrage": 0.5})
+    with pytest.raises(OptionError, match=r"max_tiles 4.7: give a whole number"):
+        TileParams().changed({"max_tiles": 4.7})
+    assert TileParams().changed({"pens": 0.0}).pens is False
     with pytest.raises(OptionError, match="--min-coverage 2"):
         TileParams().changed({"min_coverage": 2.0})
 

@@ -234,6 +234,69 @@ def test_tissue_of_eosin_alone_is_not_taken_for_red_ink(eosin, strength):
     assert found(noisy(image, 2)).mask[inside].mean() > 0.95
 
 
+SHADES = ((255, 255, 255), (200, 200, 200), (230, 230, 230))
+STAINS = {  # optical density of red, green, blue, after Ruifrok and others
+    "alcian blue": (0.875, 0.458, 0.158), "aniline blue": (0.853, 0.509, 0.113), "methyl blue": (0.800, 0.591, 0.105),
+    "ponceau": (0.100, 0.737, 0.668), "fast red": (0.214, 0.851, 0.478),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("stain", STAINS)
+def test_a_section_of_the_colour_of_ink_is_too_thick_for_a_stroke(stain, strength):
+    image = flat(600, 700)
+    inside = disc(image, 350, 300, 220, GLASS)
+    image[inside] = (245 * 10 ** (-strength * np.array(STAINS[stain])) * mottled(600, 700, SHADES) / 255)[inside]
+    assert found(noisy(image, 2)).mask[inside].mean() > 0.95
+
+
+@pytest.mark.parametrize("colour", [(180, 50, 60), (190, 60, 75), (45, 35, 32), (60, 90, 200)])
+@pytest.mark.parametrize("radius", [20, 60, 110])
+def test_blood_and_pigment_inside_tissue_are_tissue(colour, radius):
+    image = flat(600, 700)
+    section = disc(image, 350, 300, 250, GLASS)
+    image[section] = mottled(600, 700, (EOSIN, HAEMATOXYLIN, (235, 190, 215)))[section]
+    lake = disc(image, 350, 300, radius, colour)
+    tissue = found(noisy(image, 2))
+    assert tissue.mask[lake].mean() > 0.95
+    assert tissue.mask[section].mean() > 0.95
+
+
+def test_pens_are_not_looked_for_when_told():
+    image = flat(300, 400)
+    image[140:160, 20:-20] = (30, 60, 190)
+    assert "--no-pens takes it for tissue" in found(image).reason
+    tissue = find_tissue(image, MPP, MPP, pens=False)
+    assert tissue.mask.mean() == pytest.approx(20 * 360 / 120_000, rel=0.3)
+    assert not tissue.ink.any()
+
+
+@pytest.mark.parametrize("tint", [(235, 215, 190), (250, 240, 210), (200, 195, 170), (180, 200, 210)])
+def test_glass_of_a_strong_tint_is_glass_where_it_is_even(tint):
+    image = flat(600, 700, tint)
+    assert not find_tissue(noisy(image, 2), MPP, MPP).mask.any()
+    inside = disc(image, 350, 300, 150, EOSIN)
+    mask = found(noisy(image, 2)).mask
+    assert mask[inside].mean() > 0.97
+    assert mask[~inside].mean() < 0.01
+
+
+def test_a_margin_that_was_never_scanned_is_no_ink():
+    image = flat(600, 700, (0, 0, 0))
+    image[100:500, 100:600] = GLASS
+    inside = disc(image, 350, 300, 150, EOSIN)
+    tissue = found(noisy(image, 1))
+    assert not tissue.ink.any()
+    assert tissue.mask[inside].mean() > 0.97
+    assert tissue.mask.sum() < 1.05 * inside.sum()
+
+
+@pytest.mark.parametrize("colour", [(60, 90, 200), (40, 160, 110), (200, 25, 40), (30, 30, 34)])
+def test_a_frame_of_nothing_but_the_colour_of_ink_is_answered(colour):
+    tissue = find_tissue(noisy(flat(300, 400, colour), 2), MPP, MPP)
+    assert bool(tissue.reason) != tissue.mask.any()
+
+
 # Around tissue that no pen or edge touches, in the pictures' own pixels. They carry no resolution: a section is taken
 # to be about 15 mm wide, as a stroke of 1 to 2 mm beside it says too.
 PEN_TISSUE = [

@@ -110,6 +110,7 @@ Overlap = Annotated[int, typer.Option("--overlap", help="Of neighbouring tiles, 
 Holes = Annotated[
     float, typer.Option("--holes", metavar="MM2", help="Holes up to this area are tissue: 0: none, 1e6: all.")
 ]
+Pens = Annotated[bool, typer.Option("--pens/--no-pens", help="Look for strokes of pens, and take them for no tissue.")]
 MaxTiles = Annotated[int, typer.Option("--max-tiles", help="At most so many, drawn evenly over the tissue; 0 = all.")]
 MinSharpness = Annotated[float, typer.Option("--min-sharpness", help="Least variance of the Laplacian at 2 um/px.")]
 MaxPen = Annotated[float, typer.Option("--max-pen", help="Largest share of a tile that is ink.")]

@@ -22,6 +22,7 @@ from wsi_mil.arguments import (
     Out,
     Overlap,
     Overwrite,
+    Pens,
     Regions,
     Seed,
     Shard,
@@ -46,6 +47,7 @@ def tile(
     overlap: Overlap = 0,
     min_coverage: Coverage = 0.5,
     holes: Holes = 0.05,
+    pens: Pens = True,
     max_tiles: MaxTiles = 0,
     seed: Seed = 0,
     min_sharpness: MinSharpness = 0.0,
@@ -67,7 +69,7 @@ def tile(
     from wsi_mil import workflow
 
     params = tile_params(
-        tile_px, tile_um, mpp, for_, overlap_px=overlap, min_coverage=min_coverage, holes_mm2=holes,
+        tile_px, tile_um, mpp, for_, overlap_px=overlap, min_coverage=min_coverage, holes_mm2=holes, pens=pens,
         max_tiles=max_tiles, seed=seed, min_sharpness=min_sharpness, max_pen=max_pen, max_white=max_white,
         max_black=max_black, min_saturation=min_saturation,
     )  # fmt: skip

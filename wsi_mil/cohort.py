@@ -1,9 +1,9 @@
-"""Slides, patients, labels, splits: the tables that a person writes. The only door to pandas.
+"""Slides, patients, labels, splits: the tables that a person writes.
 
 ``labels.csv`` has the columns ``slide_id,label[,patient_id][,split]``. A slide_id may be written with its file's
 extension, or without its folder where that is unambiguous. Patients are the unit of every split.
 
-``slides.csv`` (optional for `wsimil tile`) has the columns ``slide[,mpp]``.
+``slides.csv`` (optional for `wsimil tile`) has the columns ``slide[,mpp][,setting ...]``.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from wsi_mil.errors import OptionError, TableError
 from wsi_mil.slides import without_extension
+from wsi_mil.tables import number_in, read_table
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def read_cohort(path: Path, seen: Seen) -> Cohort:
     Raises:
         TableError: the table is missing or inconsistent; the message names the rows.
     """
-    table = _read_table(path, required=("slide_id", "label"), optional=("patient_id", "split"))
+    table = read_table(path, required=("slide_id", "label"), optional=("patient_id", "split"))
     everything = [*seen.usable, *seen.unusable, *seen.pending]
     rows = {row: _slide_id(path, row, table.slide_id[row], everything) for row in table.index}
     _refuse_duplicates(path, rows)
@@ -109,7 +109,7 @@ def read_slides_table(
     """Read ``slides.csv``: which slides to use, the mpp of those whose files do not tell it, and their own settings.
 
     Args:
-        path: the table, columns ``slide[,mpp]`` and any of ``settings``.
+        path: the table, columns ``slide[,mpp][,setting ...]`` and any of ``settings``.
         slides: the slide_ids that were found.
         settings: what a slide may have of its own.
 
@@ -117,26 +117,26 @@ def read_slides_table(
         By slide_id, the numbers in its row; an empty cell says nothing.
 
     Raises:
-        TableError: a slide is not there, or twice; a cell is no number.
+        TableError: a slide is not there, or twice; a column is unknown; a cell is no number.
     """
     columns = ("mpp", *settings)
-    table = _read_table(path, required=("slide",), optional=columns)
+    table = read_table(path, required=("slide",), optional=columns, strict=True)
     rows = {row: _slide_id(path, row, table.slide[row], slides) for row in table.index}
     _refuse_duplicates(path, rows)
     given = [column for column in columns if column in table]
     return {
-        slide_id: {name: _number(path, row, name, text) for name in given if (text := table[name][row])}
+        slide_id: {name: number_in(path, row, name, text) for name in given if (text := table[name][row])}
         for row, slide_id in rows.items()
     }
 
 
 def read_resolutions(path: Path, slides: Collection[str]) -> dict[str, float]:
     """Read of ``slides.csv`` only the mpp of some slides; rows of other slides, and rows without mpp, say nothing."""
-    table = _read_table(path, required=("slide", "mpp"), optional=())
+    table = read_table(path, required=("slide", "mpp"), optional=())
     named = {row: _filled(path, row, "slide", table.slide[row]) for row in table.index}
     rows = {row: found[0] for row, name in named.items() if (found := _matching(path, row, name, slides))}
     _refuse_duplicates(path, rows)
-    return {slide_id: _number(path, row, "mpp", text) for row, slide_id in rows.items() if (text := table.mpp[row])}
+    return {slide_id: number_in(path, row, "mpp", text) for row, slide_id in rows.items() if (text := table.mpp[row])}
 
 
 def split(cohort: Cohort, val_fraction: float, seed: int) -> Cohort:
@@ -182,36 +182,6 @@ def _draw_patients(members: Iterable[Member], fraction: float, seed: int) -> set
     return chosen
 
 
-def _read_table(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> pd.DataFrame:
-    try:
-        # the header is read as a row, because pandas takes surplus fields for an index where it knows the header
-        cells = pd.read_csv(
-            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        ).fillna("")
-    except FileNotFoundError as error:
-        raise TableError(f"{path} does not exist: write it with the columns {_columns(required, optional)}") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise TableError(f"{path} is no CSV table: {error}") from error
-    cells = cells.apply(lambda column: column.str.strip())
-    table = cells[1:].set_axis(cells.loc[0], axis="columns")
-    for column in table.columns[table.columns.duplicated()]:
-        raise TableError(f"{path} has two columns {column}: take one out")
-    ignored = [column for column in table.columns if column not in required + optional]
-    if ignored:
-        log.warning("%s: ignored columns: %s (known: %s)", path, ", ".join(ignored), _columns(required, optional))
-    table = table[(table != "").any(axis=1)]  # blank lines say nothing, but count as rows
-    missing = [column for column in required if column not in table]
-    if missing:
-        raise TableError(f"{path} has no column {', '.join(missing)}: it needs {_columns(required, optional)}")
-    if table.empty:
-        raise TableError(f"{path} has no rows")
-    return table.set_axis(table.index + 1)  # rows are named as a spreadsheet shows them: the header is row 1
-
-
-def _columns(required: tuple[str, ...], optional: tuple[str, ...]) -> str:
-    return ",".join([*required, *(f"[{column}]" for column in optional)])
-
-
 def _slide_id(path: Path, row: int, text: str, slides: Collection[str]) -> str:
     """Match what the table calls a slide with the slides there are."""
     name = _filled(path, row, "slide", text)
@@ -247,13 +217,6 @@ def _split(path: Path, row: int, text: str) -> str:
     if text and text not in SPLITS:
         raise TableError(f"{path} row {row}: split {text!r} is none of {', '.join(SPLITS)}")
     return text
-
-
-def _number(path: Path, row: int, column: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise TableError(f"{path} row {row}: {column} {text!r} is no number") from error
 
 
 def _refuse_duplicates(path: Path, rows: Mapping[int, str]) -> None:

@@ -98,10 +98,10 @@ def _interpolated(
 
 
 def spread(coords: Int64[np.ndarray, "tiles 2"], count: int, seed: int) -> Int64[np.ndarray, "chosen"]:
-    """Choose tiles at random, but evenly over the tissue.
+    """Choose tiles at random, each with the same chance, but evenly over the tissue.
 
-    They are lined up along a curve that keeps neighbours together (Morton's), the line is cut into equal parts, and one
-    is drawn from each: stratified sampling as in forest inventories (Stevens and Olsen 2004, J. Am. Stat. Assoc. 99).
+    They are lined up along a curve that keeps neighbours together (Morton's), and drawn along it by the ordered pivotal
+    method (Deville and Tille 1998, Biometrika 85; Chauvet 2012, Bernoulli 18): neighbours fight for their chances.
 
     Args:
         coords: of the tiles, level-0 pixels.
@@ -115,9 +115,22 @@ def spread(coords: Int64[np.ndarray, "tiles 2"], count: int, seed: int) -> Int64
         return np.arange(len(coords))
     rank = (np.unique(axis, return_inverse=True)[1].astype(np.int64) for axis in coords.T)
     line = np.argsort(np.bitwise_or(*(_spaced(axis) << shift for shift, axis in enumerate(rank))), kind="stable")
-    edges = np.arange(count + 1) * len(coords) // count
-    drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
-    return np.sort(line[drawn])
+    return np.sort(line[_pivotal(len(coords), count, np.random.default_rng(seed))])
+
+
+def _pivotal(total: int, count: int, rng: np.random.Generator) -> list[int]:
+    """Positions on a line, each with the chance ``count / total``; the chances are kept as whole numbers of 1/total."""
+    chosen, holder, held = [], 0, count
+    for position, luck in enumerate(rng.random(total - 1).tolist(), start=1):
+        both = held + count
+        if both < total:  # one of the two takes both chances
+            holder = position if luck * both < count else holder
+            held = both
+        else:  # one of the two is chosen, the other keeps what is left
+            stays = luck * (2 * total - both) < total - count
+            chosen.append(holder if stays else position)
+            holder, held = (position if stays else holder), both - total
+    return chosen + ([holder] if len(chosen) < count else [])
 
 
 def _spaced(values: Int64[np.ndarray, "tiles"]) -> Int64[np.ndarray, "tiles"]:

@@ -24,6 +24,7 @@ from wsi_mil.progress import Progress
 from wsi_mil.regions import Drawings, RegionParams
 from wsi_mil.slides import Slide, Thumbnail, open_slide, slide_fingerprint
 from wsi_mil.slides.base import RESAMPLE
+from wsi_mil.slides.resolution import nominal_power
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
 from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
@@ -31,7 +32,6 @@ from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
 log = logging.getLogger(__name__)
 
 _MAX_ENLARGEMENT = 2.05  # beyond it a tile is more invention than slide
-_NOMINAL_POWERS = (80, 60, 40, 20, 10, 5, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class TileParams(qc.Limits):
     """Of neighbouring tiles, in pixels as the encoder sees them."""
     holes_mm2: float = HOLES_MM2
     """Holes in the tissue up to this area belong to it; 0: none; 1e6: all."""
+    pens: bool = True
+    """Look for strokes of pens, and take them for no tissue."""
     max_tiles: int = 0
     """At most so many of a slide, drawn at random but evenly over its tissue; 0: all."""
     seed: int = 0
@@ -72,6 +74,8 @@ class TileParams(qc.Limits):
             raise OptionError(f"--holes {self.holes_mm2}: give an area in mm2, 0 to fill none, 1e6 to fill all")
         if self.max_tiles < 0:
             raise OptionError(f"--max-tiles {self.max_tiles}: give a positive number of tiles, or 0 for all")
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed}: give 0 or a positive number")
         RegionParams(self.include, self.exclude)  # refuses what contradicts itself
 
     @property
@@ -88,11 +92,14 @@ class TileParams(qc.Limits):
         types = {field.name: type(field.default) for field in fields(self) if field.name in SETTINGS}
         if unknown := sorted(settings.keys() - types.keys()):
             raise OptionError(f"no setting of a slide is called {', '.join(unknown)}: give {', '.join(sorted(types))}")
+        for name, value in settings.items():
+            if types[name] is not float and not float(value).is_integer():
+                raise OptionError(f"{name} {value:g}: give a whole number")
         return replace(self, **{name: types[name](value) for name, value in settings.items()})
 
 
 SETTINGS = (
-    "min_coverage", "holes_mm2", "max_tiles", "seed", "min_sharpness", "max_pen", "max_white", "max_black",
+    "min_coverage", "holes_mm2", "pens", "max_tiles", "seed", "min_sharpness", "max_pen", "max_white", "max_black",
     "min_saturation",
 )  # fmt: skip
 """What a slide may have of its own. Not the geometry, which a model wants to be the same for all."""
@@ -184,9 +191,10 @@ class TileStage:
 
     def _tissue(self, item: Item, slide: Slide, thumbnail: Thumbnail, params: TileParams) -> Tissue:
         """The tissue that was found, as far as regions say that it counts."""
-        found, choice = find_tissue(*thumbnail, params.holes_mm2), RegionParams(params.include, params.exclude)
+        found = find_tissue(*thumbnail, params.holes_mm2, params.pens)
+        choice = RegionParams(params.include, params.exclude)
         mask, reason = self.drawings.tissue(item.slide_id, found.mask, found.reason, slide.l0_size, choice)
-        return found._replace(mask=mask, reason=reason)
+        return found._replace(mask=mask, reason=reason, ink=found.ink & ~mask)  # what is drawn as tissue is no ink
 
 
 def _kept(slide: Slide, tissue: Tissue, grid: Lattice, params: TileParams) -> Kept:
@@ -278,16 +286,11 @@ def _trident_attrs(item: Item, slide: Slide, params: TileParams, l0_tile: tuple[
     return {
         "patch_size": params.tile_px,
         "patch_size_level0": l0_tile[0],
-        "level0_magnification": _nominal_power(slide.mpp_x),
-        "target_magnification": _nominal_power(params.mpp),
+        "level0_magnification": nominal_power(slide.mpp_x),
+        "target_magnification": nominal_power(params.mpp),
         "overlap": params.overlap_px,
         "name": Path(item.slide_id).name,
         "savetodir": str(item.source.parent.absolute()),
         "level0_width": slide.l0_size[0],
         "level0_height": slide.l0_size[1],
     }
-
-
-def _nominal_power(mpp: float) -> int:
-    """The usual magnification nearest to a resolution (10x is about 1 um/px)."""
-    return min(_NOMINAL_POWERS, key=lambda power: abs(np.log(power * mpp / 10)))

@@ -6,6 +6,7 @@ plain tiled TIFF), the resolution tags of a TIFF that only Pillow reads, the obj
 """
 
 import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ MPP_RANGE = (0.05, 10.0)
 _UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 _REMEDY = "give --slide-mpp for all slides, or a table slide,mpp to `wsimil tile --slides-csv`"
 _CONTRADICTION = 1.05
+_NOMINAL_POWERS = (80, 60, 40, 20, 10, 5, 2, 1)
 
 
 class Resolution(NamedTuple):
@@ -95,3 +97,8 @@ def _checked(path: Path, resolution: Resolution) -> Resolution:
                 f"{path}: {mpp:.6g} um/px (from {resolution.source}) is outside {low} to {high:g}: {_REMEDY}"
             )
     return resolution
+
+
+def nominal_power(mpp: float) -> int:
+    """The usual magnification nearest to a resolution (10x is about 1 um/px)."""
+    return min(_NOMINAL_POWERS, key=lambda power: abs(math.log(power * mpp / 10)))

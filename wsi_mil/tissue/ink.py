@@ -1,8 +1,9 @@
-"""Strokes of a pen, by colours that neither haematoxylin, eosin nor DAB can show.
+"""Strokes of a pen, by colours that neither haematoxylin, eosin nor DAB can show, and by being strokes.
 
 Stains absorb green most (H&E), or blue (DAB), or red a little before green (haematoxylin alone). Green ink absorbs
-green least, blue ink red far before green, black ink all three alike, red ink green and blue but hardly red. A dark
-core of such a colour says that there is ink; then
+green least, blue ink red far before green, black ink all three alike, red ink green and blue but hardly red. But so do
+other stains (Alcian blue, Masson's trichrome), blood and pigment: ink is what is no thicker than a stroke and runs over
+bare glass too. A dark core that is one says that there is ink; then
 
 * its faded rims are told by the same colour, as far as they hang together with a core;
 * over tissue, densities add up: ink is what hangs together with a core and absorbs as much as the core in every
@@ -19,6 +20,9 @@ from scipy import ndimage
 from wsi_mil.tissue.areas import grown, without_small
 
 _GROW_UM = 48.0  # what smoothing and JPEG make of the rim of a stroke
+_THICK_UM = 2000.0  # strokes are thinner
+_BESIDE_UM = 80.0  # beside a stroke, beyond its faded rim,
+_BARE = 0.1  # a tenth is glass, at least
 _RIM_UM = 200.0  # how far faded ink may reach from a core
 _MIN_MM2 = 0.02  # smaller spots of ink colour are pigment or blood, not strokes
 _COLOURED_OD = 0.04
@@ -45,11 +49,30 @@ def find_ink(density: Density, mpp_x: float, mpp_y: float) -> Mask:
             continue
         near = rim & grown(core, _RIM_UM, mpp_x, mpp_y)
         strokes = without_small(ndimage.binary_propagation(core, mask=core | near), _MIN_MM2, mpp_x, mpp_y)
-        if strokes.any():
-            apart = (np.ptp(density, axis=0) > _COLOURED_OD) & ~grown(strokes, _APART_UM, mpp_x, mpp_y)
+        strokes = _strokes(strokes, density, mpp_x, mpp_y)
+        if (core & strokes).any():
+            coloured = (np.ptp(density, axis=0) > _COLOURED_OD) & ~strokes
+            far = coloured & ~grown(strokes, _APART_UM, mpp_x, mpp_y)
+            apart = far if far.sum() > 0.1 * coloured.sum() else coloured
             ink |= strokes | _over_tissue(density, core & strokes, apart)
             ink |= _streaks(density, apart) if _is_red(density, core & strokes) else False
-    return grown(without_small(ink, _MIN_MM2, mpp_x, mpp_y), _GROW_UM, mpp_x, mpp_y)
+    ink = _strokes(without_small(ink, _MIN_MM2, mpp_x, mpp_y), density, mpp_x, mpp_y) if ink.any() else ink
+    return grown(ink, _GROW_UM, mpp_x, mpp_y)
+
+
+def _strokes(ink: Mask, density: Density, mpp_x: float, mpp_y: float) -> Mask:
+    """The parts that are no thicker than a pen draws, and beside which there is bare glass."""
+    labels, count = ndimage.label(ink)
+    size = (2 * round(_BESIDE_UM / mpp_y) + 3, 2 * round(_BESIDE_UM / mpp_x) + 3)
+    border = np.where(ink, 0, ndimage.maximum_filter(labels, size, mode="nearest"))
+    glass = (np.ptp(density, axis=0) < _COLOURED_OD) & (density.mean(0) < 0.1)
+    around = np.bincount(border.ravel(), minlength=count + 1)
+    bare = np.bincount(border[glass], minlength=count + 1)
+    kept = bare > _BARE * around
+    body = grown(ink, _GROW_UM, mpp_x, mpp_y)  # of a stained section no pixel need be of the colour of ink
+    kept[labels[~grown(~body, _THICK_UM / 2, mpp_x, mpp_y)]] = False
+    kept[0] = False
+    return kept[labels]
 
 
 def _colours(density: Density) -> list[tuple[Mask, Mask]]:

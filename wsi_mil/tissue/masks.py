@@ -32,6 +32,8 @@ _GLASS_MIN, _GLASS_CHROMA = 190, 36  # glass is bright in every channel, and nea
 _GLASS_PINK = 18  # least of all short of green, which pale H&E is
 _GLASS_FLAT_OD = 0.006  # and even: tissue, however pale, varies more over 40 um
 _GLASS_SHARE = 0.005  # fewer pixels of it are no glass but flat spots of a slide that is all tissue
+_TINTED_MIN, _TINTED_SHARE, _TINTED_EVEN = 150, 0.3, 6.0  # yellowed or filtered glass: bright, much of it, one colour
+_UNSCANNED = 12  # darker in every channel
 _WHITE = 245.0  # glass of a slide that shows none
 _COLOUR_OD = (0.02, 0.04)  # Otsu's threshold is kept in here: above noise, below the palest stain worth having
 
@@ -57,7 +59,11 @@ class Tissue(NamedTuple):
 
 
 def find_tissue(
-    image: UInt8[np.ndarray, "height width 3"], mpp_x: float, mpp_y: float, holes_mm2: float = HOLES_MM2
+    image: UInt8[np.ndarray, "height width 3"],
+    mpp_x: float,
+    mpp_y: float,
+    holes_mm2: float = HOLES_MM2,
+    pens: bool = True,
 ) -> Tissue:
     """Find the tissue of a slide.
 
@@ -66,6 +72,7 @@ def find_tissue(
         mpp_x: micrometres per pixel of the image, along its width.
         mpp_y: and along its height.
         holes_mm2: holes up to this area belong to the tissue: 0: none, infinity: all.
+        pens: look for strokes of pens, and take them for no tissue.
 
     Returns:
         A mask of the working scale: at most 16 um/px, over exactly the area of the image.
@@ -82,7 +89,8 @@ def find_tissue(
     smooth = ndimage.gaussian_filter(pixels, sigma, output=np.float32, mode="nearest")
     glass = _glass(pixels, smooth)[:, None, None]
     density = np.maximum(np.log10((glass + 1) / (smooth + 1)), 0)  # brighter than glass is glass
-    ink = find_ink(density, mpp_x, mpp_y)
+    density[:, _unscanned(pixels)] = 0
+    ink = find_ink(density, mpp_x, mpp_y) if pens else np.zeros(density.shape[1:], bool)
     colour = np.where(ink, 0, _colour(density))
     threshold = _threshold(colour[~ink])
     mask = _tidied(colour > threshold, ink, mpp_x, mpp_y, holes_mm2)
@@ -116,6 +124,19 @@ def _is_fluorescence(pixels: UInt8[np.ndarray, "3 height width"]) -> bool:
     return bool(dark > 0.5 and bright < _GLASS_SHARE)
 
 
+def _unscanned(pixels: UInt8[np.ndarray, "3 height width"]) -> Bool[np.ndarray, "height width"]:
+    """Black that reaches the border: scanners leave out what they see nothing on."""
+    black = pixels.max(0) < _UNSCANNED
+    if not black.any():
+        return black
+    labels, count = ndimage.label(black)
+    outer = np.zeros(count + 1, bool)
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        outer[border] = True
+    outer[0] = False
+    return outer[labels]
+
+
 def _glass(
     pixels: UInt8[np.ndarray, "3 height width"], smooth: Float32[np.ndarray, "3 height width"]
 ) -> Float32[np.ndarray, "3"]:
@@ -127,6 +148,9 @@ def _glass(
     pale = (np.ptp(smooth, axis=0) < _GLASS_CHROMA) & ((red + blue) / 2 - green < _GLASS_PINK)
     glass = pale & (smooth.min(0) > _GLASS_MIN) & (spread < _GLASS_FLAT_OD)
     if glass.mean() < _GLASS_SHARE:
+        even = (smooth.min(0) > _TINTED_MIN) & (spread < _GLASS_FLAT_OD)
+        if even.mean() > _TINTED_SHARE and smooth[:, even].std(axis=1).max() < _TINTED_EVEN:
+            return np.median(smooth[:, even], axis=1)  # whatever its colour: no tissue is that even over that much
         return np.full(3, _WHITE, np.float32)
     unscanned = glass & (pixels.min(0) == 255)  # pure white: padding, unless there is no other glass
     if unscanned.sum() < 0.95 * glass.sum():
@@ -145,7 +169,7 @@ def _colour(density: Float32[np.ndarray, "3 height width"]) -> Float32[np.ndarra
 
 def _threshold(colour: Float32[np.ndarray, "pixels"]) -> float:
     low, high = _COLOUR_OD
-    return float(np.clip(threshold_otsu(colour), low, high)) if np.ptp(colour) > 0 else high
+    return float(np.clip(threshold_otsu(colour), low, high)) if colour.size and np.ptp(colour) > 0 else high
 
 
 def _tidied(
@@ -164,5 +188,5 @@ def _tidied(
 
 def _why_empty(coloured: Bool[np.ndarray, "height width"], ink: Bool[np.ndarray, "height width"]) -> str:
     if ink.any():
-        return "no tissue: all that is coloured looks like pen"
+        return "no tissue: all that is coloured looks like pen (--no-pens takes it for tissue)"
     return "no tissue: only specks are coloured" if coloured.any() else "no tissue: nothing coloured on the glass"
