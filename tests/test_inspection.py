@@ -55,6 +55,15 @@ def test_artifacts_of_ours_tell_what_made_them(
     assert found["kind"] == "wsimil tiles"
     assert found["params"].items() >= {"min_coverage": 0.5, "tile_px": 224, "tile_um": 256.0}.items()
     assert found["integrity"] == "checksum verified"
+    assert isinstance(found["excluded"], dict)
+    (tmp_path / "slides.csv").write_text("slide,min_coverage\na,0.4\n")
+    assert call("tile", tmp_path / "slides", "--out", tmp_path / "own", "--slides-csv", tmp_path / "slides.csv") == 0
+    capsys.readouterr()
+    assert told(tmp_path / "own" / "a.h5", capsys)["settings"] == {"min_coverage": 0.4}
+    plant(tmp_path / "stained", "a", positive=True, seed=0)
+    with h5py.File(tmp_path / "stained" / "a.h5", "r+") as file:
+        file.attrs["stain"] = json.dumps({"mean": [1.0, 0.5, 0.25]})
+    assert told(tmp_path / "stained" / "a.h5", capsys)["stain"] == {"mean": [1.0, 0.5, 0.25]}
     plant(tmp_path / "feats", "a", positive=True, seed=0)
     found = told(tmp_path / "feats" / "a.h5", capsys)
     assert (found["kind"], found["dim"], found["encoder"]) == ("wsimil features", 6, "toy")
@@ -87,6 +96,9 @@ def test_peers_files_tell_their_program(tmp_path: Path, capsys: pytest.CaptureFi
     found = told(path, capsys)
     assert (found["kind"], found["tiles"], found["dim"], found["encoder"]) == ("TRIDENT features", 12, 6, "uni_v2")
     assert (found["mpp_x"], found["mpp_source"]) == (0.25, "approximate-magnification")
+    assert found["tile_um"] == 128.0
+    peers.trident(path, features, coords, level0_magnification="None")
+    assert told(path, capsys)["tile_um"] is None
     peers.atlaspatch(path, {"uni": features, "conch": features}, coords, mpp=0.26)
     found = told(path, capsys)
     assert (found["kind"], found["encoder"], found["mpp_x"]) == ("AtlasPatch features", ["conch", "uni"], 0.26)

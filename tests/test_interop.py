@@ -99,7 +99,7 @@ def test_the_slide_itself_tells_its_resolution(
     tmp_path: Path, make_slide: Callable[..., Path], warnings: Callable[[], list[str]]
 ) -> None:
     slide = make_slide("slides/deep/a.tif", (300, 300), 0.3)
-    peers.trident(tmp_path / "t" / "a.h5", *peers.bag())
+    peers.trident(tmp_path / "t" / "a.h5", *peers.bag(step=64), level0_width=300, level0_height=300)
     made = convert(tmp_path / "t", slides=tmp_path / "slides")
     assert made.attrs["mpp_x"] == pytest.approx(0.3, rel=1e-3)
     assert made.attrs["mpp_source"] == "openslide"

@@ -27,7 +27,7 @@ BIN_UM = 16.0
 """Width of a bin of the histogram. One width for all, so that histograms of different slides can be added."""
 _GRID_CELLS_PER_TILE = 40
 _BLOCK = 2048
-_MADE_BY = ("distances", 1)
+_MADE_BY = ("distances", 2)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DistanceStage:
         if self.params.dense:
             arrays["distances"] = dense(coords_um, self.out)
         kept = {"bin_um": BIN_UM, "status": attrs["status"], "tile_um": attrs["tile_um"]}
-        kept |= {key: attrs[key] for key in ("reason", "tissue_mm2") if key in attrs}
+        kept |= {key: attrs[key] for key in ("mpp_source", "reason", "tissue_mm2") if key in attrs}
         return Result(store.Artifact(arrays, kept), len(coords))
 
 

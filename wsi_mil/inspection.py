@@ -10,7 +10,7 @@ from wsi_mil.errors import ArtifactError, OptionError, ResolutionError, WeightsE
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_JSON = ("params", "tile_params")
+_JSON = ("params", "tile_params", "stain", "excluded", "settings")
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -59,14 +59,19 @@ def _bag(path: Path, survey: store.Survey, kind: interop.Kind) -> dict[str, Any]
         bag = interop.read_peer(path, encoders[0] if encoders else None)
     except ArtifactError as error:
         return {"problem": str(error)}
+    resolution = _resolution(bag.mpp, bag.magnification, kind.peer)
+    if bag.recorded:
+        resolution = bag.recorded._asdict()
+        resolution["mpp_source"] = resolution.pop("source")
+    tile_um = bag.tile_um or (bag.l0_tile[0] * resolution["mpp_x"] if bag.l0_tile and resolution["mpp_x"] else None)
     found = {
         "dim": bag.features.shape[1],
         "encoder": encoders if len(encoders) > 1 else bag.encoder,
         "coordinates": "um" if bag.l0_coords is None else "level-0 px",
         "tile_px": bag.tile_px,
-        "tile_um": bag.tile_um,
+        "tile_um": tile_um,
         "l0_tile": list(bag.l0_tile) if bag.l0_tile else None,
-        **_resolution(bag.mpp, bag.magnification, kind.peer),
+        **resolution,
         "level0_size": list(bag.l0_size) if bag.l0_size else None,
         "params": dict(bag.request),
     }

@@ -7,7 +7,8 @@ ours, so nothing above this package knows of other programs.
 from wsi_mil.interop.bag import APPROXIMATE, PeerBag
 from wsi_mil.interop.detection import Kind, kind_of, read_peer
 from wsi_mil.interop.exporting import ExportParams, export_bags
-from wsi_mil.interop.importing import OwnBags, PeerOptions, import_bags, own_bags
+from wsi_mil.interop.importing import OwnBags, import_bags, own_bags
+from wsi_mil.interop.telling import PeerOptions
 from wsi_mil.interop.trident import encoders_of
 
 __all__ = [

@@ -20,12 +20,13 @@ from wsi_mil.errors import ArtifactError, ResolutionError
 from wsi_mil.slides.resolution import MPP_RANGE, Resolution
 
 APPROXIMATE = "approximate-magnification"
-"""The ``mpp_source`` of 10 / nominal magnification: off by up to 38 %."""
+"""The ``mpp_source`` of 10 / nominal magnification: the true value is 0.6 to 1.2 of it."""
 OF_TILES = "tiles"
 """The ``mpp_source`` where coordinates are physical and the slide's pixels unknown: the pixels are those of tiles."""
 UNNAMED = "unnamed"
 """The encoder of files that name none."""
-_AGREEMENT = 1.6
+_AGREEMENT = 1.75
+"""The factor by which um/px may miss 10 / magnification: TRIDENT and AtlasPatch call 0.30 to 0.60 um/px 20 x."""
 _REMEDY = "give --mpp for all slides, a table slide,mpp by --slides-csv, or the folder of the slides by --slides"
 
 
@@ -50,6 +51,8 @@ class PeerBag:
     """... and the side of a tile, um."""
     mpp: float | None = None
     """Level-0 um/px, where the file tells it."""
+    recorded: Resolution | None = None
+    """The same with its source, where wsimil itself wrote the file."""
     magnification: float | None = None
     """Nominal magnification of level 0, where the file tells it."""
     nominal_um: float | None = None
@@ -185,6 +188,8 @@ def whole_coords(coords: Num[np.ndarray, "tiles _"], path: Path) -> Int[np.ndarr
 def _resolution(bag: PeerBag, path: Path, told: Resolution | None) -> Resolution:
     if told:
         return told
+    if bag.recorded:
+        return checked(path, bag.recorded)
     of_power = 10 / bag.magnification if bag.magnification else None
     if bag.mpp:
         if of_power and not 1 / _AGREEMENT < bag.mpp / of_power < _AGREEMENT:
@@ -229,10 +234,13 @@ def _trident_attrs(
 ) -> dict[str, Any]:
     """What TRIDENT's readers want on ``coords``; magnifications are nominal there."""
     tile_mpp = (bag.tile_um or l0_tile[0] * resolution.mpp_x) / bag.tile_px
-    return {
-        "patch_size": bag.tile_px,
+    of_level0 = {
         "patch_size_level0": l0_tile[0],
         "level0_magnification": round(bag.magnification or 10 / resolution.mpp_x),
+    }
+    return {
+        "patch_size": bag.tile_px,
+        **({} if resolution.source == OF_TILES else of_level0),  # nobody knows the slide's pixels
         "target_magnification": bag.request.get("target_magnification") or round(10 / tile_mpp, 2),
         "overlap": int(bag.request.get("overlap") or 0),
         "name": Path(slide_id).name,

@@ -5,6 +5,7 @@ up. Level-0 pixels.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from wsi_mil import store
 from wsi_mil.errors import ArtifactError
 from wsi_mil.interop.bag import PeerBag, number, require_rows, whole_coords
 from wsi_mil.weights import read_tensor
+
+_USUAL_PX = 256  # CLAM's own default
 
 
 class _Tiles(NamedTuple):
@@ -40,20 +43,21 @@ def read_clam(path: Path) -> PeerBag:
     if tiles and coords is not None and not np.array_equal(tiles.l0_coords, coords):
         raise ArtifactError(f"{path} has other tiles than {listed}: put the features and patches of one run together")
     if coords is None:
-        if tiles is None:
+        if tiles is None and len(features):
             raise ArtifactError(
                 f"{path} has no coordinates: put CLAM's h5_files/ or patches/ beside {path.parent.name}/, with"
                 f" {path.stem}.h5 in it"
             )
-        coords = tiles.l0_coords
+        coords = tiles.l0_coords if tiles else np.empty((0, 2), np.int64)
     require_rows(features, coords, path)
     if tiles:
         return PeerBag("CLAM", features, tiles.tile_px, None, coords, tiles.l0_tile, l0_size=tiles.l0_size,
                        request=tiles.request)  # fmt: skip
-    side = _pitch(coords)
+    side = _pitch(coords) if len(coords) else _USUAL_PX
     if side is None:
         raise ArtifactError(f"{path} does not tell the size of its tiles: put CLAM's patches/ beside {path.parent}")
     guessed = "the size of tiles, by the usual step between neighbours"
+    guessed = guessed if len(coords) else f"the size of tiles where a slide has none, {_USUAL_PX} px"
     return PeerBag("CLAM", features, side, None, coords, (side, side), request={"patch_size": side}, guessed=guessed)
 
 
@@ -90,17 +94,24 @@ def _patches_of(path: Path) -> Path | None:
 def _tiles(path: Path) -> _Tiles:
     survey = store.survey(path)
     attrs = survey.array_attrs["coords"]
-    patch, level = number(attrs.get("patch_size")), int(attrs["patch_level"])
+    patch = number(attrs.get("patch_size"))
     if patch is None:
         raise ArtifactError(f"{path} does not say its patch_size: make it again with CLAM")
     custom = round(number(attrs.get("custom_downsample")) or 1)
     downsample = np.broadcast_to(attrs.get("downsample", 1.0), 2).astype(float)
     width, height = (round(patch * custom * along) for along in downsample)
-    size = np.broadcast_to(attrs.get("level_dim", 0), 2).tolist() if level == 0 else [0, 0]
     coords = whole_coords(store.read_arrays(path, ("coords",))["coords"], path)
     # The level says nothing of the size on the slide, which `tile_um` does: slides of one run may differ in it.
     request = {"patch_size": patch, "custom_downsample": custom}
-    return _Tiles(coords, (width, height), round(patch), (size[0], size[1]) if all(size) else None, request)
+    return _Tiles(coords, (width, height), round(patch), l0_size(attrs), request)
+
+
+def l0_size(attrs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height of the slide, level-0 px, where the attributes of coordinates tell them."""
+    if int(attrs["patch_level"]) != 0:
+        return None
+    width, height = np.broadcast_to(attrs.get("level_dim", 0), 2).tolist()
+    return (width, height) if width and height else None
 
 
 def _pitch(coords: Int[np.ndarray, "tiles 2"]) -> int | None:

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 from wsi_mil import store
 from wsi_mil.errors import ArtifactError
+from wsi_mil.interop import clam, trident
 from wsi_mil.interop.bag import PeerBag
 from wsi_mil.interop.clam import read_clam
 from wsi_mil.interop.exporting import EXPORT
 from wsi_mil.interop.stamp import read_stamp
 from wsi_mil.interop.trident import encoders_of, read_atlaspatch, read_trident
+from wsi_mil.weights import file_sha256
 
 _PEERS = "TRIDENT, CLAM, STAMP or AtlasPatch"
 
@@ -88,6 +90,29 @@ def read_peer(path: Path, encoder: str | None = None) -> PeerBag:
             return read_trident(path, survey)
         case _:
             return read_clam(path)
+
+
+def content_of(path: Path, encoder: str | None = None) -> str:
+    """Hash all that `read_peer` may read of a file: every byte of what it takes, so that no edit goes unseen.
+
+    Raises:
+        ArtifactCorrupt: the file is damaged.
+    """
+    if path.suffix == ".pt":
+        return file_sha256(path)[:32]
+    survey = store.survey(path)
+    names, of_encoders = {"coords", "feats", "features"}, encoders_of(survey)
+    names |= {f"features/{name}" for name in ([encoder] if encoder in of_encoders else of_encoders)}
+    return store.digest(path, names & survey.shapes.keys())
+
+
+def l0_size_of(path: Path) -> tuple[int, int] | None:
+    """Width and height of a bag's slide, level-0 px, where its file tells them."""
+    if path.suffix == ".pt":
+        return None
+    survey = store.survey(path)
+    attrs = {**survey.attrs, **survey.array_attrs.get("coords", {})}
+    return clam.l0_size(attrs) if "patch_level" in attrs else trident.l0_size(attrs)
 
 
 def _what_instead(kind: Kind) -> str:

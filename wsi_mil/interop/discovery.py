@@ -36,38 +36,39 @@ def peer_items(source: Path) -> list[Item]:
     """
     if source.is_file():
         return [Item(source.stem, source)]
-    root = feature_root(source)
     found: dict[str, Path] = {}
-    for path in _files(root):
-        slide_id = path.relative_to(root).with_suffix("").as_posix()
-        if path.suffix == ".h5" or slide_id not in found:  # of the two files of CLAM, the one that has coordinates
-            found[slide_id] = path
+    for root in feature_roots(source):
+        for path in _files(root):
+            slide_id = path.relative_to(root).with_suffix("").as_posix()
+            if path.suffix == ".h5" or slide_id not in found:  # of the two files of CLAM, the one that has coordinates
+                found[slide_id] = path
     if not found:
         raise ArtifactMissing(f"{source} holds no features: name a folder of .h5 or .pt files")
     return sorted(Item(slide_id, path) for slide_id, path in found.items())
 
 
-def feature_root(source: Path) -> Path:
-    """The folder in which the bags lie: ``source``, or the one inside it that its program puts them in.
+def feature_roots(source: Path) -> list[Path]:
+    """The folders in which the bags lie: ``source``, or those inside it that its program puts them in.
+
+    CLAM has two, and either may lack slides that the other has.
 
     Raises:
-        ArtifactError: there are several.
+        ArtifactError: there are those of several encoders.
     """
-    for name in ("h5_files", "pt_files"):
-        if (source / name).is_dir():
-            return source / name
+    if of_clam := [source / name for name in ("h5_files", "pt_files") if (source / name).is_dir()]:
+        return of_clam
     inside = (path for pattern in ("features_*", "*px_overlap/features_*") for path in source.glob(pattern))
     of_trident = sorted(path for path in inside if path.is_dir() and not path.name.endswith(CACHE))
     if len(of_trident) > 1:
         raise ArtifactError(f"{source} holds features of several encoders: name one of them, such as {of_trident[0]}")
     if of_trident:
-        return of_trident[0]
-    return source / "patches" if (source / "patches").is_dir() else source
+        return of_trident
+    return [source / "patches" if (source / "patches").is_dir() else source]
 
 
 def cache_of(source: Path) -> Path:
     """Where the converted bags of a folder, or of the folder of a file, go: beside it."""
-    root = source.parent if source.is_file() else feature_root(source)
+    root = source.parent if source.is_file() else feature_roots(source)[0]
     root = root.absolute()
     return root.with_name(root.name + CACHE)
 

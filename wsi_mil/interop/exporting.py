@@ -19,6 +19,8 @@ from wsi_mil.stage import Item, Result, artifact_items, per_slide, run
 FORMATS = ("stamp",)
 EXPORT = "export"
 """Name of the stage."""
+_MARKS = ("mpp_x", "mpp_y", "mpp_source", "guessed", "reason")
+"""Attributes of the features that STAMP does not ask for: without them, what is approximate would look exact."""
 _STAMP_VERSION = "2.0.0"  # the oldest that knows this layout, because STAMP refuses files that are newer than itself
 
 
@@ -43,7 +45,7 @@ class ExportStage:
     params: ExportParams
     workers: int = 1
     name: str = EXPORT
-    version: int = 1
+    version: int = 2
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of the features."""
@@ -73,7 +75,7 @@ class ExportStage:
             "feat_type": "tile",
             "status": attrs["status"],
         }
-        written |= {"reason": attrs["reason"]} if "reason" in attrs else {}
+        written |= {key: attrs[key] for key in _MARKS if key in attrs}
         return Result(store.Artifact({"feats": features.arrays["features"], "coords": coords_um}, written), len(coords))
 
 

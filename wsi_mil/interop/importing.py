@@ -7,48 +7,26 @@ in it is ever stale, and everything downstream reads artifacts of ours only.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
 
 from wsi_mil import store
-from wsi_mil.cohort import read_resolutions
-from wsi_mil.errors import ArtifactError, OptionError, SlideError, one_line
-from wsi_mil.interop.bag import APPROXIMATE, UNNAMED, PeerBag, checked, own_artifact
+from wsi_mil.errors import ArtifactError, ArtifactStale, OptionError, ResolutionError, one_line
+from wsi_mil.interop.bag import APPROXIMATE, OF_TILES, UNNAMED, PeerBag, own_artifact
 from wsi_mil.interop.clam import companions
-from wsi_mil.interop.detection import read_peer
+from wsi_mil.interop.detection import content_of, l0_size_of, read_peer
 from wsi_mil.interop.discovery import cache_of, holds_own, peer_items, vanished
+from wsi_mil.interop.telling import PeerOptions, Told, told_of
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report, RunOptions
-from wsi_mil.slides import find_slides, open_slide, slide_fingerprint
-from wsi_mil.slides.resolution import MPP_RANGE, Resolution
 from wsi_mil.stage import Item, Result, artifact_items, artifact_path, per_slide, run
 
 log = logging.getLogger(__name__)
 
 _NEAR = 1.2  # the size of tiles against the nominal one: as near as scanners of one magnification are
-
-
-@dataclass(frozen=True)
-class PeerOptions:
-    """What the user knows of bags that their files do not say."""
-
-    slides: Path | None = None
-    """Folder of the slides, whose files tell their resolution."""
-    table: Path | None = None
-    """``slides.csv``, with the um/px of each slide."""
-    mpp: float | None = None
-    """Level-0 um/px of all slides that the table does not name."""
-    encoder: str | None = None
-    """What the encoder is called, or which of AtlasPatch's it is; None = as the files say."""
-
-    def __post_init__(self) -> None:
-        low, high = MPP_RANGE
-        if self.mpp is not None and not low <= self.mpp <= high:
-            raise OptionError(f"--mpp {self.mpp:g}: give um per level-0 px, between {low} and {high:g}")
-        if self.encoder == "":
-            raise OptionError("--encoder is empty: give a name, or leave the option out")
 
 
 @dataclass(frozen=True)
@@ -59,18 +37,11 @@ class ImportParams:
     """As the user calls it."""
 
 
-class Told(NamedTuple):
-    """What is known of a slide beside its bag."""
-
-    resolution: Resolution
-    slide: Path | None = None
-
-
 class ImportStage:
     """``<slide>.h5`` or ``.pt`` of another program -> ``feats/<slide_id>.h5``."""
 
     name = "import"
-    version = 1
+    version = 2
 
     def __init__(self, params: ImportParams, told: Mapping[str, Told | Exception], workers: int = 1) -> None:
         """Make the stage.
@@ -83,11 +54,18 @@ class ImportStage:
         self.params, self.told, self.workers = params, dict(told), workers
 
     def upstream(self, item: Item) -> str:
-        """The content of the bag's files, and the resolution that the slide was given."""
-        prints = [slide_fingerprint(path) for path in (item.source, *companions(item.source))]
-        told = self._told(item)
-        given = [f"mpp={told.resolution.mpp_x!r},{told.resolution.mpp_y!r} {told.resolution.source}"] if told else []
-        return " ".join([*prints, *given])
+        """The content of the bag's files, and the resolution that the slide was given.
+
+        Raises:
+            ArtifactError: the slide that is at hand is another one, or a file is damaged.
+        """
+        told, files = self._told(item), [item.source, *companions(item.source)]
+        if told and told.l0_size:
+            _require_same_slide(item, files, told)
+        parts = [content_of(path, self.params.encoder) for path in files]
+        if told and told.resolution:
+            parts.append(f"mpp={told.resolution.mpp_x!r},{told.resolution.mpp_y!r} {told.resolution.source}")
+        return " ".join(parts)
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
         """Convert each bag in a thread."""
@@ -100,9 +78,15 @@ class ImportStage:
             ArtifactError: the file holds no features of tiles, or such that cannot be used.
             ResolutionError: nothing tells the slide's um per px.
         """
-        bag, told = read_peer(item.source, self.params.encoder), self._told(item)
-        made = own_artifact(bag, item.source, item.slide_id, told.resolution if told else None, self.params.encoder)
-        if told and told.slide:
+        bag, told = read_peer(item.source, self.params.encoder), self._told(item) or Told(None)
+        try:
+            made = own_artifact(bag, item.source, item.slide_id, told.resolution, self.params.encoder)
+        except ResolutionError as error:
+            if told.slide is None:
+                raise
+            raise ResolutionError(f"{error}; {told.slide} does not tell it") from error
+        _require_tiles_inside(item, made, bag.l0_size or told.l0_size)
+        if told.slide:
             made.attrs["slide_path"] = str(told.slide.absolute())
         _warn_of_size(item.slide_id, bag, made)
         return Result(made, len(bag.features))
@@ -170,6 +154,9 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
     if source.is_dir():
         for path in vanished(cache, items):
             path.unlink()
+    for slide_id, error in report.failed.items():  # what is there of an earlier run must not stand in for it
+        if not isinstance(error, ArtifactStale):
+            artifact_path(cache, slide_id).unlink(missing_ok=True)
     made = [Item(item.slide_id, artifact_path(cache, item.slide_id)) for item in items]
     made = [item for item in made if item.slide_id not in report.failed]
     if not made:
@@ -182,39 +169,45 @@ def _convert(items: list[Item], out: Path, peers: PeerOptions, options: RunOptio
     chosen = options.part(items)
     stage = ImportStage(ImportParams(peers.encoder), told_of(chosen, peers), options.threads)
     report = run(stage, items, out, options)
+    _follow_slides(out, report.skipped, stage.told)
     _warn_of_doubts(out, {item.slide_id for item in chosen} - report.failed.keys())
     return report
 
 
-def told_of(items: list[Item], peers: PeerOptions) -> dict[str, Told | Exception]:
-    """What the user, or the slide itself, says of the resolution of each slide: the first that says anything."""
-    names = [item.slide_id for item in items]
-    table = read_resolutions(peers.table, names) if peers.table else {}
-    slides = {slide.slide_id: slide.path for slide in find_slides(peers.slides)} if peers.slides else {}
-    told: dict[str, Told | Exception] = {}
-    for slide_id in names:
-        mpp = table.get(slide_id, peers.mpp)
-        try:
-            path = _slide_of(slide_id, slides)
-            if mpp is not None:
-                told[slide_id] = Told(checked(slide_id, Resolution(mpp, mpp, "option")), path)
-            elif path:
-                with open_slide(path) as slide:
-                    told[slide_id] = Told(Resolution(slide.mpp_x, slide.mpp_y, slide.mpp_source), path)
-        except SlideError as error:
-            told[slide_id] = error
-    return told
+def _follow_slides(out: Path, slide_ids: Iterable[str], told: Mapping[str, Told | Exception]) -> None:
+    """Correct where the slides lie that moved since their bags were converted: it decides no fingerprint."""
+    for slide_id in slide_ids:
+        now, path = told.get(slide_id), artifact_path(out, slide_id)
+        if not isinstance(now, Told) or now.slide is None:
+            continue
+        slide_path = str(now.slide.absolute())
+        if store.read_attrs(path).get("slide_path") != slide_path:
+            made = store.read(path)
+            store.write(path, replace(made, attrs={**made.attrs, "slide_path": slide_path}))
 
 
-def _slide_of(slide_id: str, slides: Mapping[str, Path]) -> Path | None:
-    """The slide of a bag; other programs leave out its folder."""
-    if slide_id in slides:
-        return slides[slide_id]
-    name = PurePosixPath(slide_id).name
-    found = sorted(other for other in slides if PurePosixPath(other).name == name)
-    if len(found) > 1:
-        raise SlideError(f"{slide_id} may be any of {', '.join(found)}: give a table slide,mpp by --slides-csv")
-    return slides[found[0]] if found else None
+def _require_same_slide(item: Item, files: Iterable[Path], told: Told) -> None:
+    """Refuse the namesake of a bag's slide."""
+    for width, height in filter(None, map(l0_size_of, files)):
+        if (width, height) != told.l0_size:
+            raise ArtifactError(
+                f"{item.source} is of a slide of {width} x {height} px, but {told.slide} has"
+                f" {' x '.join(map(str, told.l0_size or ()))}: name the folder of its own slides by --slides"
+            )
+
+
+def _require_tiles_inside(item: Item, made: store.Artifact, l0_size: tuple[int, int] | None) -> None:
+    """Refuse tiles of which not even a part lies on the slide."""
+    if l0_size is None or made.attrs["mpp_source"] == OF_TILES:
+        return
+    coords, tile = made.arrays["coords"], [made.attrs["l0_tile_width"], made.attrs["l0_tile_height"]]
+    outside = np.flatnonzero((coords >= np.array(l0_size)).any(axis=1) | (coords + np.array(tile) <= 0).any(axis=1))
+    if outside.size:
+        (l0_x, l0_y), (width, height) = coords[outside[0]], l0_size
+        raise ArtifactError(
+            f"{item.source}: the tile at ({l0_x}, {l0_y}) lies outside its slide of {width} x {height} px: make it"
+            " again with the program that wrote it"
+        )
 
 
 def _warn_of_size(slide_id: str, bag: PeerBag, made: store.Artifact) -> None:
@@ -227,7 +220,7 @@ def _warn_of_size(slide_id: str, bag: PeerBag, made: store.Artifact) -> None:
 def _warn_of_doubts(out: Path, slide_ids: set[str]) -> None:
     """Say once, for all slides, what was guessed."""
     attrs = {name: store.read_attrs(artifact_path(out, name)) for name in sorted(slide_ids)}
-    rough = [name for name, found in attrs.items() if found["mpp_source"] == APPROXIMATE]
+    rough = [name for name, found in attrs.items() if found["mpp_source"] in (APPROXIMATE, "objective-power")]
     if rough:
         log.warning(
             "%d slides, such as %s: about %.3g um/px, which is 10 / their nominal magnification: give --slides, --mpp"

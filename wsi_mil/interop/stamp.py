@@ -7,6 +7,7 @@ import numpy as np
 from wsi_mil import store
 from wsi_mil.errors import ArtifactError
 from wsi_mil.interop.bag import PeerBag, number, require_rows, text
+from wsi_mil.slides.resolution import Resolution
 
 _TILE_PX = 224  # of every STAMP that did not record it
 _HISTORIC_UM = 256.0
@@ -42,8 +43,16 @@ def read_stamp(path: Path, survey: store.Survey) -> PeerBag:
         coords_um=coords,
         tile_um=side,
         request={"tile_size_um": side, "tile_size_px": tile_px},
-        guessed=guessed,
+        recorded=_recorded(survey),
+        guessed=text(attrs.get("guessed")) or guessed,
     )
+
+
+def _recorded(survey: store.Survey) -> Resolution | None:
+    """What `wsimil export` wrote of the slide's resolution; of ``tiles`` it would only be what follows anyway."""
+    attrs = survey.attrs
+    mpp_x, mpp_y, source = number(attrs.get("mpp_x")), number(attrs.get("mpp_y")), text(attrs.get("mpp_source"))
+    return Resolution(mpp_x, mpp_y, source) if survey.is_artifact and mpp_x and mpp_y and source else None
 
 
 def _pitch(coords: np.ndarray) -> float | None:

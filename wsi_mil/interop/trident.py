@@ -43,9 +43,10 @@ def read_atlaspatch(path: Path, survey: store.Survey, encoder: str | None) -> Pe
     names = encoders_of(survey)
     if not names:
         raise ArtifactError(f"{path} holds coordinates of AtlasPatch and no features: make them by its `process`")
-    if encoder not in names and len(names) > 1:
-        raise ArtifactError(f"{path} holds the features of {', '.join(names)}: name one of them by --encoder")
-    name = encoder if encoder in names else names[0]
+    if encoder not in names and (encoder or len(names) > 1):
+        lacking = f", not of {encoder}" if encoder else ""
+        raise ArtifactError(f"{path} holds the features of {', '.join(names)}{lacking}: name one of them by --encoder")
+    name = encoder or names[0]
     arrays = store.read_arrays(path, (_FEATURES + name, "coords"))
     coords = arrays["coords"]
     attrs = dict(survey.attrs)
@@ -66,7 +67,6 @@ def _bag(
     if features.shape == (0,):  # as TRIDENT may write a slide without tiles
         features = features.reshape(0, 0)
     require_rows(features, coords, path)
-    sides = [number(attrs.get(key)) for key in ("level0_width", "level0_height")]
     return PeerBag(
         peer,
         features,
@@ -77,10 +77,16 @@ def _bag(
         mpp=number(attrs.get("mpp")),
         magnification=power,
         nominal_um=10 * patch / target if target else None,
-        l0_size=(round(sides[0]), round(sides[1])) if sides[0] and sides[1] else None,
+        l0_size=l0_size(attrs),
         slide_path=text(attrs.get("wsi_path")),
         request={"patch_size": patch, "target_magnification": target, "overlap": number(attrs.get("overlap")) or 0.0},
     )
+
+
+def l0_size(attrs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height of the slide, level-0 px, where the attributes of coordinates tell them."""
+    width, height = (number(attrs.get(key)) for key in ("level0_width", "level0_height"))
+    return (round(width), round(height)) if width and height else None
 
 
 def _of_folder(path: Path) -> str | None:
