@@ -6,8 +6,8 @@
 #     bash camelyon16.sh /data/CAMELYON16 /data/CAMELYON16/testing/reference.csv
 #
 # Have a GPU for step 2. Interrupted, it goes on where it was when you run it again. A slide that cannot be tiled stops it
-# (a broken download, most likely: fetch it again); one whose stain cannot be found is left out and named. A third word, --quick, shows
-# the way on a few slides with random weights: the result means nothing.
+# (a broken download, most likely: fetch it again); one whose stain cannot be found is left out and named. A third word,
+# --quick, shows the way on a few slides with random weights: the result means nothing.
 #
 # What differs from the paper: tissue is found by wsimil (there: by edges in each tile), stain is brought to the
 # reference that most implementations of Macenko's method share, which need not be the paper's, and the training slides

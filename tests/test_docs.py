@@ -225,7 +225,11 @@ def test_camelyon16_goes_on_without_slides_that_have_no_stain_and_stops_at_other
     command.chmod(0o755)
     environment = environment | {"PATH": f"{command.parent}:{environment['PATH']}"}
     done = subprocess.run(
-        ["bash", "-c", f"{CAMELYON16} data reference.csv"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        ["bash", "-c", f"{CAMELYON16} data reference.csv"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert told in done.stdout
     assert ("going on without the slides that failed" in done.stdout) == (goes_on and status == 1)

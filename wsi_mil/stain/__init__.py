@@ -108,5 +108,6 @@ def fit(method: str, pixels: UInt8[np.ndarray, "pixels 3"], path: Path) -> Norma
         return fits[method](stained)
     except NoStain as error:
         raise SlideError(
-            f"--stain {method} cannot be fitted to {path}: {error}: leave the slide out, or give all slides --stain none"
+            f"--stain {method} cannot be fitted to {path}: {error}: leave the slide out, or give all of them"
+            " --stain none"
         ) from error
