@@ -81,9 +81,7 @@ def make_tiles(
 ) -> Path:
     """What `wsimil tile` writes, as docs/format.md has it: every other column of a grid.
 
-    Args:
-        found: attributes that older tiles do not have.
-        columns: measures that older tiles do not have.
+    Attributes that were `found`, and all `columns` but coverage, are what older tiles lack.
     """
     grid = [(x, y) for y in range(0, side - L0_TILE + 1, L0_TILE) for x in range(0, side - L0_TILE + 1, 2 * L0_TILE)]
     coords = np.array([] if empty else grid, dtype=np.int64).reshape(-1, 2)

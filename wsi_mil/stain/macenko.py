@@ -9,7 +9,7 @@ from jaxtyping import Float64, UInt8
 from wsi_mil.stain.normaliser import DENSITY, MAX_STRETCH, WHITE, Normaliser, NoStain, mixed, pixels_of, planes_of
 
 _PERCENTILE = 1.0
-_MIN_ANGLE = 10.0  # degrees between two stains; the noise of a single one spans 3 to 14, H&E 18 to 45
+_MIN_ANGLE = 12.0  # degrees between two stains; the noise of a single one spans 3 to 14, H&E 18 to 45
 
 # The reference: haematoxylin and eosin in (red, green, blue), and the 99th percentiles of their amounts, as published
 # with M. Veta's implementation (github.com/mitkovetta/staining-normalization), which most others copy.
