@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_encoders_ctranspath import old_layout
@@ -121,13 +122,21 @@ def test_camelyon16_is_tiled_normalised_trained_on_and_predicted_without_the_thr
     small |= {"spacing_um": 110.0, "clearance_um": 20.0, "side_um": 800.0, "slides": 6}
     params = synthetic.SyntheticParams(**small)
     names = [f"training/{kind}/{kind}_00{number}" for kind in ("normal", "tumor") for number in (1, 2)]
-    names += ["testing/images/test_001", "testing/images/test_002"]
-    for index, name in enumerate(names):
-        write_pyramid(tmp_path / "data" / f"{name}.tif", synthetic.paint_slide(index, params), params.mpp)
+    names += ["testing/images/test_002", "testing/images/test_003"]
+    refused = "testing/images/test_001"
+    for index, name in enumerate([*names, refused]):
+        image = synthetic.paint_slide(index, params)
+        if name == refused:  # haematoxylin only
+            density = -np.log(np.maximum(image, 1) / 240).mean(axis=2, keepdims=True)
+            image = (240 * np.exp(-density * np.array([1.3, 1.4, 0.6]))).clip(0, 255).astype(np.uint8)
+        write_pyramid(tmp_path / "data" / f"{name}.tif", image, params.mpp)
     for name in ("training/normal/normal_086", "training/normal/normal_144", "testing/images/test_049"):
         shutil.copy(tmp_path / "data" / f"{names[0]}.tif", tmp_path / "data" / f"{name}.tif")
-    (tmp_path / "data/reference.csv").write_text("test_001,Tumor,IDC,Macro\ntest_002,Normal,DCIS,None\n")
-    shell(f"{CAMELYON16} data data/reference.csv --quick", tmp_path, environment)
+    table = "test_001,Tumor,IDC,Macro\ntest_002,Tumor,IDC,Macro\ntest_003,Normal,DCIS,None\n"
+    (tmp_path / "data/reference.csv").write_text(table)
+    done = shell(f"{CAMELYON16} data data/reference.csv --quick", tmp_path, environment)
+    assert f"failed: {refused}: --stain macenko cannot be fitted to " in done.stderr
+    assert f"{refused}: labelled, but left out: --stain macenko cannot be fitted to " in " ".join(done.stderr.split())
     attrs = {item.slide_id: store.read_attrs(item.source) for item in artifact_items(tmp_path / "feats")}
     assert sorted(attrs) == sorted(names)
     for made in attrs.values():
@@ -138,10 +147,10 @@ def test_camelyon16_is_tiled_normalised_trained_on_and_predicted_without_the_thr
     splits = {row.slide_id: (row.label, row.split) for row in trained}
     assert classes == ("normal", "tumor")
     assert {name for name, (_, split) in splits.items() if split == "test"} == set(names[-2:])
-    assert splits["testing/images/test_001"] == ("tumor", "test")
+    assert splits["testing/images/test_002"] == ("tumor", "test")
     (raw,), _, _ = read_predictions(tmp_path / "predictions" / "predictions.csv")
-    (same,) = (row for row in trained if row.slide_id == "testing/images/test_001")
-    assert raw.slide_id == "test_001"
+    (same,) = (row for row in trained if row.slide_id == "testing/images/test_002")
+    assert raw.slide_id == "test_002"
     assert raw.probabilities == pytest.approx(same.probabilities, abs=1e-4)
 
 
@@ -162,6 +171,8 @@ def test_camelyon16_has_its_official_split(
     command.write_text('#!/bin/sh\necho "wsimil $*"\n')
     command.chmod(0o755)
     environment = environment | {"PATH": f"{command.parent}:{environment['PATH']}"}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/predictions.csv").write_text("")
     reference = shared / "data/labels/camelyon16_test_reference.csv"
     told = shell(f"{CAMELYON16} data {reference}", tmp_path, environment).stdout
     for line in (
@@ -188,6 +199,42 @@ def test_camelyon16_has_its_official_split(
     assert failed.returncode == 1
     assert "other.csv does not tell whether test_001 is Normal or Tumor" in failed.stderr
     assert (failed.stdout, (tmp_path / "labels.csv").exists()) == ("", False)
+
+
+EXTRACT_SAYS = {
+    "a slide failed": ("1 done, 1 failed: see feats/summary.csv", 1, True),
+    "no weights": ("", 1, False),
+    "an option": ("", 2, False),
+    "all were done": ("2 done: see feats/summary.csv", 0, True),
+}
+
+
+@pytest.mark.parametrize(("told", "status", "goes_on"), EXTRACT_SAYS.values(), ids=EXTRACT_SAYS)
+def test_camelyon16_goes_on_without_slides_that_have_no_stain_and_stops_at_other_errors(
+    told: str, status: int, goes_on: bool, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "labels.csv").write_text("")  # made already
+    (tmp_path / "model").mkdir()
+    header = "slide_id,status,predicted,p_normal,p_tumor,tiles,label,split,error,model"
+    rows = ["normal_001,done,normal,0.9,0.1,5,normal,train,,this", "test_002,done,tumor,0.1,0.9,5,tumor,test,,this"]
+    (tmp_path / "model/predictions.csv").write_text("\n".join([header, *rows]) + "\n")
+    command = tmp_path / "bin" / "wsimil"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "wsimil $*"\n[ "$1" != extract ] || {{ echo "{told}"; exit {status}; }}\n')
+    command.chmod(0o755)
+    environment = environment | {"PATH": f"{command.parent}:{environment['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", f"{CAMELYON16} data reference.csv"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert told in done.stdout
+    assert ("going on without the slides that failed" in done.stdout) == (goes_on and status == 1)
+    assert ("wsimil train " in done.stdout, "wsimil predict data/test_002.tif\n" in done.stdout) == (goes_on, goes_on)
+    assert done.returncode == (0 if goes_on else status)
 
 
 def test_the_reference_is_generated_anew(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Extraction: every tile once, in order, as the encoder sees it by hand, and one bad slide costs only itself."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from wsi_mil.stage import Item, Output, RunOptions, artifact_items, run, run_tog
 from wsi_mil.stain import fit, stain_recipe
 
 L0_TILE, TILE_PX, MPP = 128, 64, 0.5
+FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 
 
 class Means:
@@ -67,8 +69,20 @@ def make_slide(path: Path, seed: int, side: int = 640) -> Path:
     return path
 
 
-def make_tiles(folder: Path, slide: Path, slide_id: str, side: int = 640, *, empty: bool = False) -> Path:
-    """What `wsimil tile` writes, as docs/format.md has it: every other column of a grid."""
+def make_tiles(
+    folder: Path,
+    slide: Path,
+    slide_id: str,
+    side: int = 640,
+    *,
+    empty: bool = False,
+    found: Mapping[str, Any] | None = None,
+    columns: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """What `wsimil tile` writes, as docs/format.md has it: every other column of a grid.
+
+    Attributes that were `found`, and all `columns` but coverage, are what older tiles lack.
+    """
     grid = [(x, y) for y in range(0, side - L0_TILE + 1, L0_TILE) for x in range(0, side - L0_TILE + 1, 2 * L0_TILE)]
     coords = np.array([] if empty else grid, dtype=np.int64).reshape(-1, 2)
     attrs = {
@@ -78,11 +92,12 @@ def make_tiles(folder: Path, slide: Path, slide_id: str, side: int = 640, *, emp
         "status": "empty" if empty else "done", "stage": "tile", "params": "{}", "fingerprint": f"print of {slide_id}",
         "upstream": slide_fingerprint(slide),
     }  # fmt: skip
+    attrs |= found or {}
     if empty:
         attrs["reason"] = "no tissue was found"
     path = folder / f"{slide_id}.h5"
     coords_attrs = {"patch_size": TILE_PX, "patch_size_level0": L0_TILE, "name": slide_id}
-    arrays = {"coords": coords, "coverage": np.ones(len(coords), np.float32)}
+    arrays = {"coords": coords, "coverage": np.ones(len(coords), np.float32), **(columns or {})}
     store.write(path, store.Artifact(arrays, attrs, {"coords": coords_attrs}))
     return path
 
@@ -126,9 +141,10 @@ def test_the_artifact_says_everything_about_its_features(cohort):
     assert np.array_equal(feats.arrays["coords"], tiles.arrays["coords"])
     assert feats.array_attrs["coords"] == tiles.array_attrs["coords"]
     assert feats.array_attrs["features"] == {"encoder": "morphology", "name": "deep/b"}
-    assert {key: feats.attrs[key] for key in CARRIED if key != "reason"} == {
-        key: tiles.attrs[key] for key in CARRIED if key != "reason"
+    assert {key: feats.attrs[key] for key in CARRIED if key in feats.attrs} == {
+        key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs
     }
+    assert "l0_step_x" not in feats.attrs  # as in tiles that were made before there were any
     assert feats.attrs["encoder"] == "morphology"
     assert feats.attrs["encoder_weights"] == "built-in"
     assert feats.attrs["encoder_weights_sha256"] == encoder.weights_sha256
@@ -153,6 +169,24 @@ def test_the_artifact_says_everything_about_its_features(cohort):
         "std": [0.5, 0.5, 0.5],
     }
     assert store.read(cohort / "vit/deep/b.h5").params["network"]["arch"] == "test_vit"
+
+
+def test_features_keep_every_attribute_of_the_tiles_that_the_format_names(cohort):
+    found = {
+        "l0_step_x": 256, "l0_step_y": 128, "tissue_share": 0.25, "ink_share": 0.125, "excluded": '{"pen": 2}',
+        "settings": '{"min_coverage": 0.5}', "enlargement": 1.5,
+    }  # fmt: skip
+    make_tiles(cohort / "tiles", cohort / "slides/a.tif", "a", found=found)
+    extract(cohort, Means())
+    tiles, feats = (store.read(cohort / folder / "a.h5") for folder in ("tiles", "feats"))
+    section = FORMAT.read_text().partition("## `tiles/<slide_id>.h5`")[2].partition("\n## ")[0]
+    rows = section.partition("Attributes of the root:")[2].splitlines()
+    named = {name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == tiles.attrs.keys() & named  # the format names none that these tiles lack
+    assert {name: feats.attrs.get(name) for name in named - {"enlargement"}} == {
+        name: tiles.attrs[name] for name in named - {"enlargement"}
+    }
+    assert "enlargement" not in feats.attrs
 
 
 def test_a_slide_without_tiles_gives_no_features_and_keeps_its_reason(cohort):
@@ -193,6 +227,23 @@ def test_the_encoder_sees_tiles_of_normalised_stain_whatever_the_threads_and_bat
     assert (empty.attrs["status"], "stain" in empty.attrs) == ("empty", False)
 
 
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_stain_is_fitted_on_tiles_without_ink(method, cohort):
+    share = np.array([0.0, 0.3, 0.01] * 5, np.float32)
+    make_tiles(cohort / "tiles", cohort / "slides/a.tif", "a", columns={"pen": share, "black": share})
+    extract(cohort, Means(), stain=method)
+    made = store.read(cohort / "feats/a.h5")
+    with open_slide(cohort / "slides/a.tif") as slide:
+        clean = [
+            slide.read(int(x), int(y), (L0_TILE, L0_TILE), (TILE_PX, TILE_PX))
+            for (x, y), marked in zip(made.arrays["coords"], share, strict=True)
+            if marked < 0.1
+        ]
+    assert len(clean) == 10
+    fitted = fit(method, np.stack(clean).reshape(-1, 3), cohort / "slides/a.tif")
+    assert json.loads(made.attrs["stain"]) == fitted.fitted
+
+
 def test_another_stain_is_noticed_and_a_slide_without_any_fails_alone(cohort):
     extract(cohort, Means())
     with pytest.raises(ArtifactError, match=r"stain was {'method': 'none'}, now {'method': 'macenko', .*--overwrite"):
@@ -204,7 +255,7 @@ def test_another_stain_is_noticed_and_a_slide_without_any_fails_alone(cohort):
     make_tiles(cohort / "tiles", grey, "grey")
     report = extract(cohort, Means(), "normalised", "macenko")
     assert (report.done, report.empty, list(report.failed)) == (["a", "deep/b"], ["c"], ["grey"])
-    assert "grey.tif has no stain that --stain macenko could be fitted to" in str(report.failed["grey"])
+    assert "--stain macenko cannot be fitted to" in str(report.failed["grey"])
 
 
 def test_encoders_of_one_pass_get_the_same_tiles():

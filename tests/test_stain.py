@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from painting import flat, noisy
+from painting import EOSIN, HAEMATOXYLIN, flat, noisy, smooth_grey
 from PIL import Image
 
 from wsi_mil import arguments, stain
 from wsi_mil.errors import OptionError, SlideError
+from wsi_mil.stain import macenko, reinhard
 
 PATH = Path("slides/a.svs")
 METHODS = ("macenko", "reinhard")
+ADVICE = "leave the slide out, or give all of them --stain none"
 PALE = (np.array([[0.49, 0.77, 0.41], [0.10, 0.88, 0.46]]), 0.6)
 DARK = (np.array([[0.65, 0.70, 0.29], [0.27, 0.75, 0.60]]), 1.3)
 
@@ -89,7 +91,7 @@ def test_macenko_recombines_the_amounts_of_each_pixel_with_the_reference() -> No
 def test_macenko_leaves_a_slide_that_is_stained_like_the_reference_as_it_is() -> None:
     parts = amounts()[:, :90]
     scale = np.array([1.9705, 1.0308]) / np.percentile(parts, 99, axis=(1, 2))
-    density = np.einsum("khw,kc->hwc", amounts() * scale[:, None, None], np.array(stain._STAINS))
+    density = np.einsum("khw,kc->hwc", amounts() * scale[:, None, None], np.array(macenko._STAINS))
     image = np.rint(240 * np.exp(-density)).astype(np.uint8)
     assert np.abs(fitted("macenko", image)(image).astype(int) - image).max() <= 6
 
@@ -123,7 +125,7 @@ def test_reinhard_gives_the_references_mean_and_spread() -> None:
     whole = (changed.max(axis=2) < 250) & (changed.min(axis=2) > 5)  # not cut off at either end of 8 bits
     after = np.array([lab(pixel) for pixel in changed[whole]])
     before = np.array([lab(pixel) for pixel in image[whole]])
-    wanted = (before - made.fitted["mean"]) / made.fitted["std"] * stain._STD + stain._MEAN
+    wanted = (before - made.fitted["mean"]) / made.fitted["std"] * reinhard._STD + reinhard._MEAN
     assert whole.mean() > 0.6
     np.testing.assert_allclose(after.mean(axis=0), wanted.mean(axis=0), atol=0.01)
     np.testing.assert_allclose(after.std(axis=0), wanted.std(axis=0), rtol=0.05)
@@ -170,15 +172,72 @@ def test_a_tile_alone_is_what_it_is_among_others(method: str) -> None:
         (flat(40, 40, (0, 0, 0)), "(its colours span 0.0 degrees|hardly varies)"),
         (
             noisy(flat(40, 40, (222, 140, 186)), 2.0),
-            "hardly var(y|ies), and would be stretched (more than 10|21) times",
+            "(its colours span 5.2 degrees, and two stains at least 12|hardly varies, .* more than 5 times)",
         ),
         (noisy(flat(40, 40, (120, 120, 120)), 1.0), "(its colours span .* degrees|hardly varies)"),
     ],
 )
 def test_a_slide_without_stain_or_of_one_colour_is_refused_by_name(method: str, image: np.ndarray, why: str) -> None:
-    message = rf"slides/a.svs has no stain that --stain {method} could be fitted to: .*{why}.*give all .*--stain none"
+    message = rf"--stain {method} cannot be fitted to slides/a.svs: .*{why}.*: {ADVICE}$"
     with pytest.raises(SlideError, match=message):
         fitted(method, image)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 3.0, 4.0])
+@pytest.mark.parametrize("strength", [0.5, 1.1, 2.0])
+@pytest.mark.parametrize(
+    "one",
+    [-np.log(np.array(EOSIN) / 240), -np.log(np.array(HAEMATOXYLIN) / 240), DARK[0][0], PALE[0][1]],
+    ids=["eosin", "haematoxylin", "dark haematoxylin", "pale eosin"],
+)
+def test_macenko_refuses_the_noise_of_one_stain(sigma: float, strength: float, one: np.ndarray) -> None:
+    amount = np.random.default_rng(0).uniform(0.3, 1.5, (120, 120, 1)) * strength
+    image, whole = (
+        240 * np.exp(-part * one / np.linalg.norm(one)) for part in (amount, np.full_like(amount, strength))
+    )
+    why = "(its colours span .* degrees, and two stains at least 12|its colours .* stretched .* times, more than 5)"
+    for only in (image, whole):
+        with pytest.raises(SlideError, match=rf"^--stain macenko cannot be fitted to slides/a.svs: {why}: {ADVICE}$"):
+            fitted("macenko", noisy(only, sigma))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sigma", [0.0, 2.0, 4.0])
+@pytest.mark.parametrize(("stains", "strength"), [PALE, DARK])
+def test_pale_and_dark_tissue_with_the_noise_of_a_scanner_is_fitted(
+    method: str, sigma: float, stains: np.ndarray, strength: float
+) -> None:
+    fitted(method, noisy(tissue(stains, strength), sigma))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 2.0])
+def test_a_grey_scan_without_stain_is_refused_and_not_tinted(sigma: float) -> None:
+    image = noisy(smooth_grey(240, 240), sigma)
+    why = "(alpha|beta) hardly varies, and would be stretched more than 5 times"
+    with pytest.raises(SlideError, match=rf"^--stain reinhard cannot be fitted to slides/a.svs: {why}: {ADVICE}$"):
+        fitted("reinhard", image)
+    with pytest.raises(SlideError, match=f"^--stain macenko cannot be fitted to slides/a.svs: .*: {ADVICE}$"):
+        fitted("macenko", image)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("column", ["pen", "black"])
+def test_tiles_with_ink_are_fitted_on_only_where_there_are_no_others(method: str, column: str) -> None:
+    tiles = np.stack([tissue(*DARK, seed=seed) for seed in range(8)])
+    tiles[::2, 20:70, 10:110] = 12, 14, 40  # black pen
+    coords = np.stack([np.arange(8), np.zeros(8, np.int64)], axis=1)
+
+    def fit(measured: dict[str, np.ndarray], some: np.ndarray = coords) -> dict:
+        return stain.fit_slide(method, lambda wanted: tiles[wanted[:, 0]], some, PATH, measured=measured).fitted
+
+    share = np.tile(np.array([0.3, 0.01], np.float32), 4)
+    clean, spoilt = fit({}, coords[1::2]), fit({})
+    assert fit({"pen": np.zeros(8, np.float32), column: share}) == clean
+    assert clean != spoilt
+    assert fit({column: np.full(8, 0.3, np.float32)}) == spoilt
+    assert fit({"pen": share, "black": 0.31 - share}) == spoilt  # no tile is free of both
+    recipe = stain.stain_recipe(method)
+    assert (recipe["max_pen"], recipe["max_black"]) == (0.01, 0.01)
 
 
 def test_methods_are_those_of_the_command_and_others_are_refused() -> None:
@@ -222,12 +281,12 @@ def test_real_tissue_is_brought_to_the_reference(method: str, shared: Path) -> N
         np.testing.assert_allclose(made.maxima, [2.868, 0.972], atol=2e-3)
         np.testing.assert_allclose(changed.reshape(-1, 3).mean(axis=0), [168, 122, 154], atol=1)
         again = fitted(method, changed)
-        np.testing.assert_allclose(again.fitted["stains"], unit(stain._STAINS), atol=0.02)
-        np.testing.assert_allclose(again.fitted["maxima"], stain._MAXIMA, rtol=0.05)
+        np.testing.assert_allclose(again.fitted["stains"], unit(macenko._STAINS), atol=0.02)
+        np.testing.assert_allclose(again.fitted["maxima"], macenko._MAXIMA, rtol=0.05)
     else:
         np.testing.assert_allclose(made.fitted["mean"], [8.249, -0.145, 0.063], atol=2e-3)
         np.testing.assert_allclose(made.fitted["std"], [0.544, 0.104, 0.019], atol=2e-3)
         stained = -np.log(image / 240).mean(axis=2) >= 0.15
-        after = stain._TO_LAB @ stain._log_cones(changed[stained].T)
-        np.testing.assert_allclose(after.mean(axis=1), stain._MEAN, atol=0.03)
-        np.testing.assert_allclose(after.std(axis=1), stain._STD, rtol=0.15)  # what is brighter than white is cut off
+        after = reinhard._TO_LAB @ reinhard._log_cones(changed[stained].T)
+        np.testing.assert_allclose(after.mean(axis=1), reinhard._MEAN, atol=0.03)
+        np.testing.assert_allclose(after.std(axis=1), reinhard._STD, rtol=0.15)  # brighter than white is cut off

@@ -29,9 +29,10 @@ from wsi_mil.stain import fit_slide, stain_recipe
 
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
-    "level0_height", "resample", "slide_path", "reader", "tissue_mm2", "status", "reason",
+    "level0_height", "l0_step_x", "l0_step_y", "resample", "slide_path", "reader", "tissue_mm2", "tissue_share",
+    "ink_share", "excluded", "settings", "status", "reason",
 )  # fmt: skip
-"""Attributes of the tiles that their features keep."""
+"""Attributes of the tiles that their features keep, those that there are."""
 CARRIED_ARRAYS = ("coords", "annotations")
 """Their datasets that are kept, where there are such."""
 _LARGEST = float(np.finfo(np.float16).max)
@@ -132,7 +133,7 @@ class ExtractStage:
         edges = [*range(0, len(coords), self.batch), len(coords)]
         with self._open(item, tiles.attrs) as slide:
             read = partial(_read, slide, tiles.attrs)
-            stain = fit_slide(method, read, coords, slide.path, self.threads)
+            stain = fit_slide(method, read, coords, slide.path, self.threads, tiles.arrays)
             chunks = (coords[start:stop] for start, stop in pairwise(edges))
             # Closed before the slide is: what threads still read must not be pulled from under them.
             with closing(map_ordered(lambda chunk: stain.all(read(chunk)), chunks, self.threads)) as batches:
