@@ -2,7 +2,7 @@
 
     python examples/bench_reading.py [SLIDE ...] [--side 20000]
 
-Without a slide one is painted: sections of H&E on glass, 0.25 um/px, --side pixels wide and high, as a JPEG pyramid.
+Without a slide one is painted: sections of H&E on glass, 1 um/px, --side pixels wide and high, as a JPEG pyramid.
 Steps are those of `wsimil tile`, on one thread; the last row is a lattice of a million places, whatever the slide.
 Prints Markdown.
 """
@@ -46,7 +46,7 @@ def paint(path: Path, side: int) -> Path:
     stain = np.where(inside, ndimage.gaussian_filter(rng.normal(size=(3, coarse, coarse)), (0, 1, 1)).argmax(0) + 1, 0)
     image = _STAINS[stain.astype(np.uint8)].repeat(64, 0).repeat(64, 1)
     image += rng.integers(0, 12, image.shape, dtype=np.uint8)
-    write_pyramid(path, image, 0.25)
+    write_pyramid(path, image, 1.0)
     return path
 
 

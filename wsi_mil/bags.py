@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float16, Float32, Int, Num
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -49,6 +49,15 @@ class Batch(NamedTuple):
         return Batch(self.features.to(device), self.coords_um.to(device), self.mask.to(device), slide)
 
 
+class Fault(NamedTuple):
+    """A tile whose features cannot be stored."""
+
+    tile: int
+    """Its row."""
+    what: str
+    """It has..."""
+
+
 def read_bag(path: Path) -> Bag:
     """Read the features of one slide (``feats/<slide_id>.h5``), float16 on disk, float32 here.
 
@@ -67,6 +76,20 @@ def read_bag(path: Path) -> Bag:
     except KeyError as error:
         raise ArtifactCorrupt(f"{path} lacks {error}: make it again with `wsimil extract --overwrite`") from error
     return Bag(slide_id, torch.from_numpy(features.astype(np.float32)), torch.from_numpy(coords_um), artifact.attrs)
+
+
+def half(
+    features: Num[np.ndarray, "tiles dim"],
+) -> tuple[Float16[np.ndarray, "tiles dim"], Fault | None]:
+    """Features as they are stored, and the first tile, if any, whose features float16 cannot hold."""
+    with np.errstate(over="ignore"):
+        small = features.astype(np.float16)
+    bad = np.flatnonzero(~np.isfinite(small).all(axis=1))
+    if not bad.size:
+        return small, None
+    worst = np.abs(features[bad[0]]).max()
+    why = f"beyond float16 ({np.finfo(np.float16).max:g})" if np.isfinite(worst) else "no number to learn from"
+    return small, Fault(int(bad[0]), f"a feature of {worst:g}, which is {why}")
 
 
 def collate(bags: Sequence[Bag]) -> Batch:

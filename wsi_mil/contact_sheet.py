@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from wsi_mil import __version__, store
+from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, one_line
+from wsi_mil.pages import render
 from wsi_mil.runs import failures
 from wsi_mil.stage import artifact_items
 
@@ -35,25 +34,22 @@ class Card(NamedTuple):
 def write_contact_sheet(folder: Path) -> Path:
     """Write the page of a folder of tiles, from the artifacts in it and the failures told of, and return its path."""
     cards = [Card(slide_id, "", {}, [reason], 3) for slide_id, reason in failures(folder).items()]
-    known: dict[str, tuple[dict[str, Any], float | None]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for item in artifact_items(folder):
         try:
-            artifact = store.read(item.source)
-            sharpness = artifact.arrays["sharpness"].tolist()
-            known[item.slide_id] = artifact.attrs, statistics.median(sharpness) if sharpness else None
-        except (ArtifactCorrupt, KeyError) as error:
+            attrs = store.read_attrs(item.source)
+            known |= {item.slide_id: attrs} if attrs.get("stage") == "tile" else {}
+        except ArtifactCorrupt as error:
             cards.append(Card(item.slide_id, "", {}, [f"its artifact is damaged: {one_line(error)}"], 3))
-    usual = statistics.median([sharpness for _, sharpness in known.values() if sharpness is not None] or [0.0])
-    cards += [_card(folder, slide_id, *found, usual) for slide_id, found in known.items()]
+    usual = statistics.median([attrs["sharpness"] for attrs in known.values() if attrs["tiles"]] or [0.0])
+    cards += [_card(folder, slide_id, attrs, usual) for slide_id, attrs in known.items()]
     cards.sort(key=lambda card: (-card.badness, -len(card.doubts), card.slide_id))
-    environment = Environment(loader=PackageLoader("wsi_mil"), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("contact_sheet.html").render(cards=cards, folder=folder.name, version=__version__)
-    store.write_bytes(folder / "index.html", page.encode())
+    store.write_bytes(folder / "index.html", render("contact_sheet.html", cards=cards, folder=folder.name))
     return folder / "index.html"
 
 
-def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], sharpness: float | None, usual: float) -> Card:
-    doubts = [attrs["reason"]] if attrs["status"] == "empty" else _doubts(attrs, sharpness, usual)
+def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: float) -> Card:
+    doubts = [attrs["reason"]] if attrs["status"] == "empty" else _doubts(attrs, usual)
     badness = 2 if attrs["status"] == "empty" else int(bool(doubts))
     picture = f"{quote(slide_id)}.jpg" if (folder / f"{slide_id}.jpg").exists() else ""
     excluded = json.loads(attrs["excluded"])
@@ -62,14 +58,14 @@ def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], sharpness: floa
         "left out": ", ".join(f"{count:,} {reason}" for reason, count in excluded.items()) or "none",
         "tissue": f"{attrs['tissue_mm2']:.3g} mm2, {attrs['tissue_share']:.0%} of the slide",
         "ink": f"{attrs['ink_share']:.1%}",
-        "sharpness": "-" if sharpness is None else f"{sharpness:.3g}",
+        "sharpness": f"{attrs['sharpness']:.3g}" if attrs["tiles"] else "-",
         "um/px": f"{attrs['mpp_x']:.4g} ({attrs['mpp_source']})",
         "size": f"{attrs['level0_width']:,} x {attrs['level0_height']:,} px",
     }
     return Card(slide_id, picture, facts, doubts, badness)
 
 
-def _doubts(attrs: Mapping[str, Any], sharpness: float | None, usual: float) -> list[str]:
+def _doubts(attrs: Mapping[str, Any], usual: float) -> list[str]:
     """What is unusual about a slide that has tiles."""
     excluded = {reason: count for reason, count in json.loads(attrs["excluded"]).items() if reason != "max_tiles"}
     share = sum(excluded.values()) / (sum(excluded.values()) + attrs["tiles"])
@@ -79,7 +75,7 @@ def _doubts(attrs: Mapping[str, Any], sharpness: float | None, usual: float) -> 
         f"fewer than {_FEW_TILES} tiles": attrs["tiles"] < _FEW_TILES,
         f"written on: {attrs['ink_share']:.1%} is ink": attrs["ink_share"] > _MUCH_INK,
         f"{share:.0%} of the tiles were left out": share > _MUCH_EXCLUDED,
-        "much less sharp than the others": sharpness is not None and sharpness < _DULL * usual,
+        "much less sharp than the others": attrs["sharpness"] < _DULL * usual,
         "its um/px is only known from the objective": attrs["mpp_source"] == "objective-power",
         f"enlarged {attrs['enlargement']:.2f} times": attrs["enlargement"] > 1.01,
     }

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from wsi_mil import store
+from wsi_mil.bags import half
 from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
 from wsi_mil.executors import map_ordered
@@ -30,12 +31,11 @@ from wsi_mil.stain import fit_slide, stain_recipe
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
     "level0_height", "l0_step_x", "l0_step_y", "resample", "slide_path", "reader", "tissue_mm2", "tissue_share",
-    "ink_share", "excluded", "settings", "status", "reason",
+    "ink_share", "sharpness", "excluded", "settings", "status", "reason",
 )  # fmt: skip
 """Attributes of the tiles that their features keep, those that there are."""
 CARRIED_ARRAYS = ("coords", "annotations")
 """Their datasets that are kept, where there are such."""
-_LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -239,21 +239,15 @@ class _Column:
 
     def _fill(self, start: int, pixels: UInt8[np.ndarray, "tiles height width 3"]) -> None:
         found = self.encoder.encode(pixels).numpy()
-        with np.errstate(over="ignore"):
-            half = found.astype(np.float16)
-        bad = np.flatnonzero(~np.isfinite(half).all(axis=1))
-        if bad.size:
-            l0_x, l0_y = self.tiles.arrays["coords"][start + bad[0]]
-            worst = np.abs(found[bad[0]]).max()
-            what = (
-                f"which is beyond float16 ({_LARGEST:g})" if np.isfinite(worst) else "which is no number to learn from"
-            )
+        made, fault = half(found)
+        if fault:
+            l0_x, l0_y = self.tiles.arrays["coords"][start + fault.tile]
             remedy = "other weights" if self.encoder.precision == "fp32" else "--precision fp32, other weights"
             raise EncoderError(
-                f"the tile at ({l0_x}, {l0_y}) got a feature of {worst:g} from {self.encoder.name}, {what}: "
-                f"try {remedy} or another encoder"
+                f"the tile at ({l0_x}, {l0_y}) got {fault.what}, from {self.encoder.name}: try {remedy} or another"
+                " encoder"
             )
-        self.features[start : start + len(half)] = half
+        self.features[start : start + len(made)] = made
 
     def artifact(self, stain: dict[str, Any]) -> store.Artifact:
         """The features with everything that is known about them, the slide's own stain included."""

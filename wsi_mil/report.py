@@ -1,4 +1,4 @@
-"""One self-contained HTML page per run: no script, no network, opens from disk. The only door to jinja2."""
+"""One self-contained HTML page per run."""
 
 import base64
 import math
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from wsi_mil import __version__
 from wsi_mil.learning import best_epoch
+from wsi_mil.pages import render
 from wsi_mil.train import Trained
 
 Cells = tuple[str, ...]
@@ -74,9 +72,7 @@ class Section:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
     """Render a page."""
-    environment = Environment(loader=PackageLoader("wsi_mil"), autoescape=True, undefined=StrictUndefined)
-    template = environment.get_template("report.html")
-    return template.render(title=title, lead=lead, sections=sections, version=__version__).encode()
+    return render("report.html", title=title, lead=lead, sections=sections)
 
 
 def training_page(trained: Trained, pictures: Sequence[Picture] = ()) -> bytes:

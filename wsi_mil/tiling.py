@@ -220,6 +220,7 @@ def _found(tissue: Tissue, kept: Kept) -> dict[str, Any]:
         "tissue_mm2": tissue.area_mm2,
         "tissue_share": float(tissue.mask.mean()),
         "ink_share": float(tissue.ink.mean()),
+        "sharpness": float(np.median(kept.columns["sharpness"])) if len(kept.coords) else 0.0,
         "excluded": json.dumps(kept.excluded, sort_keys=True),
     }
 

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from wsi_mil import store
-from wsi_mil.bags import UNKNOWN
+from wsi_mil.bags import UNKNOWN, half
 from wsi_mil.errors import ArtifactError, ResolutionError
-from wsi_mil.slides.resolution import MPP_RANGE, Resolution
+from wsi_mil.slides.resolution import Resolution, checked
 
 APPROXIMATE = "approximate-magnification"
 """The ``mpp_source`` of 10 / nominal magnification: the true value is 0.6 to 1.2 of it."""
@@ -27,7 +27,7 @@ UNNAMED = "unnamed"
 """The encoder of files that name none."""
 _AGREEMENT = 1.75
 """The factor by which um/px may miss 10 / magnification: TRIDENT and AtlasPatch call 0.30 to 0.60 um/px 20 x."""
-_REMEDY = "give --mpp for all slides, a table slide,mpp by --slides-csv, or the folder of the slides by --slides"
+REMEDY = "give --mpp for all slides, a table slide,mpp by --slides-csv, or the folder of the slides by --slides"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,10 @@ def own_artifact(
     """
     resolution = _resolution(bag, path, told)
     coords, l0_tile = _in_level0(bag, resolution)
-    features = half(bag.features, coords, path)
+    features, fault = half(bag.features)
+    if fault:
+        l0_x, l0_y = coords[fault.tile]
+        raise ArtifactError(f"{path}: the tile at ({l0_x}, {l0_y}) has {fault.what}: extract it again")
     name = encoder or bag.encoder or UNNAMED
     request = {"peer": bag.peer, **bag.request, "encoder": bag.encoder, "dim": features.shape[1]}
     attrs = {
@@ -119,27 +122,6 @@ def _said(bag: PeerBag) -> dict[str, Any]:
 
 def _l0_size(bag: PeerBag) -> dict[str, int]:
     return dict(zip(("level0_width", "level0_height"), bag.l0_size, strict=True)) if bag.l0_size else {}
-
-
-def half(
-    features: Num[np.ndarray, "tiles dim"], coords: Int[np.ndarray, "tiles 2"], path: Path
-) -> Float[np.ndarray, "tiles dim"]:
-    """Features as float16.
-
-    Raises:
-        ArtifactError: one is no number, or beyond float16; names the tile.
-    """
-    with np.errstate(over="ignore"):
-        small = features.astype(np.float16)
-    bad = np.flatnonzero(~np.isfinite(small).all(axis=1))
-    if bad.size:
-        worst = np.abs(features[bad[0]]).max()
-        what = "beyond float16 (65504)" if np.isfinite(worst) else "no number to learn from"
-        l0_x, l0_y = coords[bad[0]]
-        raise ArtifactError(
-            f"{path}: the tile at ({l0_x}, {l0_y}) has a feature of {worst:g}, which is {what}: extract it again"
-        )
-    return small
 
 
 def require_rows(features: np.ndarray, coords: np.ndarray, path: Path) -> None:
@@ -189,33 +171,21 @@ def _resolution(bag: PeerBag, path: Path, told: Resolution | None) -> Resolution
     if told:
         return told
     if bag.recorded:
-        return checked(path, bag.recorded)
+        return checked(path, bag.recorded, REMEDY)
     of_power = 10 / bag.magnification if bag.magnification else None
     if bag.mpp:
         if of_power and not 1 / _AGREEMENT < bag.mpp / of_power < _AGREEMENT:
             raise ResolutionError(
                 f"{path} says {bag.mpp:g} um/px and a magnification of {bag.magnification:g}, which do not go together:"
-                f" {_REMEDY}"
+                f" {REMEDY}"
             )
-        return checked(path, Resolution(bag.mpp, bag.mpp, bag.peer.lower()))
+        return checked(path, Resolution(bag.mpp, bag.mpp, bag.peer.lower()), REMEDY)
     if bag.tile_um:
         mpp = bag.tile_um / bag.tile_px
         return Resolution(mpp, mpp, OF_TILES)
     if of_power:
-        return checked(path, Resolution(of_power, of_power, APPROXIMATE))
-    raise ResolutionError(f"{path} does not say the micrometres per pixel of its slide: {_REMEDY}")
-
-
-def checked(where: object, resolution: Resolution) -> Resolution:
-    """Return a resolution that makes sense.
-
-    Raises:
-        ResolutionError: it does not; names where it is from.
-    """
-    low, high = MPP_RANGE
-    if not all(low <= mpp <= high for mpp in resolution[:2]):
-        raise ResolutionError(f"{where}: {resolution.mpp_x:.6g} um/px is outside {low} to {high:g}: {_REMEDY}")
-    return resolution
+        return checked(path, Resolution(of_power, of_power, APPROXIMATE), REMEDY)
+    raise ResolutionError(f"{path} does not say the micrometres per pixel of its slide: {REMEDY}")
 
 
 def _in_level0(bag: PeerBag, resolution: Resolution) -> tuple[Int[np.ndarray, "tiles 2"], tuple[int, int]]:

@@ -37,7 +37,7 @@ def peer_items(source: Path) -> list[Item]:
     if source.is_file():
         return [Item(source.stem, source)]
     found: dict[str, Path] = {}
-    for root in feature_roots(source):
+    for root in peer_roots(source):
         for path in _files(root):
             slide_id = path.relative_to(root).with_suffix("").as_posix()
             if path.suffix == ".h5" or slide_id not in found:  # of the two files of CLAM, the one that has coordinates
@@ -47,7 +47,7 @@ def peer_items(source: Path) -> list[Item]:
     return sorted(Item(slide_id, path) for slide_id, path in found.items())
 
 
-def feature_roots(source: Path) -> list[Path]:
+def peer_roots(source: Path) -> list[Path]:
     """The folders in which the bags lie: ``source``, or those inside it that its program puts them in.
 
     CLAM has two, and either may lack slides that the other has.
@@ -68,7 +68,7 @@ def feature_roots(source: Path) -> list[Path]:
 
 def cache_of(source: Path) -> Path:
     """Where the converted bags of a folder, or of the folder of a file, go: beside it."""
-    root = source.parent if source.is_file() else feature_roots(source)[0]
+    root = source.parent if source.is_file() else peer_roots(source)[0]
     root = root.absolute()
     return root.with_name(root.name + CACHE)
 

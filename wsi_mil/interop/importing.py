@@ -1,7 +1,7 @@
 """Bags of other programs -> features of ours: the stage behind ``wsimil import``, and behind ``--bags`` of such bags.
 
-``--bags`` converts into a cache beside the folder that it names. That is a stage's folder like any other, so nothing
-in it is ever stale, and everything downstream reads artifacts of ours only.
+``--bags`` converts into a cache beside the folder that it names. That is a stage's folder like any other: what is stale
+is converted again, and everything downstream reads artifacts of ours only.
 """
 
 import logging

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from wsi_mil.cohort import read_resolutions
 from wsi_mil.errors import OptionError, ResolutionError, SlideError, SlideUnreadable
-from wsi_mil.interop.bag import checked
+from wsi_mil.interop.bag import REMEDY
 from wsi_mil.slides import find_slides, open_slide
-from wsi_mil.slides.resolution import MPP_RANGE, Resolution
+from wsi_mil.slides.resolution import MPP_RANGE, Resolution, checked
 from wsi_mil.stage import Item
 
 
@@ -54,7 +54,7 @@ def told_of(items: list[Item], peers: PeerOptions) -> dict[str, Told | Exception
     for slide_id in names:
         mpp = table.get(slide_id, peers.mpp)
         try:
-            given = None if mpp is None else checked(slide_id, Resolution(mpp, mpp, "option"))
+            given = None if mpp is None else checked(slide_id, Resolution(mpp, mpp, "option"), REMEDY)
             path = _slide_of(slide_id, slides)
             if path:
                 told[slide_id] = _look_at(path, given)

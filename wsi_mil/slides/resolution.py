@@ -50,15 +50,15 @@ def resolve(path: Path, option: float | None, hints: Hints) -> Resolution:
     """
     if option is not None:
         _warn_of_contradiction(path, option, hints)
-        return _checked(path, Resolution(option, option, "option"))
+        return checked(path, Resolution(option, option, "option"))
     if pair := _pair(path, hints.mpp):
-        return _checked(path, Resolution(*pair, "openslide"))
+        return checked(path, Resolution(*pair, "openslide"))
     if hints.unit in _UM_PER_UNIT and (pair := _pair(path, hints.pixels_per_unit)):
         x, y = (_UM_PER_UNIT[hints.unit] / value if value else 0.0 for value in pair)
-        return _checked(path, Resolution(x, y, "tiff-resolution"))
+        return checked(path, Resolution(x, y, "tiff-resolution"))
     if pair := _pair(path, (hints.power, hints.power)):
         mpp = 10 / pair[0] if pair[0] else 0.0
-        resolution = _checked(path, Resolution(mpp, mpp, "objective-power"))
+        resolution = checked(path, Resolution(mpp, mpp, "objective-power"))
         log.warning("%s: about %.3g um/px, guessed from its %s x objective; %s", path, mpp, hints.power, _REMEDY)
         return resolution
     raise ResolutionError(f"{path} does not say its micrometres per pixel: {_REMEDY}")
@@ -89,12 +89,17 @@ def _number(path: Path, text: str | None) -> float:
         raise ResolutionError(f"{path} gives a resolution of {text!r}, which is no number: {_REMEDY}") from error
 
 
-def _checked(path: Path, resolution: Resolution) -> Resolution:
+def checked(where: object, resolution: Resolution, remedy: str = _REMEDY) -> Resolution:
+    """Return a resolution that makes sense.
+
+    Raises:
+        ResolutionError: it does not; names where it is from, and what to do.
+    """
     low, high = MPP_RANGE
     for mpp in (resolution.mpp_x, resolution.mpp_y):
         if not low <= mpp <= high:
             raise ResolutionError(
-                f"{path}: {mpp:.6g} um/px (from {resolution.source}) is outside {low} to {high:g}: {_REMEDY}"
+                f"{where}: {mpp:.6g} um/px (from {resolution.source}) is outside {low} to {high:g}: {remedy}"
             )
     return resolution
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
+from wsi_mil.grid import spread
+
 _TILES, _PX, _SEED = 128, 75, 0  # of each sampled tile, at most 75 x 75 pixels, evenly spaced
 _MAX_MARK = 0.01  # share of a tile that may be pen or black
 
@@ -22,7 +24,7 @@ RECIPE: dict[str, Any] = {
 def sample(
     coords: Int64[np.ndarray, "tiles 2"], measured: Mapping[str, Shaped[np.ndarray, "tiles *more"]]
 ) -> Int64[np.ndarray, "sampled 2"]:
-    """Draw at most 128 tiles, always the same ones, in their order.
+    """Draw at most 128 tiles, evenly over the tissue, always the same ones, in their order.
 
     Ink and black would be taken for stain: where some tiles have next to none of it, only they are drawn from.
 
@@ -36,9 +38,7 @@ def sample(
             clean &= measured[name] <= _MAX_MARK
     if clean.any():
         coords = coords[clean]
-    if len(coords) <= _TILES:
-        return coords
-    return coords[np.sort(np.random.default_rng(_SEED).choice(len(coords), _TILES, replace=False))]
+    return coords[spread(coords, _TILES, _SEED)]
 
 
 def thinned(tiles: UInt8[np.ndarray, "tiles height width 3"]) -> UInt8[np.ndarray, "pixels 3"]:

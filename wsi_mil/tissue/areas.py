@@ -24,13 +24,19 @@ def without_small(
     return keep[labels]
 
 
+def reaching_border(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The connected parts of a mask that reach the border."""
+    labels, count = ndimage.label(mask)
+    outer = np.zeros(count + 1, bool)
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        outer[border] = True
+    outer[0] = False
+    return outer[labels]
+
+
 def small_holes(
     mask: Bool[np.ndarray, "height width"], mm2: float, mpp_x: float, mpp_y: float
 ) -> Bool[np.ndarray, "height width"]:
     """What a mask surrounds, as far as it is less than an area; what reaches the border is no hole."""
-    labels, _ = ndimage.label(~mask)
-    fill = np.bincount(labels.ravel()) * mpp_x * mpp_y * 1e-6 < mm2
-    fill[0] = False
-    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        fill[border] = False
-    return fill[labels]
+    holes = ~mask & ~reaching_border(~mask)
+    return holes & ~without_small(holes, mm2, mpp_x, mpp_y)

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from wsi_mil.tissue.areas import grown, small_holes, without_small
+from wsi_mil.tissue.areas import grown, reaching_border, small_holes, without_small
 from wsi_mil.tissue.ink import find_ink
 
 WORKING_MPP = 16.0
@@ -31,6 +31,7 @@ _DARK = 40  # brightest channel of a fluorescence background
 _GLASS_MIN, _GLASS_CHROMA = 190, 36  # glass is bright in every channel, and nearly grey,
 _GLASS_PINK = 18  # least of all short of green, which pale H&E is
 _GLASS_FLAT_OD = 0.006  # and even: tissue, however pale, varies more over 40 um
+_GLASS_PIXELS = 100_000
 _GLASS_SHARE = 0.005  # fewer pixels of it are no glass but flat spots of a slide that is all tissue
 _TINTED_MIN, _TINTED_SHARE, _TINTED_EVEN = 150, 0.3, 6.0  # yellowed or filtered glass: bright, much of it, one colour
 _UNSCANNED = 12  # darker in every channel
@@ -127,14 +128,7 @@ def _is_fluorescence(pixels: UInt8[np.ndarray, "3 height width"]) -> bool:
 def _unscanned(pixels: UInt8[np.ndarray, "3 height width"]) -> Bool[np.ndarray, "height width"]:
     """Black that reaches the border: scanners leave out what they see nothing on."""
     black = pixels.max(0) < _UNSCANNED
-    if not black.any():
-        return black
-    labels, count = ndimage.label(black)
-    outer = np.zeros(count + 1, bool)
-    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        outer[border] = True
-    outer[0] = False
-    return outer[labels]
+    return reaching_border(black) if black.any() else black
 
 
 def _glass(
@@ -156,6 +150,7 @@ def _glass(
     if unscanned.sum() < 0.95 * glass.sum():
         glass &= ~unscanned
     colours = smooth[:, glass]
+    colours = colours[:, :: max(1, colours.shape[1] // _GLASS_PIXELS)]  # a median wants no more
     level = colours.mean(0)
     counts = ndimage.gaussian_filter1d(np.bincount(level.round().astype(int), minlength=257).astype(float), 1.5)
     common = np.flatnonzero(counts >= 0.2 * counts.max())[-1]
