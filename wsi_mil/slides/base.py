@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from wsi_mil.slides.resolution import Resolution
@@ -85,6 +85,27 @@ class Slide(ABC):
         if image.size != size_px:
             image = image.resize(size_px, Image.Resampling.BILINEAR)
         return np.array(image)
+
+    def expect(
+        self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
+    ) -> None:
+        """Be told of all tiles that `read_tiles` will be asked for, each once and in any order.
+
+        A reader may keep then what several of them need, until the last of them has been read. It changes no pixel.
+        """
+
+    def read_tiles(
+        self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
+    ) -> UInt8[np.ndarray, "tiles height width 3"]:
+        """Read several tiles of one size by their top left corners (x, y), level-0 pixels; each as by `read`.
+
+        Raises:
+            SlideUnreadable: the pixels cannot be read.
+        """
+        tiles = np.empty((len(l0_corners), size_px[1], size_px[0], 3), np.uint8)
+        for tile, (l0_x, l0_y) in zip(tiles, l0_corners.tolist(), strict=True):
+            tile[:] = self.read(l0_x, l0_y, l0_size, size_px)
+        return tiles
 
     def level_for(self, scale_x: float, scale_y: float) -> int:
         """Return the coarsest level that is not coarser than so many level-0 pixels per pixel; level 0 if all are."""
