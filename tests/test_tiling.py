@@ -62,7 +62,7 @@ def test_an_artifact_says_all_about_its_tiles(make_slide, tmp_path):
         "mpp_x": pytest.approx(0.8), "mpp_y": pytest.approx(0.8), "mpp_source": "openslide",
         "tile_um": 256.0, "tile_px": 224,
         "l0_tile_width": 320, "l0_tile_height": 320, "level0_width": 1800, "level0_height": 1500, "status": "done",
-        "slide_path": str(path), "reader": "openslide", "resample": "pillow-bilinear-antialiased",
+        "slide_path": str(path), "reader": "direct", "resample": "pillow-bilinear-antialiased",
         "slide_id": "sub/a.b",
         "enlargement": 1.0,
     }  # fmt: skip

@@ -25,6 +25,14 @@ class Stain(StrEnum):
     REINHARD = "reinhard"
 
 
+class Reader(StrEnum):
+    """Who reads the pixels of slides: `wsi_mil.slides.opening.READERS`."""
+
+    AUTO = "auto"
+    DIRECT = "direct"
+    OPENSLIDE = "openslide"
+
+
 class Store(StrEnum):
     """What `wsimil distances` stores beside the histogram."""
 
@@ -69,6 +77,12 @@ Distances = Annotated[Path, typer.Option("--distances", help="Folder of `wsimil 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
 Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores this process may use.")]
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]
+ReaderName = Annotated[
+    Reader, typer.Option("--reader", help="Who reads pixels; auto: direct where it shows what OpenSlide shows.")
+]
+FastDecode = Annotated[
+    bool, typer.Option("--fast-decode", help="Decode JPEGs at a fraction of their size: faster, not quite identical.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
 Batch = Annotated[int, typer.Option("--batch", help="Tiles per forward pass of the encoder.")]
 WeightsOf = Annotated[
@@ -194,11 +208,11 @@ def peer_options(slides: Path | None, table: Path | None, mpp: float | None, enc
     return PeerOptions(slides, table, mpp, encoder)
 
 
-def run_options(overwrite: bool, workers: int, shard: str) -> "RunOptions":
+def run_options(overwrite: bool, workers: int, shard: str, reader: str = "auto") -> "RunOptions":
     """How a run goes about its work."""
     from wsi_mil.stage import RunOptions
 
-    return RunOptions(overwrite, workers=workers, shard=shard)
+    return RunOptions(overwrite, workers=workers, shard=shard, reader=str(reader))
 
 
 def key_values(words: list[str] | None) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from wsi_mil.arguments import (
     Overlap,
     Overwrite,
     Pens,
+    Reader,
+    ReaderName,
     Regions,
     Seed,
     Shard,
@@ -61,6 +63,7 @@ def tile(
     include: Include = None,
     exclude: Exclude = None,
     annotations: Annotations = None,
+    reader: ReaderName = Reader.AUTO,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -74,5 +77,5 @@ def tile(
         max_black=max_black, min_saturation=min_saturation,
     )  # fmt: skip
     params = with_regions(params, include, exclude, regions)
-    options, drawings = run_options(overwrite, workers, shard), workflow.Drawings(regions, annotations)
+    options, drawings = run_options(overwrite, workers, shard, reader), workflow.Drawings(regions, annotations)
     leave(workflow.tile(slides, out, params, options, table, slide_mpp, drawings), out)

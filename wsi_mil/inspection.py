@@ -204,6 +204,7 @@ def _of_slide(path: Path, slide: Slide) -> dict[str, Any]:
         "mpp_source": slide.mpp_source,
         "levels": levels,
         "reader": slide.reader,
+        "reader_reason": slide.why,
     }
 
 

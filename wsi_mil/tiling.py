@@ -120,7 +120,7 @@ class TileStage:
     """The stage behind ``wsimil tile``. Its items are slides."""
 
     name = "tile"
-    version = 2
+    version = 3
 
     def __init__(
         self,
@@ -129,6 +129,7 @@ class TileStage:
         mpp: Mapping[str, float] | None = None,
         settings: Mapping[str, Mapping[str, float]] | None = None,
         drawings: Drawings | None = None,
+        reader: str = "auto",
     ) -> None:
         """Make the stage.
 
@@ -138,16 +139,19 @@ class TileStage:
             mpp: micrometres per level-0 pixel by slide_id, where the user knows better than the file.
             settings: by slide_id, parameters that a slide has of its own.
             drawings: where regions and annotations of the slides lie.
+            reader: who reads pixels, see `open_slide`.
         """
         self.params, self.workers, self.mpp = params, workers or available_cores(), dict(mpp or {})
         self.settings = {slide_id: dict(own) for slide_id, own in (settings or {}).items() if own}
-        self.drawings = drawings or Drawings()
+        self.drawings, self.reader = drawings or Drawings(), reader
 
     def upstream(self, item: Item) -> str:
         """The slide's fingerprint, what the user told of it (resolution, own parameters), and what was drawn on it."""
         told: dict[str, float] = {} if (mpp := self.mpp.get(item.slide_id)) is None else {"mpp": mpp}
         told |= dict(sorted(self.settings.get(item.slide_id, {}).items()))
         words = [slide_fingerprint(item.source), *(f"{name}={value!r}" for name, value in told.items())]
+        if self.reader != "auto":
+            words.append(f"reader={self.reader}")
         return " ".join(words) + self.drawings.upstream(item.slide_id)
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
@@ -164,7 +168,7 @@ class TileStage:
             PolygonError: what was drawn on it cannot be read, or lies elsewhere.
         """
         params = self.params.changed(self.settings.get(item.slide_id, {}))
-        with open_slide(item.source, self.mpp.get(item.slide_id)) as slide:
+        with open_slide(item.source, self.mpp.get(item.slide_id), self.reader) as slide:
             enlargement = _enlargement(slide, params)
             thumbnail = slide.thumbnail(min(WORKING_MPP, preview_mpp(slide)))
             tissue = self._tissue(item, slide, thumbnail, params)
@@ -279,6 +283,7 @@ def _geometry(slide: Slide, params: TileParams, grid: Lattice) -> dict[str, Any]
         "resample": RESAMPLE,
         "slide_path": str(slide.path.absolute()),
         "reader": slide.reader,
+        "reader_reason": slide.why,
     }
 
 

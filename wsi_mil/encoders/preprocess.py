@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from wsi_mil.encoders.resize import KERNELS, resize
+from wsi_mil.encoders.resize import resize
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError
+from wsi_mil.filters import KERNELS
 
 
 def as_batch(tiles: np.ndarray | Tensor) -> UInt8[Tensor, "tiles height width 3"]:

@@ -1,7 +1,7 @@
 """Resizing as Pillow does it, bit for bit, in batches and on any device.
 
 Encoders were trained on tiles that Pillow resized. It resizes along one axis after the other, with weights in fixed
-point (22 bits after the point) and 8-bit values after each axis (Pillow, ``src/libImaging/Resample.c``). The same
+point (22 bits after the point: `filters`) and 8-bit values after each axis. The same
 whole-number weights in float64 give the same sums: an 8-bit value times a weight is below 2**31, so no sum rounds.
 The result depends on neither device, batch nor threads.
 
@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
-_POINT = 22  # bits after the point of Pillow's weights: 32, less 8 of a value and 2 against overflow
+from wsi_mil.filters import POINT, pillow_weights
+
 _BAND = 32  # outputs computed at once: few enough to leave out most of the zeros, enough for a matrix product
 _VALUES = {"cpu": 1 << 18, "cuda": 1 << 24}  # of the tiles resized at once: what a cache holds, 128 MB on a GPU
 
@@ -69,7 +70,7 @@ def _resized(
 
 def _whole(sums: Float64[Tensor, "*axes"]) -> Float64[Tensor, "*axes"]:
     """Round fixed-point sums to 8-bit values, in place: half a step added, then cut off, as a shift of bits does."""
-    return sums.add_(1 << (_POINT - 1)).mul_(2.0**-_POINT).floor_().clamp_(0, 255)
+    return sums.add_(1 << (POINT - 1)).mul_(2.0**-POINT).floor_().clamp_(0, 255)
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,37 +85,3 @@ def _bands(length: int, size: int, interpolation: str, device: torch.device) -> 
         values = torch.from_numpy(rows[:, needed].copy()).to(device)
         bands.append(_Band(slice(start, start + len(rows)), needed, values))
     return tuple(bands)
-
-
-def pillow_weights(length: int, size: int, interpolation: str) -> Float64[np.ndarray, "size length"]:
-    """What each input counts for in each output along one axis, in units of 2**-22: Pillow's whole numbers.
-
-    Every operation is Pillow's, in its order, since another one would round otherwise.
-    """
-    kernel, reach = KERNELS[interpolation]
-    scale = length / size
-    stretch = max(scale, 1.0)  # antialiased: the filter covers what an output pixel covers
-    weights = np.zeros((size, length))
-    for row, line in enumerate(weights):
-        centre = (row + 0.5) * scale
-        first = max(0, int(centre - reach * stretch + 0.5))
-        last = min(length, int(centre + reach * stretch + 0.5))
-        shares = kernel((np.arange(first, last) - centre + 0.5) * (1.0 / stretch))
-        shares /= np.cumsum(shares)[-1]  # one after the other; `sum` adds in pairs
-        line[first:last] = np.trunc(shares * (1 << _POINT) + np.copysign(0.5, shares))
-    return weights
-
-
-def _bilinear(x: Float[np.ndarray, "inputs"]) -> Float[np.ndarray, "inputs"]:
-    return np.maximum(1.0 - np.abs(x), 0.0)
-
-
-def _bicubic(x: Float[np.ndarray, "inputs"]) -> Float[np.ndarray, "inputs"]:
-    a, x = -0.5, np.abs(x)
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-KERNELS = {"bilinear": (_bilinear, 1.0), "bicubic": (_bicubic, 2.0)}
-"""Filters by name, each with how far it reaches, px."""

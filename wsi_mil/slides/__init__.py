@@ -1,4 +1,4 @@
-"""Slides: open them, find them, tell one from another, write them. The only door to openslide and tifffile.
+"""Slides: open them, find them, tell one from another, write them. The only door to openslide, tifffile and simplejpeg.
 
 with open_slide(Path("slides/a.svs")) as slide:
     pixels = slide.read(0, 0, l0_size=(512, 512), size_px=(256, 256))
@@ -7,7 +7,7 @@ with open_slide(Path("slides/a.svs")) as slide:
 
 from wsi_mil.slides.base import Slide, Thumbnail
 from wsi_mil.slides.discovery import SlideFile, find_slides, slide_fingerprint, without_extension
-from wsi_mil.slides.opening import open_slide
+from wsi_mil.slides.opening import open_slide, require_reader
 from wsi_mil.slides.pyramid import write_pyramid
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Thumbnail",
     "find_slides",
     "open_slide",
+    "require_reader",
     "slide_fingerprint",
     "without_extension",
     "write_pyramid",

@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from wsi_mil.slides.resample import RESAMPLE, resample
 from wsi_mil.slides.resolution import Resolution
 
-RESAMPLE = "pillow-bilinear-antialiased"
-_TOLERANCE = 2e-3  # a level this much coarser than asked still serves: less than the rounding of a tile's side
 _BLOCK_PX = 2048  # side of the blocks that a thumbnail is read in: 16 MB each
 WHITE = (255, 255, 255)
 
@@ -38,11 +37,27 @@ class Level(NamedTuple):
     scale_y: float
 
 
+class Part(NamedTuple):
+    """A rectangle of a level, in the level's whole pixels."""
+
+    level: int
+    x: int
+    y: int
+    width: int
+    height: int
+
+
 class Slide(ABC):
     """An open slide: a context manager. Reading is thread-safe."""
 
     reader: str
-    """Who reads it: "openslide" or "image"."""
+    """Who reads it: "direct", "openslide" or "image"."""
+    why: str = ""
+    """Why it is this reader, where there was a choice."""
+    tolerance: float = 2e-3
+    """A level this much coarser than asked still serves: less than the rounding of a tile's side."""
+    resampling: str = RESAMPLE
+    """How pixels are brought to another size than they are stored in."""
 
     def __init__(
         self, path: Path, sizes: list[tuple[int, int]], resolution: Resolution, background: tuple[int, int, int] = WHITE
@@ -50,6 +65,7 @@ class Slide(ABC):
         """Take the (width, height) of each level, level 0 first."""
         self.path = path
         self.l0_size = sizes[0]
+        self.resolution = resolution
         self.levels = [Level(*size, *map(_scale, sizes[0], size)) for size in sizes]
         self.mpp_x, self.mpp_y, self.mpp_source = resolution
         self.background = background
@@ -77,16 +93,17 @@ class Slide(ABC):
         Raises:
             SlideUnreadable: the pixels cannot be read.
         """
+        return resample(self.read_level(*self.locate(l0_x, l0_y, l0_size, size_px)), size_px)
+
+    def locate(self, l0_x: int, l0_y: int, l0_size: tuple[int, int], size_px: tuple[int, int]) -> Part:
+        """Return the part of a level that `read` makes such a rectangle of."""
         index = self.level_for(l0_size[0] / size_px[0], l0_size[1] / size_px[1])
         level = self.levels[index]
         x, width = _span(l0_x, l0_size[0], level.scale_x, self.l0_size[0], level.width)
         y, height = _span(l0_y, l0_size[1], level.scale_y, self.l0_size[1], level.height)
-        image = self._read_level(index, x, y, width, height)
-        if image.size != size_px:
-            image = image.resize(size_px, Image.Resampling.BILINEAR)
-        return np.array(image)
+        return Part(index, x, y, width, height)
 
-    def expect(
+    def expect(  # noqa: B027 - most readers have nothing to do with it
         self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
     ) -> None:
         """Be told of all tiles that `read_tiles` will be asked for, each once and in any order.
@@ -112,7 +129,7 @@ class Slide(ABC):
         fine = [
             index
             for index, level in enumerate(self.levels)
-            if level.scale_x <= scale_x * (1 + _TOLERANCE) and level.scale_y <= scale_y * (1 + _TOLERANCE)
+            if level.scale_x <= scale_x * (1 + self.tolerance) and level.scale_y <= scale_y * (1 + self.tolerance)
         ]
         return max(fine, key=lambda index: self.level_downsamples[index], default=0)
 
@@ -131,10 +148,8 @@ class Slide(ABC):
             min(l0_height, max(1, round(l0_height * self.mpp_y / mpp))),
         )
         index = self.level_for(l0_width / size[0], l0_height / size[1])
-        image = self._reduced_level(index, size)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        return Thumbnail(np.array(image), self.mpp_x * l0_width / size[0], self.mpp_y * l0_height / size[1])
+        image = resample(np.array(self._reduced_level(index, size)), size)
+        return Thumbnail(image, self.mpp_x * l0_width / size[0], self.mpp_y * l0_height / size[1])
 
     def _reduced_level(self, index: int, size: tuple[int, int]) -> Image.Image:
         """A whole level, averaged over whole blocks of pixels to not less than ``size``."""
@@ -144,13 +159,18 @@ class Slide(ABC):
         whole = Image.new("RGB", (-(-level.width // factor[0]), -(-level.height // factor[1])))
         for y in range(0, level.height, step_y):
             for x in range(0, level.width, step_x):
-                block = self._read_level(index, x, y, min(step_x, level.width - x), min(step_y, level.height - y))
-                whole.paste(block.reduce(factor), (x // factor[0], y // factor[1]))
+                block = Part(index, x, y, min(step_x, level.width - x), min(step_y, level.height - y))
+                small = Image.fromarray(self.read_level(*block)).reduce(factor)
+                whole.paste(small, (x // factor[0], y // factor[1]))
         return whole
 
     @abstractmethod
-    def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> Image.Image:
-        """Read a rectangle, in pixels of the level, as an RGB image on the slide's background."""
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
+        """Read a rectangle, in pixels of the level, as RGB on the slide's background.
+
+        Raises:
+            SlideUnreadable: the pixels cannot be read.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -8,6 +8,8 @@ import struct
 import threading
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -54,10 +56,10 @@ class ImageSlide(Slide):
             self._file.close()
             raise
 
-    def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
         part = Image.new("RGB", (width, height), self.background)
         part.paste(self._whole(), (-x, -y))
-        return part
+        return np.array(part)
 
     def _whole(self) -> Image.Image:
         with self._lock:

@@ -1,31 +1,40 @@
-"""`open_slide`: OpenSlide first, then Pillow, then one clear line."""
+"""`open_slide`: OpenSlide first, then straight from its tiles if it can be proved, else Pillow, then one clear line."""
 
 from pathlib import Path
 
-from wsi_mil.errors import SlideUnreadable
+from wsi_mil.errors import OptionError, SlideUnreadable
 from wsi_mil.slides.base import Slide
+from wsi_mil.slides.direct import NotDirect, open_directly
 from wsi_mil.slides.image_reader import ImageSlide
 from wsi_mil.slides.openslide_reader import OpenSlideSlide
 
+READERS = ("auto", "direct", "openslide")
 
-def open_slide(path: Path, mpp: float | None = None) -> Slide:
+
+def open_slide(path: Path, mpp: float | None = None, reader: str = "auto", fast: bool = False) -> Slide:
     """Open a slide, as a context manager.
 
     Args:
         path: any format of OpenSlide, or an 8-bit PNG, JPEG or TIFF.
         mpp: micrometres per level-0 pixel, both axes; taken before what the file says. PNG and JPEG need it.
+        reader: who reads pixels: "direct" decodes the file's tiles here, "openslide" leaves them to OpenSlide, and
+            "auto" is direct where a comparison with OpenSlide shows no difference.
+        fast: let libjpeg decode at a half, a quarter or an eighth where that is fine enough. Fewer pixels are made so,
+            but not quite the same. Only for a direct reader of JPEGs, others take no notice.
 
     Raises:
-        SlideUnreadable: there is no such file, or nothing here reads it.
+        SlideUnreadable: there is no such file, nothing here reads it, or "direct" does not.
         ResolutionError: its micrometres per pixel are unknown, or outside 0.05 to 10.
+        OptionError: there is no such reader.
 
     Example:
         with open_slide(Path("a.svs")) as slide:
             image = slide.thumbnail(mpp=8.0).image
     """
+    require_reader(reader)
     start = _start(path)
     try:
-        return OpenSlideSlide(path, mpp)
+        slide = OpenSlideSlide(path, mpp)
     except SlideUnreadable as first:
         if hint := _hint(start):
             raise SlideUnreadable(f"{path} {hint}") from first
@@ -33,6 +42,34 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
             return ImageSlide(path, mpp)
         except SlideUnreadable as second:
             raise SlideUnreadable(f"{first}; as a plain image: {_reason(second, path)}") from first
+    return slide if reader == "openslide" else _directly(slide, reader == "direct", fast)
+
+
+def require_reader(name: str) -> None:
+    """Refuse what is no reader.
+
+    Raises:
+        OptionError: there is none of this name.
+    """
+    if name not in READERS:
+        raise OptionError(f"--reader {name}: give one of {', '.join(READERS)}")
+
+
+def _directly(slide: OpenSlideSlide, must: bool, fast: bool) -> Slide:
+    """The slide read from its tiles, if that is proved to be the same; else, unless it must be, as it is."""
+    try:
+        direct = open_directly(slide, fast)
+    except NotDirect as error:
+        if must:
+            slide.close()
+            raise SlideUnreadable(f"{slide.path} cannot be read directly: {error}: leave out --reader") from error
+        slide.why = str(error)
+        return slide
+    except BaseException:
+        slide.close()
+        raise
+    slide.close()
+    return direct
 
 
 def _start(path: Path) -> bytes:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import openslide
-from PIL import Image
+from jaxtyping import UInt8
 
 from wsi_mil.errors import SlideUnreadable
 from wsi_mil.slides.base import WHITE, Slide, on_background
@@ -38,16 +39,26 @@ class OpenSlideSlide(Slide):
             self._file.close()
             raise
 
-    def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
         # OpenSlide takes level-0 coordinates and divides them by its own downsample, one for both axes, so that very
         # number must be multiplied by here to arrive at the pixel that is meant.
-        downsample, level = self._downsamples[index], self.levels[index]
-        location = (_locate(x, width, level.width, downsample), _locate(y, height, level.height, downsample))
+        downsample, size = self._downsamples[level], self.levels[level]
+        location = (_locate(x, width, size.width, downsample), _locate(y, height, size.height, downsample))
         try:
-            image = self._file.read_region(location, index, (width, height))
+            image = self._file.read_region(location, level, (width, height))
         except _FAILURES as error:
             raise SlideUnreadable(f"{self.path}: its pixels cannot be read: OpenSlide: {error}") from error
-        return on_background(image, self.background)
+        return np.array(on_background(image, self.background))
+
+    @property
+    def vendor(self) -> str:
+        """Which of its formats OpenSlide takes it for: "aperio", "generic-tiff", ..."""
+        return self._file.properties[openslide.PROPERTY_NAME_VENDOR]
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        """By how much OpenSlide divides level-0 coordinates on each level."""
+        return self._downsamples
 
     def close(self) -> None:
         self._file.close()

@@ -1,0 +1,121 @@
+"""A slide whose pixels are decoded here, from the tables of its file."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from wsi_mil.errors import SlideUnreadable
+from wsi_mil.slides.base import Part, Slide
+from wsi_mil.slides.direct.codecs import Undecodable
+from wsi_mil.slides.direct.file import PositionalFile
+from wsi_mil.slides.direct.keeper import Keeper, Key, Pixels
+from wsi_mil.slides.direct.layout import TileTable
+from wsi_mil.slides.resample import resample
+
+_MOST_BYTES = 384 << 20  # of decoded tiles kept for later: the border row of a slide of 100,000 px takes a fifth
+_SCALED_TOLERANCE = 0.03  # 0.252 um/px is meant to be half of 0.5: 1 % of enlargement blurs less than scaling does
+
+
+class DirectSlide(Slide):
+    """A slide read from its compressed tiles."""
+
+    reader = "direct"
+
+    def __init__(self, like: Slide, tables: Sequence[TileTable], scaled: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            like: the slide, as another reader opened it.
+            tables: where the tiles of each of its levels lie; after these, of levels that only a scaled decoding makes.
+            scaled: whether there are such.
+        """
+        sizes = [(table.width, table.height) for table in tables]
+        super().__init__(like.path, sizes, like.resolution, like.background)
+        if scaled:
+            self.resampling, self.tolerance = f"libjpeg-scaled, {self.resampling}", _SCALED_TOLERANCE
+        self._tables = tables
+        self._file = PositionalFile(like.path)
+        self._keeper = Keeper(self._decoded, _MOST_BYTES)
+
+    def expect(
+        self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
+    ) -> None:
+        uses = (self._keys(*self.locate(*corner, l0_size, size_px)) for corner in l0_corners.tolist())
+        self._keeper.expect(key for keys in uses for key in keys)
+
+    def read_tiles(
+        self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
+    ) -> UInt8[np.ndarray, "tiles height width 3"]:
+        parts = [self.locate(*corner, l0_size, size_px) for corner in l0_corners.tolist()]
+        tiles = np.empty((len(parts), size_px[1], size_px[0], 3), np.uint8)
+        keys = dict.fromkeys(key for part in parts for key in self._keys(*part))
+        read = self._compressed(self._keeper.missing(keys))
+        for tile, part in zip(tiles, parts, strict=True):  # one by one, as what is just decoded is still in cache
+            tile[:] = resample(self._borrowed(part, read, expected=True), size_px)
+        return tiles
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
+        return self._borrowed(Part(level, x, y, width, height), {}, expected=False)
+
+    def _borrowed(
+        self, part: Part, read: dict[Key, bytes], expected: bool
+    ) -> UInt8[np.ndarray, "{part.height} {part.width} 3"]:
+        """A part of a level, of tiles that were kept, or are decoded now."""
+        keys = self._keys(*part)
+        try:
+            return self._composed(self._keeper.borrow(keys, read), *part)
+        finally:
+            self._keeper.give_back(keys, expected)
+
+    def _keys(self, level: int, x: int, y: int, width: int, height: int) -> list[Key]:
+        return [Key(level, tile) for tile in self._tables[level].covering(x, y, width, height)]
+
+    def _composed(
+        self, decoded: dict[Key, Pixels], level: int, x: int, y: int, width: int, height: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """A rectangle of a level, put together from its tiles; background where the level ends."""
+        table = self._tables[level]
+        canvas = np.empty((height, width, 3), np.uint8)
+        if x < 0 or y < 0 or x + width > table.width or y + height > table.height:
+            canvas[:] = self.background
+        for key in self._keys(level, x, y, width, height):
+            left, top = table.corner(key.index)
+            x0, y0 = max(x, left, 0), max(y, top, 0)
+            x1 = min(x + width, left + table.tile_width, table.width)
+            y1 = min(y + height, top + table.tile_height, table.height)
+            canvas[y0 - y : y1 - y, x0 - x : x1 - x] = decoded[key][y0 - top : y1 - top, x0 - left : x1 - left]
+        return canvas
+
+    def _compressed(self, keys: Iterable[Key]) -> dict[Key, bytes]:
+        """Read the bytes of some tiles, those that lie side by side at once."""
+        places = {
+            key: (int(table.offsets[key.index]), int(table.counts[key.index]))
+            for key in keys
+            if (table := self._tables[key.level]).counts[key.index]
+        }
+        return dict(zip(places, self._file.read_all(list(places.values())), strict=True))
+
+    def _decoded(self, keys: Sequence[Key], read: dict[Key, bytes]) -> Iterator[Pixels]:
+        """Decode tiles, in the order of their keys; ``read`` holds the bytes of some."""
+        read = read | self._compressed(key for key in keys if key not in read)
+        for key in keys:
+            yield self._pixels(key, read[key]) if key in read else self._blank(self._tables[key.level])
+
+    def _pixels(self, key: Key, data: bytes) -> Pixels:
+        table = self._tables[key.level]
+        row, column = divmod(key.index, table.columns)
+        where = f"{self.path}: tile {column}, {row} of level {key.level}"
+        if len(data) < table.counts[key.index]:
+            raise SlideUnreadable(f"{where} lies beyond the end of the file: copy or download it again")
+        try:
+            return table.decode(data)
+        except Undecodable as error:
+            raise SlideUnreadable(f"{where} cannot be decoded: {error}: try --reader openslide") from error
+
+    def _blank(self, table: TileTable) -> Pixels:
+        """A tile that was never scanned; it takes three bytes, whatever its size."""
+        return np.broadcast_to(np.array(self.background, np.uint8), (table.tile_height, table.tile_width, 3))
+
+    def close(self) -> None:
+        self._file.close()
