@@ -1,6 +1,11 @@
-"""What tiling a slide costs: CPU seconds of each step, beside reading the slide's thumbnail.
+"""What tiling a slide costs, and how fast its tiles are read.
 
-    python examples/bench_reading.py [SLIDE ...] [--side 20000]
+    python examples/bench_reading.py [--slide SLIDE ...] [--side 20000] [--tiles 144] [--rounds 5]
+
+First, CPU seconds of each step of tiling, beside reading the slide's thumbnail. Then tiles of 256 px read at half of
+the slide's resolution, on one thread: by OpenSlide and Pillow tile by tile, as most programs do it; by wsimil, exactly
+and with --fast-decode; and the limit, decoding the same compressed tiles from memory and nothing else. "By the first"
+is how many times as many tiles per CPU second as the common way; "to the last", how many times as long as the limit.
 
 Without a slide one is painted: sections of H&E on glass, 1 um/px, --side pixels wide and high, as a JPEG pyramid.
 Steps are those of `wsimil tile`, on one thread; the last row is a lattice of a million places, whatever the slide.
@@ -15,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from reading_rates import L0_TILE, rates, write_slide
 from scipy import ndimage
 
 from wsi_mil.geometry import outline
@@ -81,19 +87,42 @@ def steps(path: Path) -> list[Step]:
     ]
 
 
+def print_steps(path: Path) -> None:
+    """Print what tiling a slide costs."""
+    found = steps(path)
+    print(f"\n{path.name}\n\n| step | CPU s | by thumbnail | |\n| :-- | --: | --: | :-- |")
+    for step in found:
+        ratio = step.seconds / max(found[0].seconds, 1e-9)
+        print(f"| {step.name} | {step.seconds:.3f} | {ratio:.2f} | {step.what} |")
+
+
+def print_rates(path: Path, tiles: int, rounds: int) -> None:
+    """Print how many tiles a second are read, on the file's own lattice and off it."""
+    for offset in (0, 100):
+        found = rates(path, offset, tiles, rounds)
+        print(f"\n{path.name}, {f'{offset} px off the lattice of' if offset else 'on the lattice of'} its tiles\n")
+        print("| way | tiles per CPU s | tiles per s | by the first | to the last | PSNR, dB |")
+        print("| :-- | --: | --: | --: | --: | --: |")
+        for rate in found:
+            first, last = rate.per_cpu_s / found[0].per_cpu_s, rate.per_cpu_s / found[-1].per_cpu_s
+            same = {None: "", float("inf"): "identical"}.get(rate.psnr, f"{rate.psnr or 0:.1f}")
+            print(f"| {rate.way} | {rate.per_cpu_s:.0f} | {rate.per_s:.0f} | {first:.2f} | {1 / last:.2f} | {same} |")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("slides", type=Path, nargs="*", metavar="SLIDE")
-    parser.add_argument("--side", type=int, default=20_000, help="of the painted slide, pixels")
+    parser.add_argument("--slide", type=Path, action="append", dest="slides", help="of yours, instead of painted ones")
+    parser.add_argument("--side", type=int, default=20_000, help="of the slide painted for tiling, pixels")
+    parser.add_argument("--tiles", type=int, default=144, help="tiles that are read in each way")
+    parser.add_argument("--rounds", type=int, default=5, help="of reading")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for path in options.slides or [paint(Path(folder) / "painted.tif", options.side)]:
-            found = steps(path)
-            print(f"\n{path.name}\n\n| step | CPU s | by thumbnail | |\n| :-- | --: | --: | :-- |")
-            for step in found:
-                ratio = step.seconds / max(found[0].seconds, 1e-9)
-                print(f"| {step.name} | {step.seconds:.3f} | {ratio:.2f} | {step.what} |")
+            print_steps(path)
+        side = L0_TILE * int(options.tiles**0.5) + 200
+        for path in options.slides or [write_slide(Path(folder) / f"{c}.svs", side, c) for c in ("jpeg", "jpeg2000")]:
+            print_rates(path, options.tiles, options.rounds)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,23 @@ def resample(
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
-    kernels = _kernels()
-    # Pillow 13 takes rows first where they shrink more than columns do, older ones always columns.
-    if kernels is not None and width * size[1] == height * size[0]:
-        return kernels.resample(np.ascontiguousarray(pixels), size)
+    if kernels := kernels_for((width, height), size):
+        return kernels.resample(pixels, size)
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+
+
+def kernels_for(size: tuple[int, int], wanted: tuple[int, int]) -> ModuleType | None:
+    """The compiled filter (`resample_kernels`), if numba is installed (`pip install 'wsi-mil[fast]'`) and it applies.
+
+    It takes columns first, then rows, and both or none. Pillow 13 takes rows first where they shrink more than columns
+    do, older ones never, so such sizes are left to Pillow.
+    """
+    same = size[0] * wanted[1] == size[1] * wanted[0]
+    return _kernels() if same and size != wanted else None
 
 
 @cache
 def _kernels() -> ModuleType | None:
-    """The compiled filter, if numba is installed (`pip install 'wsi-mil[fast]'`)."""
     if importlib.util.find_spec("numba") is None:
         return None
     return importlib.import_module("wsi_mil.slides.resample_kernels")

@@ -6,6 +6,7 @@ do not, so strips of rows are turned on their side first, in cache.
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -33,11 +34,48 @@ def _compiled(function):
 def resample(
     pixels: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[1]} {size[0]} 3"]:
-    """Resize a contiguous image to ``size`` (width, height), along both axes."""
+    """Resize an image to ``size`` (width, height), along both axes."""
     height, width = pixels.shape[:2]
     made = np.empty((size[1], size[0], 3), np.uint8)
-    _resample(pixels.reshape(height, -1), made.reshape(size[1], -1), _taps(width, size[0]), _taps(height, size[1]))
+    narrow = np.empty((height, size[0], 3), np.uint8)
+    add_band([Piece(np.ascontiguousarray(pixels), 0, width)], 0, width, narrow)
+    finish(narrow, made)
     return made
+
+
+class Piece(NamedTuple):
+    """Some columns of an image."""
+
+    pixels: UInt8[np.ndarray, "_ _ 3"]
+    """The image, contiguous."""
+    left: int
+    """Its first column that counts."""
+    right: int
+    """And the one after the last."""
+
+
+MOST_PIECES = 3
+"""How many may lie side by side: as many as a tile of twice as many pixels touches wherever it lies."""
+
+
+def add_band(pieces: Sequence[Piece], top: int, width: int, narrow: UInt8[np.ndarray, "rows size 3"]) -> None:
+    """Resize a band of rows along their length. It lies in one to three pieces, side by side.
+
+    Args:
+        pieces: they make up rows of ``width`` pixels.
+        top: their first row that counts.
+        width: pixels of a row.
+        narrow: where the rows go, contiguous.
+    """
+    whole = [*pieces, *([Piece(pieces[0].pixels, 0, 0)] * (MOST_PIECES - len(pieces)))]
+    flat = [piece.pixels.reshape(len(piece.pixels), -1) for piece in whole]
+    columns = tuple(side for piece in whole for side in (piece.left, piece.right))
+    _add_band(*flat, columns, top, narrow.reshape(len(narrow), -1), _taps(width, narrow.shape[1]))
+
+
+def finish(narrow: UInt8[np.ndarray, "height size 3"], made: UInt8[np.ndarray, "rows size 3"]) -> None:
+    """Resize an image, whose rows have been resized, along its columns, into ``made``; both are contiguous."""
+    _add_rows(narrow.reshape(len(narrow), -1), made.reshape(len(made), -1), _taps(len(narrow), len(made)))
 
 
 class _Taps(NamedTuple):
@@ -62,15 +100,18 @@ def _taps(length: int, size: int) -> _Taps:
 
 @_compiled
 @no_type_check
-def _resample(pixels, made, taps_x, taps_y):
-    height, width, size = pixels.shape[0], pixels.shape[1] // 3, made.shape[1] // 3
-    narrow = np.empty((height, 3 * size), np.uint8)
-    turned, strip = np.empty((width, _STRIP), np.int32), np.empty((size, 4 * _STRIP), np.uint8)
-    for top in range(0, height, _STRIP):
-        _turn(pixels[top : top + _STRIP], turned)
-        _add_rows(turned.view(np.uint8), strip, taps_x)
-        _turn_back(strip.view(np.int32), narrow[top : top + _STRIP])
-    _add_rows(narrow, made, taps_y)
+def _add_band(first, second, third, columns, top, narrow, taps):
+    a, b, c = columns[1] - columns[0], columns[3] - columns[2], columns[5] - columns[4]
+    turned = np.empty((a + b + c, _STRIP), np.int32)
+    strip = np.empty((narrow.shape[1] // 3, 4 * _STRIP), np.uint8)
+    for start in range(0, narrow.shape[0], _STRIP):
+        rows = narrow[start : start + _STRIP]
+        begin, end = top + start, top + start + rows.shape[0]
+        _turn(first[begin:end, 3 * columns[0] : 3 * columns[1]], turned[:a])
+        _turn(second[begin:end, 3 * columns[2] : 3 * columns[3]], turned[a : a + b])
+        _turn(third[begin:end, 3 * columns[4] : 3 * columns[5]], turned[a + b :])
+        _add_rows(turned.view(np.uint8), strip, taps)
+        _turn_back(strip.view(np.int32), rows)
 
 
 @_compiled

@@ -20,7 +20,7 @@ _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # the last by
 
 _CHROMA = np.arange(256) - 128
 # What chrominance adds to luminance: red by Cr, blue by Cb, green by Cb and by Cr, these in 100,000ths.
-_RED, _BLUE = (np.floor(share * _CHROMA + 0.5).astype(np.int64) for share in (1.402, 1.772))
+_RED, _BLUE = ((np.sign(_CHROMA) * ((share * abs(_CHROMA) + 500) // 1000)) for share in (1402, 1772))
 _GREEN = -34_414 * _CHROMA, -71_414 * _CHROMA
 
 

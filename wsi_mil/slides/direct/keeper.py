@@ -77,7 +77,7 @@ class Keeper:
         try:
             for key, pixels in zip(keys, self._decode(keys, read), strict=True):
                 with self._lock:
-                    self._bytes += _size(pixels)
+                    self._bytes += pixels.nbytes
                 futures[key].set_result(pixels)
                 done += 1
         except BaseException as error:
@@ -90,9 +90,4 @@ class Keeper:
 
     def _drop(self, key: Key) -> None:
         if self._users[key] <= 0 and key in self._kept:
-            self._bytes -= _size(self._kept.pop(key).result())
-
-
-def _size(pixels: Pixels) -> int:
-    """Bytes of memory; one pixel may stand for all."""
-    return pixels.nbytes if pixels.strides[0] else 0
+            self._bytes -= self._kept.pop(key).result().nbytes
