@@ -44,7 +44,7 @@ def write_slide(path: Path, side: int, compression: str) -> Path:
         value = glass + (pink - glass) * (fibres + areas > -1) + (purple - pink) * (nuclei > 1)
         smooth = ndimage.gaussian_filter(value.astype(np.float32), 1)
         image[..., channel] = np.clip(smooth + rng.normal(0, 2, smooth.shape), 0, 255)
-    jpeg = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 1), "compressionargs": {"level": 80}}
+    jpeg = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 1), "compressionargs": {"level": 70}}
     jpeg2000 = {"compression": "aperio_jp2000_rgb", "photometric": "rgb", "compressionargs": {"level": 35}}
     how: dict[str, Any] = jpeg if compression == "jpeg" else jpeg2000
     text = "Aperio Image Library v12.0.15\r\n1x1 [0,0 1x1]|AppMag = 40|MPP = 0.25"

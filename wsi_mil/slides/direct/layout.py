@@ -66,7 +66,7 @@ class TileTable:
         return [row * self.columns + column for row in range(top, bottom) for column in range(left, right)]
 
     def bands(self, y: int, height: int) -> list[tuple[int, int]]:
-        """Cut rows of pixels, all of them inside the level, by the rows of tiles: (first, one after the last) of each."""
+        """Cut rows of pixels, all inside the level, by the rows of tiles: (first, one after the last) of each."""
         cuts = [y, *range((y // self.tile_height + 1) * self.tile_height, y + height, self.tile_height), y + height]
         return list(pairwise(cuts))
 

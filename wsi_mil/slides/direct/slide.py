@@ -71,8 +71,8 @@ class DirectSlide(Slide):
         for top, bottom in table.bands(part.y, part.height):
             band = Part(part.level, part.x, top, part.width, bottom - top)
             keys = self._keys(*band)
+            decoded = self._keeper.borrow(keys, read)
             try:
-                decoded = self._keeper.borrow(keys, read)
                 pieces = self._pieces(kernels, decoded, keys, band)
                 first = 0 if len(pieces) < len(keys) else top % table.tile_height
                 kernels.add_band(pieces, first, part.width, narrow[top - part.y : bottom - part.y])
@@ -104,8 +104,9 @@ class DirectSlide(Slide):
     ) -> UInt8[np.ndarray, "{part.height} {part.width} 3"]:
         """A part of a level, of tiles that were kept, or are decoded now."""
         keys = self._keys(*part)
+        decoded = self._keeper.borrow(keys, read)
         try:
-            return self._composed(self._keeper.borrow(keys, read), *part)
+            return self._composed(decoded, *part)
         finally:
             self._keeper.give_back(keys, expected)
 
