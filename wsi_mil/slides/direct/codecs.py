@@ -1,12 +1,13 @@
-"""Compressed tiles to pixels. The only door to simplejpeg, which brings libjpeg-turbo along.
+"""Compressed tiles to pixels. The only door to simplejpeg and imagecodecs.
 
-The JPEGs of a TIFF are not whole: their tables are kept apart, once for a level, and whether their colours are RGB or
+simplejpeg brings libjpeg-turbo along; imagecodecs has all the other codecs, and tifffile finds them in it. The JPEGs of a TIFF are not whole: their tables are kept apart, once for a level, and whether their colours are RGB or
 YCbCr is said by the TIFF and not by the JPEG. Both are put in front of each tile, as libjpeg expects them.
 """
 
 from functools import partial
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
@@ -79,6 +80,17 @@ def _decode_part(head: bytes, size: tuple[int, int], data: bytes) -> UInt8[np.nd
         raise Undecodable(str(error)) from error
     if pixels.shape != (*size, 3):
         raise Undecodable(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels instead of {size[1]} x {size[0]}")
+    return pixels
+
+
+def decode_jpeg2000(size: tuple[int, int], data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a whole JPEG 2000 of so many (height, width) pixels."""
+    try:
+        pixels = imagecodecs.jpeg2k_decode(data)
+    except (RuntimeError, ValueError) as error:
+        raise Undecodable(str(error)) from error
+    if pixels.shape != (*size, 3) or pixels.dtype != np.uint8:
+        raise Undecodable(f"it has other pixels than its table says: {pixels.dtype} {pixels.shape}")
     return pixels
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -34,6 +35,8 @@ class TileTable:
     """Makes the pixels of a whole tile of its bytes. Thread-safe."""
     reduced_decoder: Callable[[int], Decoder] | None = None
     """Makes a decoder to a half, a quarter or an eighth of the size; None where the codec has no such thing."""
+    path: Path | None = None
+    """The file that they lie in, if not in the slide's own."""
 
     @property
     def columns(self) -> int:

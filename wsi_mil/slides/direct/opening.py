@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from wsi_mil.slides.base import Level
+from wsi_mil.slides.direct import dicom, tiff
 from wsi_mil.slides.direct.layout import NotDirect, TileTable
 from wsi_mil.slides.direct.proof import prove
 from wsi_mil.slides.direct.slide import DirectSlide
-from wsi_mil.slides.direct.tiff import read_tables
 from wsi_mil.slides.openslide_reader import OpenSlideSlide
 
-_VENDORS = ("aperio", "generic-tiff", "hamamatsu", "philips")
+_VENDORS = ("aperio", "dicom", "generic-tiff", "hamamatsu", "philips")
 _REDUCTIONS = (2, 4, 8)  # what libjpeg's inverse transform offers
 
 
@@ -25,6 +25,7 @@ def open_directly(slide: OpenSlideSlide, fast: bool = False) -> DirectSlide:
     """
     if slide.vendor not in _VENDORS:
         raise NotDirect(f"{slide.vendor} is a format for OpenSlide")
+    read_tables = dicom.read_tables if slide.vendor == "dicom" else tiff.read_tables
     tables = read_tables(slide.path, slide.levels)
     if slide.vendor == "aperio" and any((table.counts == 0).any() for table in tables):
         raise NotDirect("some of its tiles are missing, which OpenSlide makes up from finer levels")

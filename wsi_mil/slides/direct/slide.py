@@ -1,6 +1,7 @@
 """A slide whose pixels are decoded here, from the tables of its file."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,14 @@ class DirectSlide(Slide):
         if scaled:
             self.resampling, self.tolerance = f"libjpeg-scaled, {self.resampling}", _SCALED_TOLERANCE
         self._tables = tables
-        self._file = PositionalFile(like.path)
+        self._files: dict[Path, PositionalFile] = {}
+        try:
+            for table in tables:
+                path = table.path or like.path
+                self._files[path] = self._files.get(path) or PositionalFile(path)
+        except BaseException:
+            self.close()
+            raise
         self._keeper = Keeper(self._decoded, _MOST_BYTES)
 
     def expect(
@@ -131,12 +139,15 @@ class DirectSlide(Slide):
 
     def _compressed(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """Read the bytes of some tiles, those that lie side by side at once."""
-        places = {
-            key: (int(table.offsets[key.index]), int(table.counts[key.index]))
-            for key in keys
-            if (table := self._tables[key.level]).counts[key.index]
-        }
-        return dict(zip(places, self._file.read_all(list(places.values())), strict=True))
+        places: dict[Path, dict[Key, tuple[int, int]]] = {}
+        for key in keys:
+            table = self._tables[key.level]
+            if count := int(table.counts[key.index]):
+                places.setdefault(table.path or self.path, {})[key] = (int(table.offsets[key.index]), count)
+        found: dict[Key, bytes] = {}
+        for path, spans in places.items():
+            found |= dict(zip(spans, self._files[path].read_all(list(spans.values())), strict=True))
+        return found
 
     def _decoded(self, keys: Sequence[Key], read: dict[Key, bytes]) -> Iterator[Pixels]:
         """Decode tiles, in the order of their keys; ``read`` holds the bytes of some."""
@@ -160,4 +171,5 @@ class DirectSlide(Slide):
         return np.full((table.tile_height, table.tile_width, 3), self.background, np.uint8)
 
     def close(self) -> None:
-        self._file.close()
+        for file in self._files.values():
+            file.close()

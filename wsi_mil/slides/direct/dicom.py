@@ -1,0 +1,121 @@
+"""The tile tables of a DICOM slide, read by pydicom: one file for each level, each tile a frame (DICOM PS3.3 A.32.8)."""
+
+import importlib.util
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from wsi_mil.slides.base import Level
+from wsi_mil.slides.direct.codecs import decode_jpeg2000, jpeg_decoder
+from wsi_mil.slides.direct.layout import Decoder, NotDirect, TileTable
+
+_JPEG = "1.2.840.10008.1.2.4.50"
+_JPEG2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+_YCBCR = ("YBR_FULL", "YBR_FULL_422")
+_RGB = ("RGB", "YBR_ICT", "YBR_RCT")  # JPEG 2000 undoes these two itself
+_ITEM = 8  # bytes before a frame: its tag and its length
+_TAGS = [
+    "BitsAllocated", "Columns", "DimensionOrganizationType", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "ImageType", "NumberOfFrames", "NumberOfOpticalPaths", "PhotometricInterpretation", "PixelData",
+    "PlanarConfiguration", "Rows", "SamplesPerPixel", "SeriesInstanceUID", "TotalPixelMatrixColumns",
+    "TotalPixelMatrixFocalPlanes", "TotalPixelMatrixRows",
+]  # fmt: skip
+
+
+def read_tables(path: Path, levels: Sequence[Level]) -> list[TileTable]:
+    """Read where the tiles of each level lie.
+
+    Args:
+        path: one file of the slide's series; the others lie beside it.
+        levels: as OpenSlide has them.
+
+    Raises:
+        NotDirect: pydicom is not installed, or the frames are not understood here.
+    """
+    if importlib.util.find_spec("pydicom") is None:
+        raise NotDirect("pydicom is not installed: pip install 'wsi-mil[dicom]'")
+    series = _header(path)[0].SeriesInstanceUID
+    files = [path, *(other for other in sorted(path.parent.glob("*.dcm")) if other != path)]
+    found: dict[tuple[int, int], TileTable] = {}
+    for file in files:
+        header, start = _header(file)
+        if header.get("SeriesInstanceUID") == series and "VOLUME" in header.get("ImageType", ()):
+            size = (int(header.TotalPixelMatrixColumns), int(header.TotalPixelMatrixRows))
+            found.setdefault(size, _table(file, header, start))
+    missing = [level[:2] for level in levels if level[:2] not in found]
+    if missing:
+        raise NotDirect("no file of its series has {} x {} pixels".format(*missing[0]))
+    return [found[level.width, level.height] for level in levels]
+
+
+def _header(path: Path) -> tuple[Any, int]:
+    """What a file says of itself, and where its pixels begin."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        with path.open("rb") as file:
+            return dcmread(file, stop_before_pixels=True, specific_tags=_TAGS), file.tell()
+    except (InvalidDicomError, OSError, ValueError, EOFError) as error:
+        raise NotDirect(f"{path.name} is not understood: {error}") from error
+
+
+def _table(path: Path, header: Any, start: int) -> TileTable:
+    decode, reduced = _decoders(header)
+    width, height = int(header.TotalPixelMatrixColumns), int(header.TotalPixelMatrixRows)
+    wanted = -(-width // header.Columns) * -(-height // header.Rows)
+    frames = int(header.get("NumberOfFrames", 1))
+    tiled = header.get("DimensionOrganizationType", "TILED_FULL" if frames == 1 else "") == "TILED_FULL"
+    if not tiled or frames != wanted or header.get("TotalPixelMatrixFocalPlanes", 1) != 1:
+        raise NotDirect(f"{path.name} has {frames} frames, not {wanted} row by row")
+    with path.open("rb") as file:
+        offsets, counts = _places(file, header, start)
+    if len(offsets) != frames:
+        raise NotDirect(f"{path.name} has its {frames} frames in {len(offsets)} parts")
+    return TileTable(
+        width, height, int(header.Columns), int(header.Rows), offsets, counts, decode, reduced, path
+    )  # fmt: skip
+
+
+def _decoders(header: Any) -> tuple[Decoder, Any]:
+    photometric, syntax = header.PhotometricInterpretation, str(header.file_meta.TransferSyntaxUID)
+    if (header.SamplesPerPixel, header.BitsAllocated, header.get("PlanarConfiguration", 0)) != (3, 8, 0):
+        raise NotDirect("its pixels are not 8-bit RGB side by side")
+    size = (int(header.Rows), int(header.Columns))
+    if syntax == _JPEG and photometric in ("RGB", *_YCBCR):
+        reduced = partial(jpeg_decoder, b"", size, photometric == "RGB")
+        return reduced(1), reduced
+    if syntax in _JPEG2000 and photometric in _RGB:
+        return partial(decode_jpeg2000, size), None
+    raise NotDirect(f"its frames are {header.file_meta.TransferSyntaxUID.name}, {photometric}")
+
+
+def _places(file: BinaryIO, header: Any, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the frames begin and how long they are, by whichever table there is."""
+    from pydicom.encaps import parse_basic_offsets, parse_fragments
+
+    file.seek(start + 12)  # tag, kind and length of the pixels as a whole
+    basic = parse_basic_offsets(file)
+    first = file.tell()
+    if "ExtendedOffsetTable" in header:
+        offsets = np.frombuffer(header.ExtendedOffsetTable, "<u8").astype(np.int64) + first
+        counts = np.frombuffer(header.ExtendedOffsetTableLengths, "<u8").astype(np.int64)
+        return offsets + _ITEM, counts
+    if len(basic) > 1:
+        offsets = np.asarray(basic, np.int64) + first
+        file.seek(int(offsets[-1]) + 4)
+        last = int.from_bytes(file.read(4), "little")
+        return offsets + _ITEM, np.append(np.diff(offsets) - _ITEM, last)
+    offsets = np.asarray(parse_fragments(file)[1], np.int64)
+    return offsets + _ITEM, _lengths(file, offsets)
+
+
+def _lengths(file: BinaryIO, offsets: np.ndarray) -> np.ndarray:
+    lengths = []
+    for offset in offsets.tolist():
+        file.seek(offset + 4)
+        lengths.append(int.from_bytes(file.read(4), "little"))
+    return np.asarray(lengths, np.int64)
