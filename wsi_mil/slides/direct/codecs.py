@@ -1,7 +1,8 @@
 """Compressed tiles to pixels. The only door to simplejpeg and imagecodecs.
 
-simplejpeg brings libjpeg-turbo along; imagecodecs has all the other codecs, and tifffile finds them in it. The JPEGs of a TIFF are not whole: their tables are kept apart, once for a level, and whether their colours are RGB or
-YCbCr is said by the TIFF and not by the JPEG. Both are put in front of each tile, as libjpeg expects them.
+simplejpeg brings libjpeg-turbo along; imagecodecs has all the other codecs, and tifffile finds them in it. The JPEGs of
+a TIFF are not whole: their tables are kept apart, once for a level, and whether colours are RGB or YCbCr is said by
+the TIFF and not by the JPEG. Both are put in front of each tile, as libjpeg expects them.
 """
 
 from functools import partial

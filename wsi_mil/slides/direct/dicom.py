@@ -1,4 +1,4 @@
-"""The tile tables of a DICOM slide, read by pydicom: one file for each level, each tile a frame (DICOM PS3.3 A.32.8)."""
+"""The tile tables of a DICOM slide, read by pydicom: a file for each level, a frame for each tile (PS3.3 A.32.8)."""
 
 import importlib.util
 from collections.abc import Sequence
