@@ -1,9 +1,12 @@
 """What a slide absorbs, against its own glass."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32
+
+_ROWS = 32  # taken together: few enough that what is made of them on the way stays in the processor's cache
 
 
 class Density(NamedTuple):
@@ -15,6 +18,12 @@ class Density(NamedTuple):
     """How much more one channel is absorbed than another: colour."""
     mean: Float32[np.ndarray, "height width"]
     """Of the three channels: darkness."""
+
+    def by_rows(self) -> Iterator[tuple[slice, "Density"]]:
+        """Itself, a few rows at a time: work in several steps on each pixel takes half the time so."""
+        for first in range(0, len(self.mean), _ROWS):
+            rows = slice(first, first + _ROWS)
+            yield rows, Density(self.channels[:, rows], self.span[rows], self.mean[rows])
 
 
 def density_of(

@@ -99,8 +99,15 @@ def _beside_glass(
     return bare > _BARE * around
 
 
-def _colours(density: Density) -> list[tuple[Mask, Mask]]:
+def _colours(density: Density) -> Bool[np.ndarray, "4 2 height width"]:
     """Cores and rims of green, blue, black and red ink."""
+    found = np.empty((4, 2, *density.mean.shape), bool)
+    for rows, part in density.by_rows():
+        found[:, :, rows] = _colours_of(part)
+    return found
+
+
+def _colours_of(density: Density) -> list[tuple[Mask, Mask]]:
     red, green, blue = density.channels
     mean = density.mean
     coloured = mean > _COLOURED_OD
@@ -119,10 +126,10 @@ def _colours(density: Density) -> list[tuple[Mask, Mask]]:
 
 def _over_tissue(density: Density, core: Mask, typical: Float32[np.ndarray, "3"], apart: Mask) -> Mask:
     """What hangs together with a core and absorbs as it does in every channel, and tissue apart from it does not."""
-    red, green, blue = np.maximum(typical, 1e-3)
-    share = density.channels[0] / red
-    for channel, ink in zip(density.channels[1:], (green, blue), strict=True):
-        np.minimum(share, channel / ink, out=share)
+    ink = np.maximum(typical, 1e-3)[:, None, None]
+    share = np.empty_like(density.mean)
+    for rows, part in density.by_rows():
+        np.min(part.channels / ink, axis=0, out=share[rows])
     enough = max(_OVER_TISSUE, 1.5 * _usual(share, apart, 75))  # a stroke may cross much of a small section
     return reaching(core | (share > enough), core)
 
