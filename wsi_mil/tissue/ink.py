@@ -14,10 +14,10 @@ bare glass too. A dark core that is one says that there is ink; then
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
-from scipy import ndimage
+from jaxtyping import Bool, Float, Float32, UInt
 
-from wsi_mil.tissue.areas import grown, without_small
+from wsi_mil.tissue.areas import areas_mm2, box_around, grown, highest, parts, reaching
+from wsi_mil.tissue.density import Density
 
 _GROW_UM = 48.0  # what smoothing and JPEG make of the rim of a stroke
 _THICK_UM = 2000.0  # strokes are thinner
@@ -32,57 +32,88 @@ _OVER_TISSUE = 0.7  # of the density of a core
 _APART_UM = 200.0  # tissue farther than this from cores tells what is usual on a slide
 
 Mask = Bool[np.ndarray, "height width"]
-Density = Float32[np.ndarray, "3 height width"]
 
 
 def find_ink(density: Density, mpp_x: float, mpp_y: float) -> Mask:
     """Find the strokes on a slide.
 
     Args:
-        density: optical density of red, green and blue against the glass.
+        density: what it absorbs, against the glass.
         mpp_x: micrometres per pixel along the width.
         mpp_y: and along the height.
     """
-    ink = np.zeros(density.shape[1:], bool)
+    ink = np.zeros(density.mean.shape, bool)
     for core, rim in _colours(density):
         if not core.any():
             continue
         near = rim & grown(core, _RIM_UM, mpp_x, mpp_y)
-        strokes = without_small(ndimage.binary_propagation(core, mask=core | near), _MIN_MM2, mpp_x, mpp_y)
-        strokes = _strokes(strokes, density, mpp_x, mpp_y)
-        if (core & strokes).any():
-            coloured = (np.ptp(density, axis=0) > _COLOURED_OD) & ~strokes
+        strokes = _strokes(core | near, core, density, mpp_x, mpp_y)
+        core &= strokes
+        if core.any():
+            coloured = (density.span > _COLOURED_OD) & ~strokes
             far = coloured & ~grown(strokes, _APART_UM, mpp_x, mpp_y)
             apart = far if far.sum() > 0.1 * coloured.sum() else coloured
-            ink |= strokes | _over_tissue(density, core & strokes, apart)
-            ink |= _streaks(density, apart) if _is_red(density, core & strokes) else False
-    ink = _strokes(without_small(ink, _MIN_MM2, mpp_x, mpp_y), density, mpp_x, mpp_y) if ink.any() else ink
-    return grown(ink, _GROW_UM, mpp_x, mpp_y)
+            typical = np.median(density.channels.reshape(3, -1)[:, np.flatnonzero(core)], axis=1)
+            ink |= strokes | _over_tissue(density, core, typical, apart)
+            ink |= _streaks(density, apart) if typical[0] < _RED_ALONE * typical[1] else False
+    return grown(_strokes(ink, ink, density, mpp_x, mpp_y), _GROW_UM, mpp_x, mpp_y)
 
 
-def _strokes(ink: Mask, density: Density, mpp_x: float, mpp_y: float) -> Mask:
-    """The parts that are no thicker than a pen draws, and beside which there is bare glass."""
-    labels, count = ndimage.label(ink)
-    size = (2 * round(_BESIDE_UM / mpp_y) + 3, 2 * round(_BESIDE_UM / mpp_x) + 3)
-    border = np.where(ink, 0, ndimage.maximum_filter(labels, size, mode="nearest"))
-    glass = (np.ptp(density, axis=0) < _COLOURED_OD) & (density.mean(0) < 0.1)
-    around = np.bincount(border.ravel(), minlength=count + 1)
-    bare = np.bincount(border[glass], minlength=count + 1)
-    kept = bare > _BARE * around
-    body = grown(ink, _GROW_UM, mpp_x, mpp_y)  # of a stained section no pixel need be of the colour of ink
+def _strokes(ink: Mask, core: Mask, density: Density, mpp_x: float, mpp_y: float) -> Mask:
+    """The parts with a core that are large enough, no thicker than a pen draws, and have bare glass beside them."""
+    found = np.zeros_like(ink)
+    if not ink.any():
+        return found
+    reach = [round(_BESIDE_UM / mpp) + 1 for mpp in (mpp_y, mpp_x)]
+    around = [max(beside, round(_GROW_UM / mpp)) + 1 for beside, mpp in zip(reach, (mpp_y, mpp_x), strict=True)]
+    box = box_around(ink, *around)  # beyond it all is as at its edges: no ink, nor beside any
+    labels, count = _large_parts(ink[box], core[box], mpp_x, mpp_y)
+    if not count:
+        return found
+    glass = (density.span[box] < _COLOURED_OD) & (density.mean[box] < 0.1)
+    kept = _beside_glass(labels, count, glass, reach)
+    body = grown(labels > 0, _GROW_UM, mpp_x, mpp_y)  # of a stained section no pixel need be of the colour of ink
     kept[labels[~grown(~body, _THICK_UM / 2, mpp_x, mpp_y)]] = False
     kept[0] = False
-    return kept[labels]
+    found[box] = kept[labels]
+    return found
 
 
-def _colours(density: Density) -> list[tuple[Mask, Mask]]:
+def _large_parts(ink: Mask, core: Mask, mpp_x: float, mpp_y: float) -> tuple[UInt[np.ndarray, "height width"], int]:
+    """The parts with a core that are large enough, numbered anew from 1: the few that they are fit into a byte."""
+    labels, count = parts(ink)
+    kept = areas_mm2(labels, mpp_x, mpp_y) >= _MIN_MM2
+    kept &= np.bincount(labels[core], minlength=count + 1) > 0
+    kept[0] = False
+    number = np.cumsum(kept) * kept
+    return number.astype(np.min_scalar_type(number.max()))[labels], int(number.max())
+
+
+def _beside_glass(
+    labels: UInt[np.ndarray, "height width"], count: int, glass: Mask, reach: list[int]
+) -> Bool[np.ndarray, "parts"]:
+    """Which parts have glass for a tenth of what surrounds them."""
+    border = np.where(labels > 0, 0, highest(labels, *reach))
+    around = np.bincount(border.ravel(), minlength=count + 1)
+    bare = np.bincount(border[glass], minlength=count + 1)
+    return bare > _BARE * around
+
+
+def _colours(density: Density) -> Bool[np.ndarray, "4 2 height width"]:
     """Cores and rims of green, blue, black and red ink."""
-    red, green, blue = density
-    mean = density.mean(0)
+    found = np.empty((4, 2, *density.mean.shape), bool)
+    for rows, part in density.by_rows():
+        found[:, :, rows] = _colours_of(part)
+    return found
+
+
+def _colours_of(density: Density) -> list[tuple[Mask, Mask]]:
+    red, green, blue = density.channels
+    mean = density.mean
     coloured = mean > _COLOURED_OD
     greenish = (green < 0.5 * red) & (blue > green)
     bluish = (red - green > 0.15) & (blue < 0.35 * red) & (green > 0.5 * red)
-    blackish = np.ptp(density, axis=0) < 0.2 * mean
+    blackish = density.span < 0.2 * mean
     reddish = (red < 0.35 * green) & (blue > 0.7 * green) & (blue < _RED_HUE[1] * green)
     red_core = (green > 0.6) & (red < _RED_ALONE * green) & (blue > 0.65 * green) & (blue < _RED_HUE[1] * green)
     return [
@@ -93,22 +124,19 @@ def _colours(density: Density) -> list[tuple[Mask, Mask]]:
     ]
 
 
-def _over_tissue(density: Density, core: Mask, apart: Mask) -> Mask:
+def _over_tissue(density: Density, core: Mask, typical: Float32[np.ndarray, "3"], apart: Mask) -> Mask:
     """What hangs together with a core and absorbs as it does in every channel, and tissue apart from it does not."""
-    ink = np.median(density[:, core], axis=1)
-    share = (density / np.maximum(ink, 1e-3)[:, None, None]).min(0)
+    ink = np.maximum(typical, 1e-3)[:, None, None]
+    share = np.empty_like(density.mean)
+    for rows, part in density.by_rows():
+        np.min(part.channels / ink, axis=0, out=share[rows])
     enough = max(_OVER_TISSUE, 1.5 * _usual(share, apart, 75))  # a stroke may cross much of a small section
-    return ndimage.binary_propagation(core, mask=core | (share > enough))
-
-
-def _is_red(density: Density, core: Mask) -> bool:
-    red, green, _ = np.median(density[:, core], axis=1)
-    return bool(red < _RED_ALONE * green)
+    return reaching(core | (share > enough), core)
 
 
 def _streaks(density: Density, apart: Mask) -> Mask:
     """Whatever is redder than the tissue."""
-    red, green, blue = density
+    red, green, blue = density.channels
     low, high = _RED_HUE
     hue = blue / np.maximum(green, 1e-3)
     limit = max(low, _usual(hue, apart & (red > 0.3 * green), 97))

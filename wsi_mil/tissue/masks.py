@@ -18,6 +18,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from wsi_mil.tissue.areas import grown, reaching_border, small_holes, without_small
+from wsi_mil.tissue.density import Density, density_of
 from wsi_mil.tissue.ink import find_ink
 
 WORKING_MPP = 16.0
@@ -88,10 +89,8 @@ def find_tissue(
         return Tissue(nothing, mpp_x, mpp_y, 0.0, nothing, why)
     sigma = (0, _SMOOTH_UM / mpp_y, _SMOOTH_UM / mpp_x)
     smooth = ndimage.gaussian_filter(pixels, sigma, output=np.float32, mode="nearest")
-    glass = _glass(pixels, smooth)[:, None, None]
-    density = np.maximum(np.log10((glass + 1) / (smooth + 1)), 0)  # brighter than glass is glass
-    density[:, _unscanned(pixels)] = 0
-    ink = find_ink(density, mpp_x, mpp_y) if pens else np.zeros(density.shape[1:], bool)
+    density = density_of(smooth, _glass(pixels, smooth), _unscanned(pixels))
+    ink = find_ink(density, mpp_x, mpp_y) if pens else np.zeros(pixels.shape[1:], bool)
     colour = np.where(ink, 0, _colour(density))
     threshold = _threshold(colour[~ink])
     mask = _tidied(colour > threshold, ink, mpp_x, mpp_y, holes_mm2)
@@ -149,17 +148,18 @@ def _glass(
     unscanned = glass & (pixels.min(0) == 255)  # pure white: padding, unless there is no other glass
     if unscanned.sum() < 0.95 * glass.sum():
         glass &= ~unscanned
-    colours = smooth[:, glass]
-    colours = colours[:, :: max(1, colours.shape[1] // _GLASS_PIXELS)]  # a median wants no more
+    index = np.flatnonzero(glass)
+    index = index[:: max(1, len(index) // _GLASS_PIXELS)]  # a median wants no more
+    colours = smooth.reshape(3, -1)[:, index]
     level = colours.mean(0)
     counts = ndimage.gaussian_filter1d(np.bincount(level.round().astype(int), minlength=257).astype(float), 1.5)
     common = np.flatnonzero(counts >= 0.2 * counts.max())[-1]
     return np.median(colours[:, np.abs(level - common) <= 4], axis=1)
 
 
-def _colour(density: Float32[np.ndarray, "3 height width"]) -> Float32[np.ndarray, "height width"]:
+def _colour(density: Density) -> Float32[np.ndarray, "height width"]:
     """How much more one channel is absorbed than another, less what any deep shadow shows of that by accident."""
-    return np.ptp(density, axis=0) - 0.12 * density.mean(0)
+    return density.span - 0.12 * density.mean
 
 
 def _threshold(colour: Float32[np.ndarray, "pixels"]) -> float:
