@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +17,12 @@ from wsi_mil import qc
 from wsi_mil.errors import OptionError, ResolutionError
 from wsi_mil.executors import available_cores
 from wsi_mil.geometry import outline, rings, to_geojson
-from wsi_mil.grid import Lattice, l0_tile_size, lattice, spread, tiles_on_tissue
+from wsi_mil.grid import Geometry, Lattice, l0_tile_size, lattice, spread, tiles_on_tissue, trident_attrs
 from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
 from wsi_mil.regions import Drawings, RegionParams
 from wsi_mil.slides import Slide, Thumbnail, open_slide, slide_fingerprint
 from wsi_mil.slides.base import RESAMPLE
-from wsi_mil.slides.resolution import nominal_power
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
 from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
@@ -181,10 +179,9 @@ class TileStage:
             ".jpg": draw_preview(thumbnail, slide.l0_size, rings(polygons), kept.coords, l0_tile),
             ".geojson": to_geojson(polygons, "Tissue"),
         }
-        arrays, array_attrs = (
-            {"coords": kept.coords, **kept.columns},
-            {"coords": _trident_attrs(item, slide, params, l0_tile)},
-        )
+        shape = Geometry(params.tile_px, params.mpp, params.overlap_px, l0_tile[0], slide.mpp_x, slide.l0_size)
+        arrays: dict[str, np.ndarray] = {"coords": kept.coords, **kept.columns}
+        array_attrs = {"coords": trident_attrs(item.slide_id, item.source.parent, shape)}
         if labels := self.drawings.labels(item.slide_id, kept.coords, l0_tile, slide.l0_size):
             arrays["annotations"], array_attrs["annotations"] = labels.shares, {"classes": json.dumps(labels.classes)}
         return Result(Artifact(arrays, attrs, array_attrs), len(kept.coords), files)
@@ -279,19 +276,4 @@ def _geometry(slide: Slide, params: TileParams, grid: Lattice) -> dict[str, Any]
         "resample": RESAMPLE,
         "slide_path": str(slide.path.absolute()),
         "reader": slide.reader,
-    }
-
-
-def _trident_attrs(item: Item, slide: Slide, params: TileParams, l0_tile: tuple[int, int]) -> dict[str, Any]:
-    """What TRIDENT's readers want to find on ``coords``; magnifications are nominal there."""
-    return {
-        "patch_size": params.tile_px,
-        "patch_size_level0": l0_tile[0],
-        "level0_magnification": nominal_power(slide.mpp_x),
-        "target_magnification": nominal_power(params.mpp),
-        "overlap": params.overlap_px,
-        "name": Path(item.slide_id).name,
-        "savetodir": str(item.source.parent.absolute()),
-        "level0_width": slide.l0_size[0],
-        "level0_height": slide.l0_size[1],
     }

@@ -41,7 +41,7 @@ class ImportStage:
     """``<slide>.h5`` or ``.pt`` of another program -> ``feats/<slide_id>.h5``."""
 
     name = "import"
-    version = 2
+    version = 3
 
     def __init__(self, params: ImportParams, told: Mapping[str, Told | Exception], workers: int = 1) -> None:
         """Make the stage.
