@@ -47,6 +47,8 @@ def test_slides_that_failed_are_left_out_and_named(tmp_path: Path, caplog: pytes
     ("text", "message"),
     [
         ("slide_id,label\na,x\nb,y\nnobody,x\n", "row 4: no stage has seen a slide nobody"),
+        ("slide_id,label\na,x\nB.SVS,y\n", r"slide B\.SVS \(did you mean b\?\): add it"),
+        ("slide_id,label\na,x\nTwin,y\n", r"slide Twin \(did you mean other/twin or sub/twin\?\): add"),
         ("slide_id,label\na,x\ntwin,y\n", "row 3: twin may be any of other/twin, sub/twin"),
         ("slide_id,label\na,x\nb,y\na.svs,x\n", "rows 2, 4: a is there 2 times"),
         ("slide_id,label\na,x\nb,\n", "row 3: label is empty"),

@@ -1,11 +1,22 @@
 """The lattice: inside the slide, one for all pieces of tissue, covered exactly as a mask says, drawn from evenly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_mil.grid import Lattice, coverage, l0_tile_size, lattice, spread, tiles_on_tissue
+from wsi_mil.grid import (
+    Geometry,
+    Lattice,
+    coverage,
+    l0_tile_size,
+    lattice,
+    spread,
+    tiles_on_tissue,
+    trident_attrs,
+)
 
 SIDES = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 
@@ -99,3 +110,13 @@ def test_every_tile_has_the_same_chance(side, count):
     chance = count / side**2
     assert drawn.sum() == seeds * count
     assert np.abs(drawn - seeds * chance).max() < 5 * np.sqrt(seeds * chance * (1 - chance)) + 1
+
+
+def test_tiles_are_told_in_the_words_of_trident(tmp_path: Path) -> None:
+    tiles = Geometry(224, 256 / 224, 16, 1113, 0.23, (9000, 8000))
+    assert trident_attrs("sub/a.b", tmp_path, tiles) == {
+        "patch_size": 224, "patch_size_level0": 1113, "level0_magnification": 40, "target_magnification": 10,
+        "overlap": 16, "name": "a.b", "savetodir": str(tmp_path), "level0_width": 9000, "level0_height": 8000,
+    }  # fmt: skip
+    unknown = trident_attrs("a", tmp_path, tiles._replace(l0_tile_width=None, l0_mpp=None, l0_size=None))
+    assert unknown.keys() == {"patch_size", "target_magnification", "overlap", "name", "savetodir"}

@@ -287,6 +287,17 @@ def test_folders_of_ours_go_through_untouched(tmp_path: Path) -> None:
         PeerOptions(mpp=50.0)
 
 
+def test_magnifications_are_those_that_a_peer_was_told_or_nominal(tmp_path: Path) -> None:
+    features, coords = peers.bag(step=256)
+    for path, power, target in (
+        (peers.trident(tmp_path / "t" / "a.h5", features, coords, level0_magnification=41.7), 42, 20.0),
+        (peers.trident(tmp_path / "u" / "a.h5", features, coords, target_magnification=None), 40, 20),
+        (peers.clam(tmp_path / "h5_files" / "a.h5", features, coords), 40, 40),
+    ):
+        attrs = convert(path, mpp=0.23).array_attrs["coords"]
+        assert (attrs["level0_magnification"], attrs["target_magnification"]) == (power, target)
+
+
 def test_several_encoders_of_trident_are_not_mixed(tmp_path: Path) -> None:
     job = tmp_path / "job" / "20x_256px_0px_overlap"
     peers.trident(job / "features_uni_v2" / "a.h5", *peers.bag())

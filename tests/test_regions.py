@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 from test_cli import call
 
 from wsi_mil import regions, store
 from wsi_mil.arguments import with_regions
 from wsi_mil.errors import ArtifactStale, OptionError, PolygonError
 from wsi_mil.geometry import outline, to_geojson
-from wsi_mil.regions import Drawings, RegionParams, polygon_file, read_labels
+from wsi_mil.regions import Drawings, RegionParams, label_tiles, polygon_file, read_labels
 from wsi_mil.runs import Report
 from wsi_mil.slides import write_pyramid
 from wsi_mil.stage import Item, RunOptions, run
@@ -216,6 +218,23 @@ def test_annotations_are_the_share_of_each_class_and_go_with_the_features(make_s
         assert read_labels(store.read(Path(folder, "c.h5"))) is None
 
 
+def test_annotations_are_drawn_in_the_preview(make_slide, tmp_path):
+    slide, shape = make_slide(), shapely.box(896, 640, 1152, 896)
+    drawn = Drawings(annotations=draw(tmp_path / "truth/slide.geojson", Tumor=shape).parent)
+    plain, marked = (
+        np.array(Image.open(BytesIO(stage.tile(Item("slide", slide)).files[".jpg"])).convert("RGB"))
+        for stage in (TileStage(TileParams()), TileStage(TileParams(), drawings=drawn))
+    )
+    assert plain.shape[:2] == (1125, 1500)
+    assert marked.shape[0] > 1125
+    changed = np.abs(marked[:1125].astype(int) - plain).max(-1) > 60
+    rows, columns = np.nonzero(changed)
+    scale = 1500 / 2048
+    edges = [columns.min(), rows.min(), columns.max(), rows.max()]
+    assert edges == pytest.approx(np.array(shape.bounds) * scale, abs=5)
+    assert not changed[round(768 * scale) - 50 : round(768 * scale) + 50, round(1024 * scale) - 50 :][:, :100].any()
+
+
 def test_slides_without_a_file_are_tiled_as_without_and_named_in_one_line(make_slide, tmp_path, caplog):
     (tmp_path / "drawn").mkdir()
     Drawings(tmp_path / "drawn", tmp_path / "drawn").tell_missing([f"s{i}" for i in range(8)])
@@ -296,7 +315,8 @@ def test_the_tumour_of_camelyon16_on_its_tiles(shared, tmp_path):
     l0_size, l0_tile = (97_792, 221_184), (1054, 1054)  # 256 um at 0.243 um/px
     corners = np.stack(np.meshgrid(np.arange(92), np.arange(209)), axis=-1).reshape(-1, 2) * 1054
     for name, mm2 in (("tumor_001", 0.672), ("tumor_003", 0.417)):
-        labels = Drawings(annotations=folder).labels(name, corners, l0_tile, l0_size)
-        assert labels is not None
+        areas = Drawings(annotations=folder).annotated(name, l0_size)
+        assert areas is not None
+        labels = label_tiles(areas, corners, l0_tile)
         assert labels.classes == ["Tumor"]
         assert labels.shares.sum() * 0.256**2 == pytest.approx(mm2, rel=0.01)

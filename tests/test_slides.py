@@ -462,6 +462,18 @@ def test_slides_that_cannot_be_told_apart_are_refused_with_both_named(tmp_path):
         find_slides(tmp_path)
 
 
+def test_files_that_differ_by_case_keep_their_extensions_or_are_refused(tmp_path):
+    touch(tmp_path, "A.svs", "a.tif", "Sub/b.svs", "sub/c.svs")
+    assert ids(tmp_path) == ["A.svs", "Sub/b", "a.tif", "sub/c"]
+    touch(tmp_path, "a.svs")
+    both = r"A\.svs and .*/a\.svs would both be called a\.svs on disks that tell no case apart: rename one of them"
+    with pytest.raises(SlideError, match=both):
+        find_slides(tmp_path)
+    (tmp_path / "a.svs").rename(tmp_path / "sub" / "B.SVS")
+    with pytest.raises(SlideError, match=r"Sub/b\.svs and .*sub/B\.SVS would both be called sub/B\.SVS on disks"):
+        find_slides(tmp_path)
+
+
 def test_loops_broken_links_and_folders_of_artifacts_hold_no_slides(tmp_path):
     write_pyramid(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8), 0.5)
     (tmp_path / "loop").symlink_to(tmp_path)

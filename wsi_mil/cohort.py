@@ -187,7 +187,11 @@ def _slide_id(path: Path, row: int, text: str, slides: Collection[str]) -> str:
     name = _filled(path, row, "slide", text)
     found = _matching(path, row, name, slides)
     if not found:
-        raise TableError(f"{path} row {row}: no stage has seen a slide {name}: add it and tile it, or take the row out")
+        near = " or ".join(sorted(slide for slide in slides if _is_near(name, slide)))
+        asked = f" (did you mean {near}?)" if near else ""
+        raise TableError(
+            f"{path} row {row}: no stage has seen a slide {name}{asked}: add it and tile it, or take the row out"
+        )
     return found[0]
 
 
@@ -201,6 +205,12 @@ def _matching(path: Path, row: int, name: str, slides: Collection[str]) -> list[
     if len(found) > 1:
         raise TableError(f"{path} row {row}: {name} may be any of {', '.join(found)}: write it with its folder")
     return found
+
+
+def _is_near(name: str, slide_id: str) -> bool:
+    """Whether a name is that of a slide but for case, extension or folder."""
+    wanted, found = (without_extension(text).lower() for text in (name, slide_id))
+    return wanted in (found, PurePosixPath(found).name)
 
 
 def _some(names: list[str]) -> str:

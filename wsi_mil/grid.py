@@ -1,9 +1,15 @@
-"""Which squares of a slide are tiles: one lattice from the slide's origin, whatever pieces of tissue lie on it."""
+"""Which squares of a slide are tiles: one lattice from the slide's origin, whatever pieces of tissue lie on it.
 
-from typing import NamedTuple
+Also what files say of them on ``coords``, in the words that TRIDENT's readers look for.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
+
+from wsi_mil.slides.resolution import nominal_power
 
 
 class Lattice(NamedTuple):
@@ -33,6 +39,45 @@ class Tiles(NamedTuple):
     coords: Int64[np.ndarray, "tiles 2"]
     """Top left corners (x, y), level-0 pixels."""
     coverage: Float32[np.ndarray, "tiles"]
+
+
+class Geometry(NamedTuple):
+    """What the tiles of a slide are."""
+
+    tile_px: int
+    """Side of a tile as the encoder sees it, pixels."""
+    tile_mpp: float
+    """Micrometres per pixel there."""
+    overlap_px: int
+    """Of neighbours, pixels as the encoder sees them."""
+    l0_tile_width: int | None
+    """Level-0 pixels; None where nobody knows the slide's pixels ..."""
+    l0_mpp: float | None
+    """... and the micrometres per level-0 pixel."""
+    l0_size: tuple[int, int] | None
+    """(width, height) of the slide, level-0 pixels; None where nobody knows them."""
+
+
+def trident_attrs(slide_id: str, folder: Path, tiles: Geometry) -> dict[str, Any]:
+    """What TRIDENT's readers want to find on ``coords``; magnifications are nominal there.
+
+    Args:
+        slide_id: of the slide.
+        folder: of the file that the tiles are of.
+        tiles: what they are; what nobody knows is left out.
+    """
+    attrs = {
+        "patch_size": tiles.tile_px,
+        "patch_size_level0": tiles.l0_tile_width,
+        "level0_magnification": tiles.l0_mpp and nominal_power(tiles.l0_mpp),
+        "target_magnification": nominal_power(tiles.tile_mpp),
+        "overlap": tiles.overlap_px,
+        "name": Path(slide_id).name,
+        "savetodir": str(folder.absolute()),
+    }
+    if tiles.l0_size:
+        attrs |= {"level0_width": tiles.l0_size[0], "level0_height": tiles.l0_size[1]}
+    return {name: value for name, value in attrs.items() if value is not None}
 
 
 def l0_tile_size(tile_um: float, mpp_x: float, mpp_y: float) -> tuple[int, int]:

@@ -7,7 +7,7 @@ annotations become the share of each tile that each class covers, exactly.
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -121,30 +121,34 @@ class Drawings:
         mask = _masked(found, drawing, l0_size, params)
         return mask, "" if mask.any() else _why_empty(file, drawing, params) or reason or _NOTHING.format(file)
 
-    def labels(
-        self, slide_id: str, coords: Int64[np.ndarray, "tiles 2"], l0_tile: tuple[int, int], l0_size: tuple[int, int]
-    ) -> Labels | None:
-        """What was annotated on the tiles of a slide; None where nobody did.
+    def annotated(self, slide_id: str, l0_size: tuple[int, int]) -> dict[str, Area] | None:
+        """What was annotated on a slide, by class, sorted by name; None where nobody did.
 
         Args:
             slide_id: of the slide.
-            coords: top left corners of its tiles (x, y), level-0 pixels.
-            l0_tile: (width, height) of a tile, level-0 pixels.
             l0_size: (width, height) of the slide, level-0 pixels.
 
         Raises:
             PolygonError: the file cannot be read, or lies outside the slide.
         """
         file = polygon_file(self.annotations, slide_id) if self.annotations else None
-        if file is None:
-            return None
-        areas = _read(file, l0_size).areas
-        shares = [box_shares(area, coords, l0_tile) for area in areas.values()]
-        return Labels(list(areas), np.reshape(shares, (len(areas), len(coords))).T.astype(np.float32, order="C"))
+        return None if file is None else _read(file, l0_size).areas
 
     def _folders(self) -> list[tuple[str, Path]]:
         both = (("regions", self.regions), ("annotations", self.annotations))
         return [(option, folder) for option, folder in both if folder is not None]
+
+
+def label_tiles(areas: Mapping[str, Area], coords: Int64[np.ndarray, "tiles 2"], l0_tile: tuple[int, int]) -> Labels:
+    """What was annotated on tiles.
+
+    Args:
+        areas: what each class covers, as `Drawings.annotated` tells it.
+        coords: top left corners of the tiles (x, y), level-0 pixels.
+        l0_tile: (width, height) of a tile, level-0 pixels.
+    """
+    shares = [box_shares(area, coords, l0_tile) for area in areas.values()]
+    return Labels(list(areas), np.reshape(shares, (len(areas), len(coords))).T.astype(np.float32, order="C"))
 
 
 def read_labels(artifact: Artifact) -> Labels | None:

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +17,12 @@ from wsi_mil import qc
 from wsi_mil.errors import OptionError, ResolutionError
 from wsi_mil.executors import available_cores
 from wsi_mil.geometry import outline, rings, to_geojson
-from wsi_mil.grid import Lattice, l0_tile_size, lattice, spread, tiles_on_tissue
+from wsi_mil.grid import Geometry, Lattice, l0_tile_size, lattice, spread, tiles_on_tissue, trident_attrs
 from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
-from wsi_mil.regions import Drawings, RegionParams
+from wsi_mil.regions import Drawings, RegionParams, label_tiles
 from wsi_mil.slides import Slide, Thumbnail, open_slide, slide_fingerprint
 from wsi_mil.slides.base import RESAMPLE
-from wsi_mil.slides.resolution import nominal_power
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
 from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
@@ -172,6 +170,7 @@ class TileStage:
             enlargement = _enlargement(slide, params)
             thumbnail = slide.thumbnail(min(WORKING_MPP, preview_mpp(slide)))
             tissue = self._tissue(item, slide, thumbnail, params)
+            annotated = self.drawings.annotated(item.slide_id, slide.l0_size)
             l0_tile = l0_tile_size(params.tile_um, slide.mpp_x, slide.mpp_y)
             grid = lattice(slide.l0_size, l0_tile, params.overlap_px / params.tile_px)
             kept = _kept(slide, tissue, grid, params)
@@ -181,15 +180,16 @@ class TileStage:
             attrs["settings"] = json.dumps(own, sort_keys=True)
         if not len(kept.coords):
             attrs |= {"status": "empty", "reason": _why_empty(slide, tissue, l0_tile, kept, params)}
+        classes = {name: rings(area) for name, area in (annotated or {}).items()}
         files = {
-            ".jpg": draw_preview(thumbnail, slide.l0_size, rings(polygons), kept.coords, l0_tile),
+            ".jpg": draw_preview(thumbnail, slide.l0_size, rings(polygons), kept.coords, l0_tile, classes),
             ".geojson": to_geojson(polygons, "Tissue"),
         }
-        arrays, array_attrs = (
-            {"coords": kept.coords, **kept.columns},
-            {"coords": _trident_attrs(item, slide, params, l0_tile)},
-        )
-        if labels := self.drawings.labels(item.slide_id, kept.coords, l0_tile, slide.l0_size):
+        shape = Geometry(params.tile_px, params.mpp, params.overlap_px, l0_tile[0], slide.mpp_x, slide.l0_size)
+        arrays: dict[str, np.ndarray] = {"coords": kept.coords, **kept.columns}
+        array_attrs = {"coords": trident_attrs(item.slide_id, item.source.parent, shape)}
+        if annotated is not None:
+            labels = label_tiles(annotated, kept.coords, l0_tile)
             arrays["annotations"], array_attrs["annotations"] = labels.shares, {"classes": json.dumps(labels.classes)}
         return Result(Artifact(arrays, attrs, array_attrs), len(kept.coords), files)
 
@@ -284,19 +284,4 @@ def _geometry(slide: Slide, params: TileParams, grid: Lattice) -> dict[str, Any]
         "slide_path": str(slide.path.absolute()),
         "reader": slide.reader,
         "reader_reason": slide.why,
-    }
-
-
-def _trident_attrs(item: Item, slide: Slide, params: TileParams, l0_tile: tuple[int, int]) -> dict[str, Any]:
-    """What TRIDENT's readers want to find on ``coords``; magnifications are nominal there."""
-    return {
-        "patch_size": params.tile_px,
-        "patch_size_level0": l0_tile[0],
-        "level0_magnification": nominal_power(slide.mpp_x),
-        "target_magnification": nominal_power(params.mpp),
-        "overlap": params.overlap_px,
-        "name": Path(item.slide_id).name,
-        "savetodir": str(item.source.parent.absolute()),
-        "level0_width": slide.l0_size[0],
-        "level0_height": slide.l0_size[1],
     }

@@ -43,10 +43,11 @@ def to_geojson(polygons: list[shapely.Polygon], name: str) -> bytes:
     return json.dumps(collection, separators=(",", ":")).encode()
 
 
-def rings(polygons: list[shapely.Polygon]) -> list[list[tuple[float, float]]]:
+def rings(shapes: BaseGeometry | list[shapely.Polygon]) -> list[list[tuple[float, float]]]:
     """The closed lines of polygons, outlines and holes alike, as (x, y) points: what a drawing needs."""
-    return [list(ring.coords) for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
+    return [list(ring.coords) for polygon in _polygons(shapes) for ring in (polygon.exterior, *polygon.interiors)]
 
 
-def _polygons(geometry: BaseGeometry) -> list[shapely.Polygon]:
-    return [part for part in shapely.get_parts(geometry) if isinstance(part, shapely.Polygon) and not part.is_empty]
+def _polygons(shapes: BaseGeometry | list[shapely.Polygon]) -> list[shapely.Polygon]:
+    parts = shapely.get_parts(np.asarray(shapes, object))
+    return [part for part in parts if isinstance(part, shapely.Polygon) and not part.is_empty]

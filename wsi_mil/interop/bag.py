@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Num
 from wsi_mil import store
 from wsi_mil.bags import UNKNOWN, half
 from wsi_mil.errors import ArtifactError, ResolutionError
+from wsi_mil.grid import Geometry, trident_attrs
 from wsi_mil.slides.resolution import Resolution, checked
 
 APPROXIMATE = "approximate-magnification"
@@ -107,7 +108,7 @@ def own_artifact(
         "peer_path": str(path.absolute()),
     }
     attrs |= _said(bag)
-    of_coords = _trident_attrs(bag, slide_id, path, resolution, l0_tile)
+    of_coords = _of_coords(bag, slide_id, path, resolution, l0_tile)
     arrays = {"features": features, "coords": coords}
     return store.Artifact(arrays, attrs, {"coords": of_coords, "features": {"encoder": name, "name": slide_id}})
 
@@ -199,21 +200,16 @@ def _in_level0(bag: PeerBag, resolution: Resolution) -> tuple[Int[np.ndarray, "t
     return np.rint(bag.coords_um / mpp).astype(np.int64), (width, height)
 
 
-def _trident_attrs(
+def _of_coords(
     bag: PeerBag, slide_id: str, path: Path, resolution: Resolution, l0_tile: tuple[int, int]
 ) -> dict[str, Any]:
-    """What TRIDENT's readers want on ``coords``; magnifications are nominal there."""
+    """The attributes of ``coords``; magnifications are those that the other program was told, if it says them."""
     tile_mpp = (bag.tile_um or l0_tile[0] * resolution.mpp_x) / bag.tile_px
-    of_level0 = {
-        "patch_size_level0": l0_tile[0],
-        "level0_magnification": round(bag.magnification or 10 / resolution.mpp_x),
+    pixels = (None, None) if resolution.source == OF_TILES else (l0_tile[0], resolution.mpp_x)
+    tiles = Geometry(bag.tile_px, tile_mpp, int(bag.request.get("overlap") or 0), *pixels, bag.l0_size)
+    said = {
+        "level0_magnification": round(bag.magnification) if bag.magnification else None,
+        "target_magnification": bag.request.get("target_magnification"),
     }
-    return {
-        "patch_size": bag.tile_px,
-        **({} if resolution.source == OF_TILES else of_level0),  # nobody knows the slide's pixels
-        "target_magnification": bag.request.get("target_magnification") or round(10 / tile_mpp, 2),
-        "overlap": int(bag.request.get("overlap") or 0),
-        "name": Path(slide_id).name,
-        "savetodir": str(path.parent.absolute()),
-        **_l0_size(bag),
-    }
+    attrs = trident_attrs(slide_id, path.parent, tiles)
+    return attrs | {name: value for name, value in said.items() if value and name in attrs}

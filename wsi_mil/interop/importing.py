@@ -4,6 +4,7 @@
 is converted again, and everything downstream reads artifacts of ours only.
 """
 
+import json
 import logging
 import os
 from collections import Counter
@@ -19,6 +20,7 @@ from wsi_mil.interop.bag import APPROXIMATE, OF_TILES, UNNAMED, PeerBag, own_art
 from wsi_mil.interop.clam import companions
 from wsi_mil.interop.detection import content_of, l0_size_of, read_peer
 from wsi_mil.interop.discovery import cache_of, holds_own, peer_items, vanished
+from wsi_mil.interop.naming import doubts_of, require_encoder
 from wsi_mil.interop.telling import PeerOptions, Told, told_of
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report, RunOptions
@@ -41,7 +43,7 @@ class ImportStage:
     """``<slide>.h5`` or ``.pt`` of another program -> ``feats/<slide_id>.h5``."""
 
     name = "import"
-    version = 2
+    version = 3
 
     def __init__(self, params: ImportParams, told: Mapping[str, Told | Exception], workers: int = 1) -> None:
         """Make the stage.
@@ -75,10 +77,11 @@ class ImportStage:
         """Convert one bag.
 
         Raises:
-            ArtifactError: the file holds no features of tiles, or such that cannot be used.
+            ArtifactError: the file holds no features of tiles, or such that cannot be used, or of another encoder.
             ResolutionError: nothing tells the slide's um per px.
         """
         bag, told = read_peer(item.source, self.params.encoder), self._told(item) or Told(None)
+        require_encoder(bag, item.source, self.params.encoder)
         try:
             made = own_artifact(bag, item.source, item.slide_id, told.resolution, self.params.encoder)
         except ResolutionError as error:
@@ -170,7 +173,7 @@ def _convert(items: list[Item], out: Path, peers: PeerOptions, options: RunOptio
     stage = ImportStage(ImportParams(peers.encoder), told_of(chosen, peers), options.threads)
     report = run(stage, items, out, options)
     _follow_slides(out, report.skipped, stage.told)
-    _warn_of_doubts(out, {item.slide_id for item in chosen} - report.failed.keys())
+    _warn_of_doubts(out, {item.slide_id for item in chosen} - report.failed.keys(), peers.encoder)
     return report
 
 
@@ -217,8 +220,8 @@ def _warn_of_size(slide_id: str, bag: PeerBag, made: store.Artifact) -> None:
         log.warning("%s: its tiles are %.4g um wide, not %.4g as their magnification says", slide_id, real, nominal)
 
 
-def _warn_of_doubts(out: Path, slide_ids: set[str]) -> None:
-    """Say once, for all slides, what was guessed."""
+def _warn_of_doubts(out: Path, slide_ids: set[str], encoder: str | None) -> None:
+    """Say once, for all slides, what was guessed, and what is odd about the name that their encoder was given."""
     attrs = {name: store.read_attrs(artifact_path(out, name)) for name in sorted(slide_ids)}
     rough = [name for name, found in attrs.items() if found["mpp_source"] in (APPROXIMATE, "objective-power")]
     if rough:
@@ -231,6 +234,9 @@ def _warn_of_doubts(out: Path, slide_ids: set[str]) -> None:
     unnamed = [name for name, found in attrs.items() if found["encoder"] == UNNAMED]
     if unnamed:
         log.warning("%d slides, such as %s, do not say their encoder: name it by --encoder", len(unnamed), unnamed[0])
+    said = {name: json.loads(found["tile_params"])["encoder"] for name, found in attrs.items()} if encoder else {}
+    for doubt in doubts_of(encoder, said) if encoder else ():
+        log.warning("%s", doubt)
 
 
 def _refuse_idle(source: Path, peers: PeerOptions) -> None:

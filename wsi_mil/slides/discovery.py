@@ -32,10 +32,11 @@ def find_slides(folder: Path) -> list[SlideFile]:
 
     Hidden files and folders are passed over, and so are folders of artifacts, whose previews are no slides. The files
     that belong to an MRXS or VMS slide are no slides of their own, and a DICOM series is one slide. Two files that
-    would share a slide_id keep their extensions in it.
+    would share a slide_id keep their extensions in it; so do those whose slide_ids differ only by case, since their
+    artifacts would be one file on many a disk.
 
     Raises:
-        SlideError: there is no such folder, or no slide in it.
+        SlideError: there is no such folder, or no slide in it, or two that cannot be told apart.
     """
     if folder.is_file():
         return [SlideFile(without_extension(folder.name), folder)]
@@ -45,12 +46,15 @@ def find_slides(folder: Path) -> list[SlideFile]:
     if not paths:
         raise SlideError(f"{folder} holds no slide: looked for files ending in {', '.join(sorted(EXTENSIONS))}")
     names = {path: path.relative_to(folder).as_posix() for path in paths}
-    times = Counter(map(without_extension, names.values()))
+    times = Counter(without_extension(name).lower() for name in names.values())
     slides: dict[str, Path] = {}
+    taken: dict[str, str] = {}
     for path, name in names.items():
-        slide_id = name if times[without_extension(name)] > 1 else without_extension(name)
-        if slide_id in slides:
-            raise SlideError(f"{slides[slide_id]} and {path} would both be called {slide_id}: rename one of them")
+        slide_id = name if times[without_extension(name).lower()] > 1 else without_extension(name)
+        other = taken.setdefault(slide_id.lower(), slide_id)
+        if other in slides:
+            where = "" if other == slide_id else " on disks that tell no case apart"
+            raise SlideError(f"{slides[other]} and {path} would both be called {slide_id}{where}: rename one of them")
         slides[slide_id] = path
     return sorted(SlideFile(*slide) for slide in slides.items())
 

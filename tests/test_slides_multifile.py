@@ -1,0 +1,116 @@
+"""Slides of several files, real ones: each is one slide, whatever its files, and is tiled as any other."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from multifile import write_dicom, write_mrxs, write_vms
+from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
+from test_cli import call
+
+from wsi_mil import store
+from wsi_mil.errors import SlideUnreadable
+from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
+
+MPP = 1.0
+FORMATS = {
+    "a/001": lambda folder, image: write_dicom(folder / "a", image, MPP)[0],
+    "b": lambda folder, image: write_vms(folder / "b.vms", image, MPP),
+    "c": lambda folder, image: write_mrxs(folder / "c.mrxs", image, MPP),
+}
+each_format = pytest.mark.parametrize("write", FORMATS.values(), ids=["dicom", "vms", "mrxs"])
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """Two pieces of tissue, not in the middle: a tile at the wrong place or of the wrong level would show."""
+    picture = flat(1536, 2048)
+    disc(picture, 700, 900, 500, EOSIN)
+    disc(picture, 1500, 500, 300, HAEMATOXYLIN)
+    return noisy(picture, 3)
+
+
+@pytest.fixture(scope="module")
+def slides(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one slide of each format, and the same in one file."""
+    folder = tmp_path_factory.mktemp("slides")
+    for write in FORMATS.values():
+        write(folder, image)
+    write_pyramid(folder / "d.tif", image, MPP)
+    return folder
+
+
+def test_slides_of_several_files_are_tiled_as_one_slide_each(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("tile", slides) == 0
+    assert sorted(path.relative_to("tiles").as_posix() for path in Path("tiles").rglob("*.h5")) == [
+        f"{slide_id}.h5" for slide_id in (*FORMATS, "d")
+    ]
+    expected = store.read(Path("tiles/d.h5"))
+    assert expected.attrs["tiles"] > 12
+    for slide_id in FORMATS:
+        made = store.read(Path("tiles", f"{slide_id}.h5"))
+        np.testing.assert_array_equal(made.arrays["coords"], expected.arrays["coords"])
+        np.testing.assert_allclose(made.arrays["coverage"], expected.arrays["coverage"], atol=0.05)
+        for name in ("mpp_x", "mpp_y", "level0_width", "level0_height", "mpp_source", "reader"):
+            assert made.attrs[name] == expected.attrs[name], (slide_id, name)
+
+
+@each_format
+def test_every_level_shows_the_same(
+    write: Callable[[Path, np.ndarray], Path], image: np.ndarray, tmp_path: Path
+) -> None:
+    with open_slide(write(tmp_path, image)) as slide:
+        assert (slide.l0_size, slide.level_downsamples[:3]) == ((2048, 1536), [1, 2, 4])
+        for by in (1, 2, 4):
+            pixels = slide.read(512, 256, (1024, 1024), (1024 // by, 1024 // by))
+            blocks = image[256:1280, 512:1536].reshape(1024 // by, by, 1024 // by, by, 3).mean((1, 3))
+            assert np.abs(pixels - blocks).mean() < 4
+
+
+@each_format
+def test_a_fingerprint_covers_every_file(
+    write: Callable[[Path, np.ndarray], Path], image: np.ndarray, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "slides", image)
+    before = slide_fingerprint(path)
+    shutil.copytree(tmp_path / "slides", tmp_path / "copy")
+    assert slide_fingerprint(tmp_path / "copy" / path.relative_to(tmp_path / "slides")) == before
+    files = [file for file in (tmp_path / "slides").rglob("*") if file.is_file() and file != path]
+    assert len(files) >= 3
+    for file in files:
+        with file.open("ab") as more:
+            more.write(bytes(2))
+        after = slide_fingerprint(path)
+        assert after != before, file
+        before = after
+
+
+def test_series_of_one_folder_are_told_apart(image: np.ndarray, tmp_path: Path) -> None:
+    write_dicom(tmp_path, image, MPP, "1.2.3", first=1)
+    write_dicom(tmp_path, image[:768], 0.5, "1.2.4", first=11)
+    assert [slide.slide_id for slide in find_slides(tmp_path)] == ["001", "011"]
+    for name, size, mpp in (("001", (2048, 1536), 1.0), ("003", (2048, 1536), 1.0), ("012", (2048, 768), 0.5)):
+        with open_slide(tmp_path / f"{name}.dcm") as slide:  # whichever of its files is named
+            assert (slide.l0_size, slide.mpp_x, len(slide.levels)) == (size, pytest.approx(mpp), 3)
+
+
+def test_a_slide_that_lacks_a_file_fails_alone_and_by_name(
+    image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_vms(Path("slides/b.vms"), image, MPP)
+    write_mrxs(Path("slides/c.mrxs"), image, MPP)
+    write_pyramid(Path("slides/d.tif"), image, MPP)
+    Path("slides/b-1-0.jpg").unlink()
+    Path("slides/c/Index.dat").unlink()
+    for name in ("b.vms", "c.mrxs"):
+        with pytest.raises(SlideUnreadable, match=name):
+            open_slide(Path("slides", name))
+    assert call("tile", "slides") == 1
+    assert [path.stem for path in Path("tiles").glob("*.h5")] == ["d"]
+    assert "2 failed" in capsys.readouterr().out
