@@ -3,16 +3,20 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from multifile import write_dicom, write_mrxs, write_vms
 from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from test_cli import call
 
 from wsi_mil import store
 from wsi_mil.errors import SlideUnreadable
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
+from wsi_mil.slides.direct import NotDirect, dicom
 
 MPP = 1.0
 FORMATS = {
@@ -56,7 +60,8 @@ def test_slides_of_several_files_are_tiled_as_one_slide_each(
         made = store.read(Path("tiles", f"{slide_id}.h5"))
         np.testing.assert_array_equal(made.arrays["coords"], expected.arrays["coords"])
         np.testing.assert_allclose(made.arrays["coverage"], expected.arrays["coverage"], atol=0.05)
-        for name in ("mpp_x", "mpp_y", "level0_width", "level0_height", "mpp_source", "reader"):
+        assert made.attrs["reader"] == ("direct" if slide_id == "a/001" else "openslide")
+        for name in ("mpp_x", "mpp_y", "level0_width", "level0_height", "mpp_source"):
             assert made.attrs[name] == expected.attrs[name], (slide_id, name)
 
 
@@ -114,3 +119,69 @@ def test_a_slide_that_lacks_a_file_fails_alone_and_by_name(
     assert call("tile", "slides") == 1
     assert [path.stem for path in Path("tiles").glob("*.h5")] == ["d"]
     assert "2 failed" in capsys.readouterr().out
+
+
+# --- DICOM read from its frames ----------------------------------------------------------------------------------
+
+
+def rewrite(path: Path, table: str) -> None:
+    """Write a file of the series again, with another table of where its frames are, or none."""
+    dataset = dcmread(path)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)))
+    if table == "extended":
+        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(
+            frames
+        )
+    else:
+        dataset.PixelData = encapsulate(frames, has_bot=table == "basic")
+    dataset.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("table", ["basic", "extended", "none"])
+def test_each_level_of_a_dicom_series_is_read_from_its_own_file(image: np.ndarray, tmp_path: Path, table: str) -> None:
+    files = write_dicom(tmp_path, image, MPP)
+    for path in files:
+        rewrite(path, table)
+    with open_slide(files[1], reader="direct") as ours, open_slide(files[1], reader="openslide") as theirs:
+        assert len(ours.levels) == 3
+        for level, (width, height, *_) in enumerate(ours.levels):
+            part = (level, 0, 0, width, height)
+            assert np.array_equal(ours.read_level(*part), theirs.read_level(*part))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"DimensionOrganizationType": "TILED_SPARSE"}, "frames, not 48 row by row"),
+        ({"TotalPixelMatrixFocalPlanes": 2}, "frames, not 48 row by row"),
+        ({"PlanarConfiguration": 1}, "not 8-bit RGB side by side"),
+    ],
+)
+def test_frames_that_are_not_understood_are_openslides(
+    image: np.ndarray, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    path = write_dicom(tmp_path, image, MPP)[1]
+    with open_slide(path, reader="openslide") as slide:
+        dataset = dcmread(path)
+        for name, value in change.items():
+            setattr(dataset, name, value)
+        dataset.save_as(path, enforce_file_format=True)
+        with pytest.raises(NotDirect, match=reason):
+            dicom.read_tables(path, slide.levels)
+
+
+def test_without_pydicom_openslide_reads(image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_dicom(tmp_path, image, MPP)[1]
+    monkeypatch.setattr(dicom.importlib.util, "find_spec", lambda name: None)
+    with open_slide(path) as slide:
+        assert slide.reader == "openslide"
+        assert slide.why == "pydicom is not installed: pip install 'wsi-mil[dicom]'"
+
+
+@pytest.mark.parametrize("name", ["camelyon-jpeg.dcm", "camelyon-jpeg2000.dcm"])
+def test_real_dicom_slides_are_read_directly(shared: Path, name: str) -> None:
+    path = shared / "data/wsi" / name
+    with open_slide(path, MPP) as ours, open_slide(path, MPP, reader="openslide") as theirs:
+        assert ours.reader == "direct"
+        part = (0, 100, 50, 700, 500)
+        assert np.array_equal(ours.read_level(*part), theirs.read_level(*part))
