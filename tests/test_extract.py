@@ -1,5 +1,6 @@
 """Extraction: every tile once, in order, as the encoder sees it by hand, and one bad slide costs only itself."""
 
+import csv
 import json
 import re
 import shutil
@@ -204,6 +205,44 @@ def test_the_same_bytes_twice_whatever_the_threads(name, weights, cohort):
     extract(cohort, encoder, "two", threads=3, batch=4)
     for item in artifact_items(cohort / "one"):
         assert item.source.read_bytes() == (cohort / "two" / f"{item.slide_id}.h5").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["morphology", "timm:test_vit", "timm:test_resnet"])
+def test_the_same_bytes_whatever_else_is_in_the_cohort(name, cohort):
+    encoder = load_encoder(name, None if name == "morphology" else "random:0")
+    items = artifact_items(cohort / "tiles")
+    stage = ExtractStage(ExtractParams.of(encoder), encoder, threads=2, batch=4)
+    run(stage, items, cohort / "all")
+    run(stage, items[::-1], cohort / "backwards")
+    for item in items:
+        run(stage, [item], cohort / "alone")
+    (cohort / "all/a.h5").rename(cohort / "a-before.h5")
+    run(stage, items, cohort / "all")  # a resumed run, with other neighbours for the tiles of a
+    assert (cohort / "all/a.h5").read_bytes() == (cohort / "a-before.h5").read_bytes()
+    for item in items:
+        made = {(cohort / way / f"{item.slide_id}.h5").read_bytes() for way in ("all", "backwards", "alone")}
+        assert len(made) == 1
+
+
+def test_tables_and_the_log_say_where_time_went(cohort, caplog):
+    caplog.set_level("INFO", "wsi_mil")
+    extract(cohort, Means(), batch=4)
+    for table in ("summary.csv", *(f"runs/{path.name}" for path in (cohort / "feats/runs").iterdir())):
+        with (cohort / "feats" / table).open() as file:
+            rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+        for slide_id in ("a", "deep/b"):
+            row = rows[slide_id]
+            seconds = float(row["seconds"])
+            assert float(row["tiles_per_s"]) == pytest.approx(15 / seconds, rel=0.1)
+            assert float(row["decode_s"]) > 0
+            assert 0 <= float(row["waiting_share"]) + float(row["busy_share"]) <= 1.01
+        assert [rows["c"][name] for name in ("tiles_per_s", "decode_s", "waiting_share", "busy_share")] == [""] * 4
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("extract: 30 tiles in")]
+    assert len(told) == 1
+    assert re.search(r"waiting for tiles \d+%, encoder busy \d+%: .* holds? it back|around them", told[0])
+    caplog.clear()
+    extract(cohort, Means(), batch=4)  # all is there already
+    assert not [record for record in caplog.records if "tiles in" in record.getMessage()]
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])

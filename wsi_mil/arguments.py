@@ -70,7 +70,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is
 Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores this process may use.")]
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
-Batch = Annotated[int, typer.Option("--batch", help="Tiles per forward pass of the encoder.")]
+Batch = Annotated[
+    int, typer.Option("--batch", help="Tiles per forward pass of the encoder; 0: 8 on a CPU, 32 on a GPU.")
+]
 WeightsOf = Annotated[
     list[str] | None,
     typer.Option(
