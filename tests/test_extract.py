@@ -1,5 +1,6 @@
 """Extraction: every tile once, in order, as the encoder sees it by hand, and one bad slide costs only itself."""
 
+import csv
 import json
 import re
 import shutil
@@ -13,7 +14,6 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from wsi_mil import extract as extraction
 from wsi_mil import store
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
@@ -28,7 +28,7 @@ from wsi_mil.extract import (
 )
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report
-from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
+from wsi_mil.slides import Slide, find_slides, open_slide, slide_fingerprint, write_pyramid
 from wsi_mil.stage import Item, Output, RunOptions, artifact_items, run, run_together
 from wsi_mil.stain import fit, stain_recipe
 
@@ -207,6 +207,44 @@ def test_the_same_bytes_twice_whatever_the_threads(name, weights, cohort):
         assert item.source.read_bytes() == (cohort / "two" / f"{item.slide_id}.h5").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["morphology", "timm:test_vit", "timm:test_resnet"])
+def test_the_same_bytes_whatever_else_is_in_the_cohort(name, cohort):
+    encoder = load_encoder(name, None if name == "morphology" else "random:0")
+    items = artifact_items(cohort / "tiles")
+    stage = ExtractStage(ExtractParams.of(encoder), encoder, threads=2, batch=4)
+    run(stage, items, cohort / "all")
+    run(stage, items[::-1], cohort / "backwards")
+    for item in items:
+        run(stage, [item], cohort / "alone")
+    (cohort / "all/a.h5").rename(cohort / "a-before.h5")
+    run(stage, items, cohort / "all")  # a resumed run, with other neighbours for the tiles of a
+    assert (cohort / "all/a.h5").read_bytes() == (cohort / "a-before.h5").read_bytes()
+    for item in items:
+        made = {(cohort / way / f"{item.slide_id}.h5").read_bytes() for way in ("all", "backwards", "alone")}
+        assert len(made) == 1
+
+
+def test_tables_and_the_log_say_where_time_went(cohort, caplog):
+    caplog.set_level("INFO", "wsi_mil")
+    extract(cohort, Means(), batch=4)
+    for table in ("summary.csv", *(f"runs/{path.name}" for path in (cohort / "feats/runs").iterdir())):
+        with (cohort / "feats" / table).open() as file:
+            rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+        for slide_id in ("a", "deep/b"):
+            row = rows[slide_id]
+            seconds = float(row["seconds"])
+            assert float(row["tiles_per_s"]) == pytest.approx(15 / seconds, rel=0.1)
+            assert float(row["decode_s"]) > 0
+            assert 0 <= float(row["waiting_share"]) + float(row["busy_share"]) <= 1.01
+        assert [rows["c"][name] for name in ("tiles_per_s", "decode_s", "waiting_share", "busy_share")] == [""] * 4
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("extract: 30 tiles in")]
+    assert len(told) == 1
+    assert re.search(r"waiting for tiles \d+%, encoder busy \d+%: .* holds? it back|around them", told[0])
+    caplog.clear()
+    extract(cohort, Means(), batch=4)  # all is there already
+    assert not [record for record in caplog.records if "tiles in" in record.getMessage()]
+
+
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_the_encoder_sees_tiles_of_normalised_stain_whatever_the_threads_and_batches(method, cohort):
     encoder = Means()
@@ -265,12 +303,13 @@ def test_encoders_of_one_pass_get_the_same_tiles():
         shared_stream(stages)
 
 
-def test_batches_are_full_and_counted(cohort):
+def test_batches_are_full_whatever_slides_they_hold_and_tiles_are_counted(cohort):
     encoder, steps = Means(), Steps()
     stage = ExtractStage(ExtractParams.of(encoder), encoder, threads=2, batch=4)
     outcomes = dict(stage.stream(iter(artifact_items(cohort / "tiles")), steps))
-    assert encoder.batches == steps.tiles == [4, 4, 4, 3] * 2
-    assert all(outcome.seconds > 0 for outcome in outcomes.values())
+    assert encoder.batches == [4] * 8  # of 15 + 15 tiles
+    assert steps.tiles == [4] * 7 + [2]
+    assert all(outcome.timing.seconds > 0 for outcome in outcomes.values())
 
 
 def test_rerunning_skips_and_other_weights_are_noticed(cohort):
@@ -357,15 +396,15 @@ def test_what_holds_no_tiles_is_refused(cohort):
 
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
-    """Of which slide each batch of tiles was read."""
+    """Of which slide each tile was read."""
     read: list[str] = []
-    plain = extraction._read
+    plain = Slide.read_tiles
 
-    def counting(slide, attrs, coords):
-        read.append(slide.path.stem)
-        return plain(slide, attrs, coords)
+    def counting(slide, coords, *sizes):
+        read.extend([slide.path.stem] * len(coords))
+        return plain(slide, coords, *sizes)
 
-    monkeypatch.setattr(extraction, "_read", counting)
+    monkeypatch.setattr(Slide, "read_tiles", counting)
     return read
 
 
@@ -383,7 +422,7 @@ def test_several_encoders_share_the_reading_and_give_what_each_gives_alone(cohor
     encoders = [Means(), Means(2, "double"), load_encoder("morphology")]
     for report in together(cohort, encoders).values():
         assert (report.done, report.empty, report.failed) == (["a", "deep/b"], ["c"], {})
-    assert sorted(reads) == ["a"] * 4 + ["b"] * 4
+    assert sorted(reads) == ["a"] * 15 + ["b"] * 15
     for encoder in encoders:
         extract(cohort, encoder, f"alone/{encoder.name}", batch=4)
         for item in artifact_items(cohort / "feats" / encoder.name):
@@ -399,24 +438,21 @@ def test_what_one_encoder_has_already_is_read_for_the_others_only(cohort, reads)
     reports = together(cohort, [one, two])
     assert (reports["means"].done, reports["means"].skipped) == (["a"], ["c", "deep/b"])
     assert (reports["double"].done, reports["double"].empty) == (["a", "deep/b"], ["c"])
-    assert (one.batches, two.batches) == ([4, 4, 4, 3], [4, 4, 4, 3] * 2)
-    assert sorted(reads) == ["a"] * 4 + ["b"] * 4
+    assert (one.batches, two.batches) == ([4] * 4, [4] * 8)
+    assert sorted(reads) == ["a"] * 15 + ["b"] * 15
     reads.clear()
     assert [report.skipped for report in together(cohort, [one, two]).values()] == [["a", "c", "deep/b"]] * 2
     assert reads == []
 
 
-def test_an_encoder_that_fails_costs_the_others_nothing(cohort, reads):
+def test_an_encoder_that_fails_costs_the_others_nothing(cohort):
     sick, sound = Means(np.nan, "sick"), Means()
     reports = together(cohort, [sick, sound])
     assert (reports["means"].done, reports["means"].failed) == (["a", "deep/b"], {})
     assert (reports["sick"].done, list(reports["sick"].failed)) == ([], ["a", "deep/b"])
     assert "from sick" in str(reports["sick"].failed["a"])
-    assert sick.batches == [4, 4]  # not asked again for a slide that it has spoilt
+    assert sick.batches == [4, 4]  # not asked again for a slide that it has spoilt: the second batch holds b, too
     assert not (cohort / "feats/sick/a.h5").exists()
-    reads.clear()
-    together(cohort, [sick, sound])
-    assert reads.count("a") < 4  # nobody is left to read the rest for
 
 
 def test_a_slide_that_cannot_be_read_fails_for_every_encoder(cohort):

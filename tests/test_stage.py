@@ -48,6 +48,30 @@ def test_every_slide_gets_an_artifact_that_says_what_made_it(source: Path, tmp_p
     assert [item.slide_id for item in artifact_items(out)] == ["one", "sub/two.b", "void"]
 
 
+def test_where_time_went_is_told_by_stages_that_know_and_older_tables_are_read(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(ToyStage(), items(source), out)
+    new = ("tiles_per_s", "decode_s", "waiting_share", "busy_share")
+    assert [summary(out)["one"][name] for name in new] == [""] * 4
+    old = "slide_id,status,tiles,tissue_mm2,seconds,error,excluded\none,done,3,3.0,12.500,,\nlost,failed,,,,gone,\n"
+    (out / "runs" / "20990101T000000.csv").write_text(old)
+    known = "99,1.500,0.250,0.750\n"
+    header = ",".join(runs.Row._fields)
+    (out / "runs" / "20990101T000001.csv").write_text(f"{header}\nsub/two.b,done,4,4.0,2.000,,,{known}")
+    runs.write_tables(out, [])
+    rows = summary(out)
+    assert (rows["one"]["seconds"], rows["one"]["decode_s"]) == ("12.500", "")
+    assert (rows["lost"]["status"], rows["lost"]["error"]) == ("failed", "gone")
+    assert [rows["sub/two.b"][name] for name in new] == ["99.000", "1.500", "0.250", "0.750"]
+
+
+def test_times_add_up_and_are_shared() -> None:
+    half = runs.Timing(10.0, 1.0, 2.0, 6.0) * 0.5
+    assert half + half == runs.Timing(10.0, 1.0, 2.0, 6.0)
+    assert half.shares == (0.2, 0.6)
+    assert runs.Timing().shares == (0.0, 0.0)
+
+
 def test_summary_and_run_table_name_every_slide(source: Path, tmp_path: Path) -> None:
     (source / "wrong").write_bytes(b"bad")
     run(ToyStage(), items(source), tmp_path / "out")

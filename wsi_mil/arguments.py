@@ -84,7 +84,9 @@ FastDecode = Annotated[
     bool, typer.Option("--fast-decode", help="Decode JPEGs at a fraction of their size: faster, not quite identical.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
-Batch = Annotated[int, typer.Option("--batch", help="Tiles per forward pass of the encoder.")]
+Batch = Annotated[
+    int, typer.Option("--batch", help="Tiles per forward pass of the encoder; 0: 8 on a CPU, 32 on a GPU.")
+]
 WeightsOf = Annotated[
     list[str] | None,
     typer.Option(

@@ -85,7 +85,7 @@ def extract(
     weights: WeightsOf = None,
     slides: Annotated[Path | None, typer.Option("--slides", help="Where the slides are now, if they moved.")] = None,
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: Batch = 0,
     precision: Precision = "auto",
     stain: StainMethod = Stain.NONE,
     allow_mpp_mismatch: AllowMpp = False,
@@ -173,7 +173,7 @@ def predict(
     table: BagTable = None,
     encoder: BagEncoder = None,
     device: Device = "auto",
-    batch: Batch = 32,
+    batch: Batch = 0,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
@@ -225,7 +225,7 @@ def run(
 
     params, models = tile_params(tile_px, tile_um, mpp), encoder_weights(model, weights)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))
-    encoding = workflow.Encoding(models, device, 32, precision, allow_mpp_mismatch, trust, stain)
+    encoding = workflow.Encoding(models, device, 0, precision, allow_mpp_mismatch, trust, stain)
     plan = workflow.Plan(params, encoding, training, slide_mpp)
     folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
     with naming_failures() as failed:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from wsi_mil.errors import OptionError
+from wsi_mil.executors import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,22 @@ def precision_like(trained: str, device: torch.device) -> str:
     if device.type == "cuda" or trained == "fp32" or (trained == "bf16" and cpu_has_bf16()):
         return trained
     return "fp32"
+
+
+def default_batch(device: torch.device) -> int:
+    """Tiles per forward pass unless told: on a CPU larger batches are no faster, and the last one is computed whole."""
+    return 32 if device.type == "cuda" else 8
+
+
+@contextmanager
+def within_cores() -> Generator[None]:
+    """Keep torch from using more threads than there are cores for this process: it overlooks a container's share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, available_cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from wsi_mil import extract, store
-from wsi_mil.devices import pick_device
+from wsi_mil.devices import default_batch, pick_device
 from wsi_mil.encoders import Encoder, TileSize, find_encoder, load_encoder, require_resolution, tile_geometry
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
 from wsi_mil.runs import Report
@@ -24,8 +24,8 @@ class Encoding:
     """Names in the table of encoders, each with its weights: a file, "random:SEED", or None, where the table says."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:I."""
-    batch: int = 32
-    """Tiles per forward pass."""
+    batch: int = 0
+    """Tiles per forward pass; 0 = what suits the device."""
     precision: str = "auto"
     """auto, fp32, bf16 or fp16."""
     allow_mpp_mismatch: bool = False
@@ -105,8 +105,9 @@ def extract_features(
     _refuse_other_layout(out, folders)
     moved = dict(find_slides(slides)) if slides else None
     threads, params = options.threads, partial(extract.ExtractParams.of, stain=encoding.stain)
+    batch = encoding.batch or default_batch(pick_device(encoding.device))
     stages = {
-        folder: extract.ExtractStage(params(encoder), encoder, threads, encoding.batch, moved)
+        folder: extract.ExtractStage(params(encoder), encoder, threads, batch, moved)
         for folder, encoder in zip(folders, loaded or encoding.load(), strict=True)
     }
     outputs = [Output(stage, folder) for folder, stage in stages.items()]

@@ -16,7 +16,10 @@ Value = TypeVar("Value")
 
 def available_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its control group, not what the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "process_cpu_count"):  # Python 3.13 on; it minds PYTHON_CPU_COUNT, too
+        cores = os.process_cpu_count() or 1
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, _cgroup_quota() or cores))
 
 

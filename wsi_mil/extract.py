@@ -1,32 +1,33 @@
 """Stage 2, tiles -> features: every tile of a slide through a frozen encoder, or through several.
 
-Tiles are read from the slide in threads, a few batches ahead of the encoder, and never kept: memory is the features
-and those few batches, however large the slide. Several encoders get each batch one after the other.
+The whole cohort is one stream (`wsi_mil.streaming`): tiles are read in threads, a few batches ahead of the encoders,
+and never kept, so memory is the features and those few batches, however large a slide.
 """
 
 import json
+import logging
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
 
 from wsi_mil import store
 from wsi_mil.bags import half
 from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
-from wsi_mil.executors import map_ordered
 from wsi_mil.progress import Progress
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 from wsi_mil.stage import Item, Outcome, Output, Result, Stream, artifact_items, attempt
 from wsi_mil.stain import fit_slide, stain_recipe
+from wsi_mil.streaming import Pace, Tiles, Told, Work, stream
+
+log = logging.getLogger(__name__)
 
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
@@ -76,13 +77,13 @@ class ExtractStage:
         batch: int = 16,
         moved: Mapping[str, Path] | None = None,
     ) -> None:
-        """Take an encoder that is loaded already, and how to go about it, which changes no result.
+        """Take an encoder that is loaded already, and how to go about it.
 
         Args:
             params: `ExtractParams.of` the encoder, and how stain is normalised.
             encoder: of the params.
-            threads: how many read tiles.
-            batch: tiles that the encoder takes at once.
+            threads: how many read tiles; this changes no result.
+            batch: tiles that the encoder takes at once; another number may round float32 otherwise.
             moved: by slide_id, where slides are that do not lie at their recorded path any more.
 
         Raises:
@@ -106,63 +107,18 @@ class ExtractStage:
         return attrs["fingerprint"]
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
-        """Encode slide after slide; one that fails costs only itself."""
-        for item in items:
-            yield item, self.together(item, [self], track)[0]
-
-    def together(self, item: Item, stages: Sequence["ExtractStage"], track: Progress) -> list[Result | Exception]:
-        """Encode one slide with the encoders of several stages, reading each tile once, in the way of this stage.
-
-        Returns:
-            What became of it in each stage: an encoder that fails costs the others nothing, an unreadable slide all.
-        """
-        outcome = attempt(self._extract, item, stages, track)
-        return [outcome] * len(stages) if isinstance(outcome, Exception) else outcome
-
-    def _extract(self, item: Item, stages: Sequence["ExtractStage"], track: Progress) -> list[Result | Exception]:
-        started = time.monotonic()
-        tiles = store.read(item.source)
-        columns = [_Column(stage.encoder, item.slide_id, tiles) for stage in stages]
-        stain = self._fill(columns, item, tiles, track) if len(tiles.arrays["coords"]) else {}
-        seconds = time.monotonic() - started
-        return [c.error or Result(c.artifact(stain), len(c.features), seconds=seconds) for c in columns]
-
-    def _fill(self, columns: list["_Column"], item: Item, tiles: store.Artifact, track: Progress) -> dict[str, Any]:
-        """Encode all tiles of a slide; return what its stain was found to be, where it is normalised."""
-        coords, method = tiles.arrays["coords"], self.params.stain["method"]
-        edges = [*range(0, len(coords), self.batch), len(coords)]
-        with self._open(item, tiles.attrs) as slide:
-            read = partial(_read, slide, tiles.attrs)
-            stain = fit_slide(method, read, coords, slide.path, self.threads, tiles.arrays)
-            chunks = (coords[start:stop] for start, stop in pairwise(edges))
-            # Closed before the slide is: what threads still read must not be pulled from under them.
-            with closing(map_ordered(lambda chunk: stain.all(read(chunk)), chunks, self.threads)) as batches:
-                for (start, stop), pixels in zip(pairwise(edges), batches, strict=True):
-                    for column in columns:
-                        column.fill(start, pixels)
-                    if all(column.error for column in columns):
-                        break
-                    track.step(stop - start)
-        return stain.fitted
-
-    def _open(self, item: Item, attrs: dict[str, Any]) -> Slide:
-        """Open the slide of some tiles, where it lay or where it lies now, if it still is that slide."""
-        path = Path(attrs["slide_path"])
-        if not path.exists():
-            if item.slide_id not in self.moved:
-                where = ", nor in the folder of --slides" if self.moved else ""
-                raise SlideError(
-                    f"{path} is not there any more{where}: name the folder that slides lie in by --slides DIR"
-                )
-            path = self.moved[item.slide_id]
-        if slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
-            raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
-        # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
-        return open_slide(path, attrs["mpp_x"] if attrs["mpp_source"] == "option" else None)
+        """Encode the tiles of all slides; one that fails costs only itself."""
+        output = Output(self, Path())
+        tasks = ((item, [output]) for item in items)
+        with closing(shared_stream({output.folder: self})(tasks, track)) as outcomes:
+            for item, _, outcome in outcomes:
+                yield item, outcome
 
 
 def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:
     """The stream of several stages, each with its folder: a slide is read once for all that have still to see it.
+
+    How it is read (threads, batch, moved slides) the first of them says.
 
     Raises:
         OptionError: the stages do not normalise stain alike, so they cannot share tiles.
@@ -170,13 +126,23 @@ def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:
     methods = sorted({stage.params.stain["method"] for stage in stages.values()})
     if len(methods) > 1:
         raise OptionError(f"--stain {methods[0]}, --stain {methods[1]}: encoders of one pass share their tiles")
+    first = next(iter(stages.values()))
+    pace, encoders = Pace(first.batch, first.threads), [stage.encoder for stage in stages.values()]
 
-    def stream(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Iterator[Outcome]:
-        for item, outputs in tasks:
-            wanted = [stages[output.folder] for output in outputs]
-            yield from zip(repeat(item), outputs, wanted[0].together(item, wanted, track), strict=False)
+    def outcomes(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Generator[Outcome]:
+        sources = (
+            _Source(first, item, {output: stages[output.folder].encoder for output in outputs})
+            for item, outputs in tasks
+        )
+        told = Told(pace.threads)
+        with closing(stream(sources, encoders, pace, track, told)) as works:
+            for work in works:
+                for output, outcome in work.source.outcomes(work).items():
+                    yield work.source.item, output, outcome
+        if told.tiles:
+            log.info("extract: %s", told)
 
-    return stream
+    return outcomes
 
 
 def feature_folder(encoder: str) -> str:
@@ -216,13 +182,80 @@ def bag_items(folder: Path) -> list[Item]:
     return items
 
 
-def _read(
-    slide: Slide, attrs: dict[str, Any], coords: Int64[np.ndarray, "tiles 2"]
-) -> UInt8[np.ndarray, "tiles height width 3"]:
-    """The pixels of some tiles, as the encoder gets them."""
-    l0_size = (attrs["l0_tile_width"], attrs["l0_tile_height"])
-    size_px = (attrs["tile_px"], attrs["tile_px"])
-    return np.stack([slide.read(int(l0_x), int(l0_y), l0_size, size_px) for l0_x, l0_y in coords])
+class _Source:
+    """A slide before it is opened."""
+
+    def __init__(self, stage: ExtractStage, item: Item, wanted: Mapping[Output, Encoder]) -> None:
+        self.stage, self.item, self.wanted = stage, item, wanted
+        self.columns: dict[Output, _Column] = {}
+        self.stain: dict[str, Any] = {}
+
+    def open(self) -> Tiles:
+        """Open the slide of the tiles, and fit its stain, where that is to be normalised."""
+        tiles = store.read(self.item.source)
+        coords = tiles.arrays["coords"]
+        self.columns = {output: _Column(one, self.item.slide_id, tiles) for output, one in self.wanted.items()}
+        columns = list(self.columns.values())
+        if not len(coords):
+            return Tiles(columns=columns)
+        slide = self._open(tiles.attrs)
+        try:
+            pixels = _Pixels(slide, coords, tiles.attrs)
+            method, threads = self.stage.params.stain["method"], self.stage.threads
+            stain = fit_slide(method, pixels.at, coords, slide.path, threads, tiles.arrays)
+            slide.expect(coords, pixels.l0_size, pixels.size_px)  # each of them once, from here on
+        except BaseException:
+            slide.close()
+            raise
+        self.stain = stain.fitted
+        return Tiles(
+            columns=columns,
+            count=len(coords),
+            side_px=pixels.size_px[0],
+            read=lambda start, stop: stain.all(pixels.read(start, stop)),
+            close=slide.close,
+        )
+
+    def outcomes(self, work: Work) -> dict[Output, Result | Exception]:
+        """What became of the slide, for each output."""
+        if work.error:
+            return dict.fromkeys(self.wanted, work.error)
+        return {
+            output: column.error or Result(column.artifact(self.stain), len(column.features), timing=work.timing)
+            for output, column in self.columns.items()
+        }
+
+    def _open(self, attrs: dict[str, Any]) -> Slide:
+        """Open the slide of some tiles, where it lay or where it lies now, if it still is that slide."""
+        path, moved = Path(attrs["slide_path"]), self.stage.moved
+        if not path.exists():
+            if self.item.slide_id not in moved:
+                where = ", nor in the folder of --slides" if moved else ""
+                raise SlideError(
+                    f"{path} is not there any more{where}: name the folder that slides lie in by --slides DIR"
+                )
+            path = moved[self.item.slide_id]
+        if slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
+            raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
+        # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
+        return open_slide(path, attrs["mpp_x"] if attrs["mpp_source"] == "option" else None)
+
+
+class _Pixels:
+    """The pixels of a slide's tiles, as the encoder gets them but for their stain."""
+
+    def __init__(self, slide: Slide, coords: Int64[np.ndarray, "tiles 2"], attrs: dict[str, Any]) -> None:
+        self.slide, self.coords = slide, coords
+        self.l0_size = (int(attrs["l0_tile_width"]), int(attrs["l0_tile_height"]))
+        self.size_px = (int(attrs["tile_px"]), int(attrs["tile_px"]))
+
+    def read(self, start: int, stop: int) -> UInt8[np.ndarray, "tiles height width 3"]:
+        """Read tiles by their number."""
+        return self.at(self.coords[start:stop])
+
+    def at(self, coords: Int64[np.ndarray, "tiles 2"]) -> UInt8[np.ndarray, "tiles height width 3"]:
+        """Read tiles by their place."""
+        return self.slide.read_tiles(coords, self.l0_size, self.size_px)
 
 
 class _Column:
@@ -233,21 +266,18 @@ class _Column:
         self.features = np.empty((len(tiles.arrays["coords"]), encoder.dim), np.float16)
         self.error: Exception | None = None
 
-    def fill(self, start: int, pixels: UInt8[np.ndarray, "tiles height width 3"]) -> None:
-        """Encode the tiles from ``start`` on."""
-        self.error = self.error or attempt(self._fill, start, pixels)
-
-    def _fill(self, start: int, pixels: UInt8[np.ndarray, "tiles height width 3"]) -> None:
-        found = self.encoder.encode(pixels).numpy()
-        made, fault = half(found)
+    def fill(self, start: int, features: Float32[Tensor, "tiles dim"]) -> None:
+        """Take the features of the tiles from ``start`` on, if float16 can hold them."""
+        made, fault = half(features.numpy())
         if fault:
             l0_x, l0_y = self.tiles.arrays["coords"][start + fault.tile]
             remedy = "other weights" if self.encoder.precision == "fp32" else "--precision fp32, other weights"
-            raise EncoderError(
+            self.error = EncoderError(
                 f"the tile at ({l0_x}, {l0_y}) got {fault.what}, from {self.encoder.name}: try {remedy} or another"
                 " encoder"
             )
-        self.features[start : start + len(made)] = made
+        else:
+            self.features[start : start + len(made)] = made
 
     def artifact(self, stain: dict[str, Any]) -> store.Artifact:
         """The features with everything that is known about them, the slide's own stain included."""

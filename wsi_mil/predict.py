@@ -14,7 +14,7 @@ from wsi_mil import checkpoint, extract, store, tiling
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import read_bag
 from wsi_mil.checkpoint import Checkpoint, Recipe
-from wsi_mil.devices import pick_device, precision_like
+from wsi_mil.devices import default_batch, pick_device, precision_like
 from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.interop import PeerOptions, own_bags
@@ -38,8 +38,8 @@ class PredictOptions:
     """Where the encoder's weights are; None = where they were in training."""
     device: str = "cpu"
     """Where encoder and model run."""
-    batch: int = 32
-    """Tiles per forward pass of the encoder."""
+    batch: int = 0
+    """Tiles per forward pass of the encoder; 0 = what suits the device."""
     workers: int = 0
     """Threads; 0 = the cores this process may use."""
     overwrite: bool = False
@@ -74,7 +74,8 @@ def predict_slides(
     report = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
     tiled = [slide.slide_id for slide in slides if slide.slide_id not in report.failed]
     params = extract.ExtractParams.of(encoder, model.recipe.stain["method"])
-    stage = extract.ExtractStage(params, encoder, loop.threads, options.batch, moved=dict(slides))
+    batch = options.batch or default_batch(pick_device(options.device))
+    stage = extract.ExtractStage(params, encoder, loop.threads, batch, moved=dict(slides))
     items = [Item(slide_id, artifact_path(cache / "tiles", slide_id)) for slide_id in tiled]
     extracted = run(stage, items, cache / "feats", loop)
     failed = report.failed | extracted.failed

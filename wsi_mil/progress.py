@@ -29,10 +29,13 @@ class Progress:
     def step(self, tiles: int) -> None:
         """Some tiles of the current one are done."""
 
+    def tell(self, note: str) -> None:
+        """Say something beside the counts, in place of what was said before."""
+
 
 class _Bar(Progress):
     def __init__(self, bar: RichProgress, name: str, total: int) -> None:
-        self.bar, self.start, self.tiles = bar, time.monotonic(), 0
+        self.bar, self.start, self.tiles, self.note = bar, time.monotonic(), 0, ""
         self.task = bar.add_task(name, total=total, note="")
 
     def advance(self, what: str) -> None:
@@ -42,7 +45,10 @@ class _Bar(Progress):
         self.tiles += tiles
         if self.tiles:
             rate = self.tiles / max(time.monotonic() - self.start, 1e-3)
-            self.bar.update(self.task, note=f"{rate:,.0f} tiles/s")
+            self.bar.update(self.task, note=", ".join(filter(None, (f"{rate:,.0f} tiles/s", self.note))))
+
+    def tell(self, note: str) -> None:
+        self.note = note
 
 
 class _Lines(Progress):
@@ -50,6 +56,7 @@ class _Lines(Progress):
         self.name, self.total = name, total
         self.done = self.tiles = 0
         self.start = self.spoke = time.monotonic()
+        self.note = ""
 
     def advance(self, what: str) -> None:
         self.done += 1
@@ -59,10 +66,14 @@ class _Lines(Progress):
             seconds = max(now - self.start, 1e-3)
             rate = f", {self.tiles / seconds:,.0f} tiles/s" if self.tiles else ""
             left = seconds / self.done * (self.total - self.done)
-            log.info("%s: %d of %d%s, %.0f s left", self.name, self.done, self.total, rate, left)
+            note = f", {self.note}" if self.note else ""
+            log.info("%s: %d of %d%s%s, %.0f s left", self.name, self.done, self.total, rate, note, left)
 
     def step(self, tiles: int) -> None:
         self.tiles += tiles
+
+    def tell(self, note: str) -> None:
+        self.note = note
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -23,6 +23,7 @@ from wsi_mil.slides import require_reader
 
 log = logging.getLogger(__name__)
 
+_TIMED = ("seconds", "tiles_per_s", "decode_s", "waiting_share", "busy_share")
 Named = TypeVar("Named", bound=tuple[object, ...])
 """What a run takes: sorted by its first field, a name."""
 
@@ -61,6 +62,32 @@ class RunOptions:
         return sorted(items)[index - 1 :: count]
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Where time went. Figures of slides add up to that of the run, whichever slides shared a batch."""
+
+    seconds: float = 0.0
+    """Wall time."""
+    decode_s: float = 0.0
+    """CPU time of the threads that read tiles."""
+    waiting_s: float = 0.0
+    """Wall time that the encoders waited for tiles."""
+    busy_s: float = 0.0
+    """Time that the encoders computed; 0 of a stage that does not tell where time goes."""
+
+    def __add__(self, other: "Timing") -> "Timing":
+        return Timing(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, share: float) -> "Timing":
+        return Timing(*(share * value for value in astuple(self)))
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of the wall time: waiting, and busy."""
+        whole = max(self.seconds, 1e-9)
+        return self.waiting_s / whole, self.busy_s / whole
+
+
 class Row(NamedTuple):
     """One slide in a table."""
 
@@ -74,6 +101,25 @@ class Row(NamedTuple):
     """Why it failed, or why it is empty."""
     excluded: str = ""
     """How many tiles were left out, by reason: "blur 12; pen 3"."""
+    tiles_per_s: float | None = None
+    decode_s: float | None = None
+    """CPU seconds of the threads that read its tiles. This and what follows: of extract only."""
+    waiting_share: float | None = None
+    """Of the seconds: how long the encoder waited for tiles."""
+    busy_share: float | None = None
+    """Of the seconds: how long the encoder, or its device, worked."""
+
+    def timed(self, timing: Timing) -> "Row":
+        """The row with where its time went; as it is, where nobody told."""
+        if not (timing.busy_s and self.tiles):
+            return self
+        rate = self.tiles / max(timing.seconds, 1e-9)
+        return self._replace(
+            tiles_per_s=rate,
+            decode_s=timing.decode_s,
+            waiting_share=timing.shares[0],
+            busy_share=timing.shares[1],
+        )
 
 
 @dataclass
@@ -91,13 +137,14 @@ class Report:
         log.error("%s: %s", slide_id, one_line(error))
         return Row(slide_id, "failed", error=one_line(error))
 
-    def finish(self, attrs: Mapping[str, Any], seconds: float) -> Row:
-        """Take note of a slide by the attributes of its new artifact."""
+    def finish(self, attrs: Mapping[str, Any], timing: Timing) -> Row:
+        """Take note of a slide by the attributes of its new artifact, and of the time that it took."""
         slide_id, status, reason = attrs["slide_id"], attrs["status"], attrs.get("reason", "")
         (self.empty if status == "empty" else self.done).append(slide_id)
         if status == "empty":
             log.warning("%s: empty: %s", slide_id, reason or "no tissue was found")
-        return Row(slide_id, status, attrs["tiles"], attrs.get("tissue_mm2"), seconds, reason, _excluded(attrs))
+        row = Row(slide_id, status, attrs["tiles"], attrs.get("tissue_mm2"), timing.seconds, reason, _excluded(attrs))
+        return row.timed(timing)
 
     def __str__(self) -> str:
         counts = (("done", self.done), ("empty", self.empty), ("already there", self.skipped), ("failed", self.failed))
@@ -128,11 +175,12 @@ def _summary(folder: Path) -> list[Row]:
         if path.name.startswith("."):
             continue
         slide_id = path.relative_to(folder).as_posix().removesuffix(".h5")
-        seconds = latest[slide_id].seconds if slide_id in latest else None
+        timed: dict[str, Any] = {name: getattr(latest[slide_id], name) for name in _TIMED if slide_id in latest}
         try:
             attrs = store.read_attrs(path)
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
-            rows.append(Row(slide_id, attrs["status"], attrs["tiles"], area, seconds, reason, _excluded(attrs)))
+            made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
+            rows.append(made._replace(**timed))
         except (ArtifactCorrupt, KeyError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)
@@ -150,11 +198,12 @@ def _latest(folder: Path) -> dict[str, Row]:
 def _read(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if not set(Row._fields) <= set(reader.fieldnames or ()):
+        if not set(Row._fields) - set(_TIMED[1:]) <= set(reader.fieldnames or ()):
             return  # somebody else's table
         for row in reader:
-            seconds = float(row["seconds"]) if row["seconds"] else None
-            yield Row(row["slide_id"], row["status"], seconds=seconds, error=row["error"])
+            # Older tables have seconds only.
+            timed: dict[str, Any] = {name: float(row[name]) for name in _TIMED if row.get(name)}
+            yield Row(row["slide_id"], row["status"], error=row["error"], **timed)
 
 
 def _write(path: Path, rows: list[Row]) -> None:

@@ -12,7 +12,8 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,7 +22,7 @@ from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError
 from wsi_mil.executors import map_unordered
 from wsi_mil.progress import Progress, progress
-from wsi_mil.runs import Report, Row, RunOptions, write_tables
+from wsi_mil.runs import Report, Row, RunOptions, Timing, write_tables
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ class Result:
     """How many tiles the slide has."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Files beside the artifact, by suffix (".jpg")."""
-    seconds: float = 0.0
-    """Wall time that the slide took."""
+    timing: Timing = field(default_factory=Timing)
+    """How long the slide took."""
 
 
 @runtime_checkable
@@ -84,7 +85,7 @@ class Output(NamedTuple):
 
 
 Outcome = tuple[Item, Output, Result | Exception]
-Stream = Callable[[Iterator[tuple[Item, list[Output]]], Progress], Iterator[Outcome]]
+Stream = Callable[[Iterator[tuple[Item, list[Output]]], Progress], Generator[Outcome]]
 """Takes items, each with the outputs that it still has to give, and yields what became of each, in any order."""
 
 
@@ -99,7 +100,7 @@ def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | No
     """
     output = Output(stage, out)
 
-    def stream(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Iterator[Outcome]:
+    def stream(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Generator[Outcome]:
         for item, outcome in stage.stream((item for item, _ in tasks), track):
             yield item, output, outcome
 
@@ -121,8 +122,11 @@ def run_together(
     runs = {output.folder: _Run(output, chosen, options) for output in outputs}
     tasks = [(item, [output for output in outputs if item.slide_id in runs[output.folder].origins]) for item in chosen]
     try:
-        with progress(outputs[0].stage.name, sum(len(wanted) for _, wanted in tasks)) as track:
-            for item, output, outcome in stream((task for task in tasks if task[1]), track):
+        with (
+            progress(outputs[0].stage.name, sum(len(wanted) for _, wanted in tasks)) as track,
+            closing(stream((task for task in tasks if task[1]), track)) as outcomes,  # so that its threads end first
+        ):
+            for item, output, outcome in outcomes:
                 runs[output.folder].finish(item, outcome)
                 track.advance(item.slide_id)
     finally:
@@ -138,7 +142,7 @@ def per_slide(
 
     def timed(item: Item) -> Result:
         started = time.monotonic()
-        return dataclasses.replace(function(item), seconds=time.monotonic() - started)
+        return dataclasses.replace(function(item), timing=Timing(time.monotonic() - started))
 
     for item, outcome in map_unordered(lambda item: attempt(timed, item), items, workers):
         track.step(outcome.tiles if isinstance(outcome, Result) else 0)
@@ -210,7 +214,7 @@ class _Run:
         if isinstance(made, Exception):
             self.rows.append(self.report.fail(item.slide_id, made))
         else:
-            self.rows.append(self.report.finish(made.artifact.attrs, made.seconds))
+            self.rows.append(self.report.finish(made.artifact.attrs, made.timing))
 
 
 def _make_folder(out: Path) -> None:

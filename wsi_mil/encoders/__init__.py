@@ -5,17 +5,21 @@
 
 `table` knows them by name, `pretrained` runs those of timm, `morphology` is built in and needs no download. Other
 packages add theirs by an entry point: see `plugins`. `sources` finds weights, in the `cache` of this machine or on the
-hub.
+hub; `feeder` keeps a GPU fed.
 """
 
+from wsi_mil.encoders.feeder import DeviceEncoder, Fed, Feeder
 from wsi_mil.encoders.loading import Encoder, add_weights, load_encoder
 from wsi_mil.encoders.resolution import TileSize, require_resolution, tile_geometry
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.encoders.table import find_encoder, list_encoders
 
 __all__ = [
+    "DeviceEncoder",
     "Encoder",
     "EncoderSpec",
+    "Fed",
+    "Feeder",
     "TileSize",
     "add_weights",
     "find_encoder",

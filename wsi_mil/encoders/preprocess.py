@@ -4,6 +4,7 @@ A recipe with ``resize_px`` is torchvision's ``Resize(resize_px)`` (the shorter 
 without, ``Resize((tile_px, tile_px))``. Then ``ToTensor()`` and ``Normalize(mean, std)``.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from wsi_mil.encoders.resize import resize
-from wsi_mil.encoders.spec import EncoderSpec
+from wsi_mil.encoders.spec import EncoderSpec, Rgb
 from wsi_mil.errors import EncoderError
 from wsi_mil.filters import KERNELS
 
@@ -53,8 +54,14 @@ def normalise(
         raise EncoderError(f"{spec.name} cuts {spec.tile_px} px from {spec.resize_px}: mend its record")
     pixels = resize(tiles, (height, width), spec.interpolation)
     pixels = pixels[..., top : top + spec.tile_px, left : left + spec.tile_px]
-    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (spec.mean, spec.std))
+    mean, std = (_channels(values, pixels.device) for values in (spec.mean, spec.std))
     return pixels.div(255).sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=64)
+def _channels(values: Rgb, device: torch.device) -> Float32[Tensor, "3 1 1"]:
+    """One number per channel, on a device: copied there once, since the host would wait for the device each time."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def resized_to(height: int, width: int, spec: EncoderSpec) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from wsi_mil.devices import PRECISIONS, exact_convolutions, pick_precision
@@ -73,18 +73,28 @@ class TimmEncoder:
         batch = as_batch(tiles)
         if not len(batch):
             return torch.zeros(0, self.dim)
+        # A copy, since no gradient may touch inference tensors.
+        return self.embed(batch).to("cpu", torch.float32, copy=True)
+
+    def embed(self, tiles: UInt8[Tensor, "tiles height width 3"]) -> Float32[Tensor, "tiles dim"]:
+        """Encode tiles without waiting for the device: the result stays there, an inference tensor.
+
+        Raises:
+            EncoderError: as `encode`.
+        """
         dtype = PRECISIONS[self.precision]
-        much = f"{len(batch)} tiles at once are too much for the memory of {self.device}: give a smaller --batch"
+        much = f"{len(tiles)} tiles at once are too much for the memory of {self.device}: give a smaller --batch"
         with _memory(much), exact_convolutions(), torch.inference_mode():
-            pixels = normalise(batch.to(self.device), self.spec)  # in float32, whatever the network computes in
+            pixels = normalise(tiles.to(self.device), self.spec)  # in float32, whatever the network computes in
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 features = POOLINGS[self.spec.pooling](self.model, pixels)
-        if features.shape != (len(batch), self.dim):
+            features = features.float()
+        if features.shape != (len(tiles), self.dim):
             shape = tuple(features.shape)
             raise EncoderError(
-                f"{self.name} returned {shape} for {len(batch)} tiles instead of {self.dim} numbers each"
+                f"{self.name} returned {shape} for {len(tiles)} tiles instead of {self.dim} numbers each"
             )
-        return features.to("cpu", torch.float32, copy=True)  # a copy, since no gradient may touch inference tensors
+        return features
 
 
 @contextmanager
