@@ -128,3 +128,13 @@ def test_a_wide_patch_of_the_colour_of_ink_is_no_stroke_in_either_direction_of_u
         image = flat(220, 300)
         image[80:140, 40:260] = INKS["green"]  # 60 pixels high: 0.5 mm, or 2.4 mm
         assert find_ink(density(noisy(image, 2)), mpp_x, mpp_y).any() == kept, (mpp_x, mpp_y)
+
+
+def test_glass_beside_a_stroke_is_sought_in_micrometres_on_each_axis():
+    for mpp_x, mpp_y, kept in ((8.0, 32.0, False), (32.0, 8.0, True)):
+        image = flat(120, 300)
+        image[40:60, 20:280] = EOSIN
+        image[46:54, 26:274] = INKS["blue"]  # with 6 pixels of tissue on each side: 0.2 mm, or 0.05 mm
+        light = np.moveaxis(image, -1, 0).astype(np.float32)
+        ink = find_ink(density_of(light, np.array(GLASS, np.float32), np.zeros((120, 300), bool)), mpp_x, mpp_y)
+        assert ink.any() == kept, (mpp_x, mpp_y)
