@@ -8,6 +8,7 @@ and with --fast-decode; and the limit, decoding the same compressed tiles from m
 is how many times as many tiles per CPU second as the common way; "to the last", how many times as long as the limit.
 
 Without a slide one is painted: sections of H&E on glass, 1 um/px, --side pixels wide and high, as a JPEG pyramid.
+Tissue is sought twice, the second time on the same thumbnail under a green and a blue stroke of a pen.
 Steps are those of `wsimil tile`, on one thread; the last row is a lattice of a million places, whatever the slide.
 Prints Markdown.
 """
@@ -31,6 +32,8 @@ from wsi_mil.tissue import WORKING_MPP, find_tissue
 
 _FINE_PX = 4000  # the mask of a slide of 64 mm
 _STAINS = np.array([(243, 241, 243), (222, 140, 186), (110, 70, 150), (235, 190, 215)], np.uint8)
+_INKS = ((0.05, (40, 160, 110)), (0.2, (30, 60, 190)))  # where down the slide, and the colour
+_STROKE_UM = 800.0
 
 
 class Step(NamedTuple):
@@ -56,6 +59,17 @@ def paint(path: Path, side: int) -> Path:
     return path
 
 
+def inked(image: np.ndarray, mpp: float) -> np.ndarray:
+    """A thumbnail under strokes of a pen, from left to right, the lower one across tissue of the painted slide."""
+    seen = image.copy()
+    height, width = image.shape[:2]
+    for share, ink in _INKS:
+        top, margin = int(share * height), width // 16
+        stroke = seen[top : top + round(_STROKE_UM / mpp), margin : width - margin]
+        stroke[:] = stroke * (np.array(ink) / 255)  # transparencies multiply
+    return seen
+
+
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """What a function returns, and the CPU seconds that it took."""
     began = time.process_time()
@@ -68,6 +82,8 @@ def steps(path: Path) -> list[Step]:
     with open_slide(path) as slide:
         thumbnail, reading = timed(slide.thumbnail, WORKING_MPP)
         tissue, finding = timed(find_tissue, *thumbnail)
+        image, mpp_x, mpp_y = thumbnail
+        under_pens, finding_pens = timed(find_tissue, inked(image, mpp_y), mpp_x, mpp_y)
         _, tracing = timed(outline, tissue.mask, 1.0, 1.0)
         grid = lattice(slide.l0_size, l0_tile_size(256.0, slide.mpp_x, slide.mpp_y))
         tiles, choosing = timed(tiles_on_tissue, tissue.mask, grid, 0.5)
@@ -80,6 +96,7 @@ def steps(path: Path) -> list[Step]:
     return [
         Step("thumbnail", reading, f"{size} px"),
         Step("tissue", finding, f"{tissue.area_mm2:.0f} mm2"),
+        Step("tissue with pen strokes", finding_pens, f"{under_pens.ink.mean():.1%} under ink"),
         Step("outline", tracing, ""),
         Step("lattice", choosing, f"{len(tiles.coords)} tiles"),
         Step("quality", judging, f"{1000 * judging / max(1, len(tiles.coords)):.2f} ms a tile"),

@@ -172,7 +172,10 @@ def test_the_bench_of_reading_prints_each_step_beside_the_thumbnail(load, monkey
     monkeypatch.setattr(sys, "argv", ["bench_reading.py", "--side", "2048"])
     bench.main()
     table = capsys.readouterr().out
-    for step in ("thumbnail", "tissue", "outline", "lattice", "quality", "lattice of a million"):
+    steps = ("thumbnail", "tissue", "tissue with pen strokes", "outline", "lattice", "quality", "lattice of a million")
+    for step in steps:
         assert f"\n| {step} | " in table
     assert "| thumbnail | " in table
     assert " | 1.00 | " in table
+    (pens,) = [cells(row) for row in table.splitlines() if row.startswith("| tissue with pen strokes |")]
+    assert float(pens[-1].removesuffix("% under ink")) > 6
