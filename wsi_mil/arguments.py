@@ -210,11 +210,11 @@ def peer_options(slides: Path | None, table: Path | None, mpp: float | None, enc
     return PeerOptions(slides, table, mpp, encoder)
 
 
-def run_options(overwrite: bool, workers: int, shard: str, reader: str = "auto") -> "RunOptions":
+def run_options(overwrite: bool, workers: int, shard: str) -> "RunOptions":
     """How a run goes about its work."""
     from wsi_mil.stage import RunOptions
 
-    return RunOptions(overwrite, workers=workers, shard=shard, reader=str(reader))
+    return RunOptions(overwrite, workers=workers, shard=shard)
 
 
 def key_values(words: list[str] | None) -> dict[str, Any]:

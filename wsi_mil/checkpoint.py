@@ -44,6 +44,8 @@ class Recipe:
     """`Encoder.network`; None: unknown."""
     stain: Mapping[str, Any] = field(default_factory=stain_recipe)
     """`stain_recipe`. What was made before there was a choice was not normalised."""
+    fast_decode: bool = False
+    """Whether JPEGs were decoded at a fraction of their size."""
 
     @classmethod
     def of(cls, attrs: dict[str, Any]) -> "Recipe":
@@ -57,7 +59,8 @@ class Recipe:
         params = json.loads(attrs["params"])
         own = {key: attrs[key] for key in ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")}
         made = {key: params.get(key) for key in ("preprocessing", "network")}
-        return cls(**own, **made, stain=params.get("stain", stain_recipe()))
+        decoded = params.get("fast_decode", False)
+        return cls(**own, **made, stain=params.get("stain", stain_recipe()), fast_decode=decoded)
 
     def require(self, other: "Recipe", where: object) -> None:
         """Refuse features that were made otherwise than ``self``, as far as is known.

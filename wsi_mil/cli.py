@@ -22,12 +22,15 @@ from wsi_mil.arguments import (
     Device,
     Distances,
     Encoders,
+    FastDecode,
     Labels,
     Mpp,
     Options,
     Out,
     Overwrite,
     Precision,
+    Reader,
+    ReaderName,
     Seed,
     Shard,
     Stain,
@@ -88,6 +91,8 @@ def extract(
     batch: Batch = 0,
     precision: Precision = "auto",
     stain: StainMethod = Stain.NONE,
+    reader: ReaderName = Reader.AUTO,
+    fast_decode: FastDecode = False,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -98,7 +103,9 @@ def extract(
     from wsi_mil import workflow
 
     models = encoder_weights(model, weights)
-    encoding = workflow.Encoding(models, device, batch, precision, allow_mpp_mismatch, trust, stain)
+    encoding = workflow.Encoding(
+        models, device, batch, precision, allow_mpp_mismatch, trust, stain, fast_decode, str(reader)
+    )
     leave_each(workflow.extract_features(tiles, out, encoding, run_options(overwrite, workers, shard), slides))
 
 
@@ -213,6 +220,8 @@ def run(
     device: Device = "auto",
     precision: Precision = "auto",
     stain: StainMethod = Stain.NONE,
+    reader: ReaderName = Reader.AUTO,
+    fast_decode: FastDecode = False,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -223,9 +232,11 @@ def run(
     from wsi_mil.learning import LearnParams
     from wsi_mil.train import TrainParams
 
-    params, models = tile_params(tile_px, tile_um, mpp), encoder_weights(model, weights)
+    params, models = tile_params(tile_px, tile_um, mpp, reader=str(reader)), encoder_weights(model, weights)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))
-    encoding = workflow.Encoding(models, device, 0, precision, allow_mpp_mismatch, trust, stain)
+    encoding = workflow.Encoding(
+        models, device, 0, precision, allow_mpp_mismatch, trust, stain, fast_decode, str(reader)
+    )
     plan = workflow.Plan(params, encoding, training, slide_mpp)
     folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
     with naming_failures() as failed:

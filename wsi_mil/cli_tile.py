@@ -74,8 +74,8 @@ def tile(
     params = tile_params(
         tile_px, tile_um, mpp, for_, overlap_px=overlap, min_coverage=min_coverage, holes_mm2=holes, pens=pens,
         max_tiles=max_tiles, seed=seed, min_sharpness=min_sharpness, max_pen=max_pen, max_white=max_white,
-        max_black=max_black, min_saturation=min_saturation,
+        max_black=max_black, min_saturation=min_saturation, reader=str(reader),
     )  # fmt: skip
     params = with_regions(params, include, exclude, regions)
-    options, drawings = run_options(overwrite, workers, shard, reader), workflow.Drawings(regions, annotations)
+    options, drawings = run_options(overwrite, workers, shard), workflow.Drawings(regions, annotations)
     leave(workflow.tile(slides, out, params, options, table, slide_mpp, drawings), out)

@@ -10,7 +10,7 @@ from wsi_mil.devices import default_batch, pick_device
 from wsi_mil.encoders import Encoder, TileSize, find_encoder, load_encoder, require_resolution, tile_geometry
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
 from wsi_mil.runs import Report
-from wsi_mil.slides import find_slides
+from wsi_mil.slides import find_slides, require_reader
 from wsi_mil.stage import Item, Output, RunOptions, artifact_items, attempt, run_together
 from wsi_mil.stain import stain_recipe
 from wsi_mil.tiling import TileParams
@@ -34,9 +34,14 @@ class Encoding:
     """Whether to open weights that hold code, and run it."""
     stain: str = "none"
     """How the stain of tiles is normalised: none, macenko or reinhard."""
+    fast_decode: bool = False
+    """Whether JPEGs are decoded at a fraction of their size, which is not quite the same."""
+    reader: str = "auto"
+    """Who reads pixels: auto, direct or openslide."""
 
     def __post_init__(self) -> None:
         stain_recipe(self.stain)  # refuses an unknown one here, before hours of tiling
+        require_reader(self.reader)
 
     def load(self) -> list[Encoder]:
         """Load the encoders."""
@@ -104,7 +109,8 @@ def extract_features(
     _require_resolution(encoding, options.part(items))
     _refuse_other_layout(out, folders)
     moved = dict(find_slides(slides)) if slides else None
-    threads, params = options.threads, partial(extract.ExtractParams.of, stain=encoding.stain)
+    own = {"stain": encoding.stain, "fast_decode": encoding.fast_decode, "reader": encoding.reader}
+    threads, params = options.threads, partial(extract.ExtractParams.of, **own)
     batch = encoding.batch or default_batch(pick_device(encoding.device))
     stages = {
         folder: extract.ExtractStage(params(encoder), encoder, threads, batch, moved)

@@ -22,7 +22,7 @@ from wsi_mil.bags import half
 from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
 from wsi_mil.progress import Progress
-from wsi_mil.slides import Slide, open_slide, slide_fingerprint
+from wsi_mil.slides import Slide, open_slide, require_reader, slide_fingerprint
 from wsi_mil.stage import Item, Outcome, Output, Result, Stream, artifact_items, attempt
 from wsi_mil.stain import fit_slide, stain_recipe
 from wsi_mil.streaming import Pace, Tiles, Told, Work, stream
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
-    "level0_height", "l0_step_x", "l0_step_y", "resample", "slide_path", "reader", "tissue_mm2", "tissue_share",
-    "ink_share", "sharpness", "excluded", "settings", "status", "reason",
+    "level0_height", "l0_step_x", "l0_step_y", "resample", "slide_path", "reader", "reader_reason", "tissue_mm2",
+    "tissue_share", "ink_share", "sharpness", "excluded", "settings", "status", "reason",
 )  # fmt: skip
 """Attributes of the tiles that their features keep, those that there are."""
 CARRIED_ARRAYS = ("coords", "annotations")
@@ -55,19 +55,29 @@ class ExtractParams:
     """What computes the features with those weights: `Encoder.network`."""
     stain: Mapping[str, Any] = field(default_factory=stain_recipe)
     """How the stain of tiles is normalised before all that: `stain_recipe`."""
+    fast_decode: bool = False
+    """Whether JPEGs are decoded at a fraction of their size where that is fine enough; see `open_slide`."""
+    reader: str = "auto"
+    """Who reads pixels: auto, direct or openslide; see `open_slide`."""
+
+    def __post_init__(self) -> None:
+        require_reader(self.reader)
 
     @classmethod
-    def of(cls, encoder: Encoder, stain: str = "none") -> "ExtractParams":
-        """Return the parameters that a loaded encoder and a method of stain normalisation stand for."""
+    def of(
+        cls, encoder: Encoder, stain: str = "none", fast_decode: bool = False, reader: str = "auto"
+    ) -> "ExtractParams":
+        """Return the parameters that a loaded encoder, a method of stain normalisation and a reader stand for."""
         prepared, network = dict(encoder.preprocessing), dict(encoder.network)
-        return cls(encoder.name, encoder.weights_sha256, encoder.precision, prepared, network, stain_recipe(stain))
+        own = (encoder.name, encoder.weights_sha256, encoder.precision, prepared, network)
+        return cls(*own, stain_recipe(stain), fast_decode, reader)
 
 
 class ExtractStage:
     """Features of every slide whose tiles are known."""
 
     name = "extract"
-    version = 2
+    version = 3
 
     def __init__(
         self,
@@ -188,7 +198,7 @@ class _Source:
     def __init__(self, stage: ExtractStage, item: Item, wanted: Mapping[Output, Encoder]) -> None:
         self.stage, self.item, self.wanted = stage, item, wanted
         self.columns: dict[Output, _Column] = {}
-        self.stain: dict[str, Any] = {}
+        self.seen: dict[str, Any] = {}  # how the pixels were made, as attributes
 
     def open(self) -> Tiles:
         """Open the slide of the tiles, and fit its stain, where that is to be normalised."""
@@ -199,20 +209,21 @@ class _Source:
         if not len(coords):
             return Tiles(columns=columns)
         slide = self._open(tiles.attrs)
+        self.seen = {"resample": slide.resampling, "reader": slide.reader, "reader_reason": slide.why}
         try:
-            pixels = _Pixels(slide, coords, tiles.attrs)
+            pixels = _Pixels(slide, tiles.attrs)
             method, threads = self.stage.params.stain["method"], self.stage.threads
             stain = fit_slide(method, pixels.at, coords, slide.path, threads, tiles.arrays)
             slide.expect(coords, pixels.l0_size, pixels.size_px)  # each of them once, from here on
         except BaseException:
             slide.close()
             raise
-        self.stain = stain.fitted
+        self.seen |= {"stain": json.dumps(stain.fitted)} if stain.fitted else {}
         return Tiles(
             columns=columns,
             count=len(coords),
             side_px=pixels.size_px[0],
-            read=lambda start, stop: stain.all(pixels.read(start, stop)),
+            read=lambda start, stop: stain.all(pixels.at(coords[start:stop])),
             close=slide.close,
         )
 
@@ -221,7 +232,7 @@ class _Source:
         if work.error:
             return dict.fromkeys(self.wanted, work.error)
         return {
-            output: column.error or Result(column.artifact(self.stain), len(column.features), timing=work.timing)
+            output: column.error or Result(column.artifact(self.seen), len(column.features), timing=work.timing)
             for output, column in self.columns.items()
         }
 
@@ -238,20 +249,17 @@ class _Source:
         if slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
             raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
         # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
-        return open_slide(path, attrs["mpp_x"] if attrs["mpp_source"] == "option" else None)
+        mpp, params = attrs["mpp_x"] if attrs["mpp_source"] == "option" else None, self.stage.params
+        return open_slide(path, mpp, params.reader, params.fast_decode)
 
 
 class _Pixels:
     """The pixels of a slide's tiles, as the encoder gets them but for their stain."""
 
-    def __init__(self, slide: Slide, coords: Int64[np.ndarray, "tiles 2"], attrs: dict[str, Any]) -> None:
-        self.slide, self.coords = slide, coords
+    def __init__(self, slide: Slide, attrs: dict[str, Any]) -> None:
+        self.slide = slide
         self.l0_size = (int(attrs["l0_tile_width"]), int(attrs["l0_tile_height"]))
         self.size_px = (int(attrs["tile_px"]), int(attrs["tile_px"]))
-
-    def read(self, start: int, stop: int) -> UInt8[np.ndarray, "tiles height width 3"]:
-        """Read tiles by their number."""
-        return self.at(self.coords[start:stop])
 
     def at(self, coords: Int64[np.ndarray, "tiles 2"]) -> UInt8[np.ndarray, "tiles height width 3"]:
         """Read tiles by their place."""
@@ -279,16 +287,14 @@ class _Column:
         else:
             self.features[start : start + len(made)] = made
 
-    def artifact(self, stain: dict[str, Any]) -> store.Artifact:
-        """The features with everything that is known about them, the slide's own stain included."""
+    def artifact(self, seen: dict[str, Any]) -> store.Artifact:
+        """The features with everything that is known about them; ``seen`` says how the pixels were made."""
         tiles, encoder = self.tiles, self.encoder
-        attrs = {key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs}
+        attrs = {key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs} | seen
         attrs["tile_params"] = tiles.attrs["params"]  # so that a checkpoint can tile new slides alike
         attrs["encoder"] = encoder.name
         attrs["encoder_weights"] = encoder.weights
         attrs["encoder_weights_sha256"] = encoder.weights_sha256
-        if stain:
-            attrs["stain"] = json.dumps(stain)
         if encoder.mpp:
             attrs["encoder_mpp"] = encoder.mpp
         carried = [name for name in CARRIED_ARRAYS if name in tiles.arrays]

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
 from wsi_mil.executors import available_cores
-from wsi_mil.slides import require_reader
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ Named = TypeVar("Named", bound=tuple[object, ...])
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run goes about its work; nothing here changes a result but the reader, and that little."""
+    """How a run goes about its work; nothing here changes a result."""
 
     overwrite: bool = False
     """Make again what is there already."""
@@ -40,8 +39,6 @@ class RunOptions:
     """Threads; 0 = the cores this process may use."""
     shard: str = "1/1"
     """``I/N``: do only the I-th of N parts of the cohort (1 <= I <= N), for job arrays."""
-    reader: str = "auto"
-    """Who reads the pixels of slides: auto, direct or openslide, see `wsi_mil.slides.open_slide`."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -49,7 +46,6 @@ class RunOptions:
         index, _, count = self.shard.partition("/")
         if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
             raise OptionError(f"--shard {self.shard}: give I/N with 1 <= I <= N, such as 2/8")
-        require_reader(self.reader)
 
     @property
     def threads(self) -> int:

@@ -21,7 +21,7 @@ from wsi_mil.grid import Geometry, Lattice, l0_tile_size, lattice, spread, tiles
 from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
 from wsi_mil.regions import Drawings, RegionParams, label_tiles
-from wsi_mil.slides import Slide, Thumbnail, open_slide, slide_fingerprint
+from wsi_mil.slides import Slide, Thumbnail, open_slide, require_reader, slide_fingerprint
 from wsi_mil.slides.base import RESAMPLE
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
@@ -57,6 +57,8 @@ class TileParams(qc.Limits):
     """Classes of the regions that are tiled; none named: all that are not excluded."""
     exclude: Sequence[str] = ()
     """Classes of the regions that are cut out."""
+    reader: str = "auto"
+    """Who reads pixels: auto, direct or openslide; see `open_slide`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +77,7 @@ class TileParams(qc.Limits):
         if self.seed < 0:
             raise OptionError(f"--seed {self.seed}: give 0 or a positive number")
         RegionParams(self.include, self.exclude)  # refuses what contradicts itself
+        require_reader(self.reader)
 
     @property
     def mpp(self) -> float:
@@ -127,7 +130,6 @@ class TileStage:
         mpp: Mapping[str, float] | None = None,
         settings: Mapping[str, Mapping[str, float]] | None = None,
         drawings: Drawings | None = None,
-        reader: str = "auto",
     ) -> None:
         """Make the stage.
 
@@ -137,19 +139,16 @@ class TileStage:
             mpp: micrometres per level-0 pixel by slide_id, where the user knows better than the file.
             settings: by slide_id, parameters that a slide has of its own.
             drawings: where regions and annotations of the slides lie.
-            reader: who reads pixels, see `open_slide`.
         """
         self.params, self.workers, self.mpp = params, workers or available_cores(), dict(mpp or {})
         self.settings = {slide_id: dict(own) for slide_id, own in (settings or {}).items() if own}
-        self.drawings, self.reader = drawings or Drawings(), reader
+        self.drawings = drawings or Drawings()
 
     def upstream(self, item: Item) -> str:
         """The slide's fingerprint, what the user told of it (resolution, own parameters), and what was drawn on it."""
         told: dict[str, float] = {} if (mpp := self.mpp.get(item.slide_id)) is None else {"mpp": mpp}
         told |= dict(sorted(self.settings.get(item.slide_id, {}).items()))
         words = [slide_fingerprint(item.source), *(f"{name}={value!r}" for name, value in told.items())]
-        if self.reader != "auto":
-            words.append(f"reader={self.reader}")
         return " ".join(words) + self.drawings.upstream(item.slide_id)
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
@@ -166,7 +165,7 @@ class TileStage:
             PolygonError: what was drawn on it cannot be read, or lies elsewhere.
         """
         params = self.params.changed(self.settings.get(item.slide_id, {}))
-        with open_slide(item.source, self.mpp.get(item.slide_id), self.reader) as slide:
+        with open_slide(item.source, self.mpp.get(item.slide_id), self.params.reader) as slide:
             enlargement = _enlargement(slide, params)
             thumbnail = slide.thumbnail(min(WORKING_MPP, preview_mpp(slide)))
             tissue = self._tissue(item, slide, thumbnail, params)

@@ -82,7 +82,7 @@ def tile(
     for slide_id, own in chosen.items():
         _require_settings(table, slide_id, own, params)
     drawings.tell_missing(list(chosen))
-    stage = TileStage(params, options.threads, resolutions, chosen, drawings, options.reader)
+    stage = TileStage(params, options.threads, resolutions, chosen, drawings)
     report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
     write_contact_sheet(out)
     return report
