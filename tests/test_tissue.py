@@ -57,10 +57,24 @@ def test_empty_glass_of_any_tint_has_no_tissue(tint, sigma):
         ((215, 205, 205), (160, 110, 70)),
         (EOSIN, HAEMATOXYLIN, (235, 190, 215)),  # H&E
         ((228, 195, 215), (205, 165, 200)),  # pale H&E
+        ((200, 205, 225), (215, 218, 232)),  # haematoxylin alone, faint
+        ((190, 195, 215), (205, 210, 225)),
+        ((225, 228, 238), (210, 215, 230)),
+        ((215, 215, 232), (180, 185, 215)),
     ],
 )
 def test_a_frame_that_is_all_tissue_is_kept_whole(colours):
     assert share(mottled(300, 400, colours)) >= 0.95
+
+
+@pytest.mark.parametrize("glass", [GLASS, (235, 222, 230), (226, 229, 235)])
+@pytest.mark.parametrize("columns", [20, 60, 200, 380])
+def test_however_little_glass_there_is_beside_pale_tissue_it_is_told_from_it(glass, columns):
+    image = mottled(300, 400, ((190, 195, 215), (205, 210, 225))).copy()
+    image[:, :columns] = noisy(flat(300, columns, glass), 4)
+    mask = found(image).mask
+    assert mask[:, : columns - 8].mean() < 0.01
+    assert mask[:, columns + 8 :].mean() > 0.95
 
 
 @pytest.mark.parametrize("colour", [EOSIN, HAEMATOXYLIN, DAB, (225, 195, 215), (200, 205, 225), (215, 195, 170)])

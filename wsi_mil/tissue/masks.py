@@ -32,6 +32,7 @@ _DARK = 40  # brightest channel of a fluorescence background
 _GLASS_MIN, _GLASS_CHROMA = 190, 36  # glass is bright in every channel, and nearly grey,
 _GLASS_PINK = 18  # least of all short of green, which pale H&E is
 _GLASS_FLAT_OD = 0.006  # and even: tissue, however pale, varies more over 40 um
+_GLASS_TYPICAL_OD = 0.0035  # half of it varies by noise alone, 0.002 at most; flat spots of tissue by 0.0045
 _GLASS_PIXELS = 100_000
 _GLASS_SHARE = 0.005  # fewer pixels of it are no glass but flat spots of a slide that is all tissue
 _TINTED_MIN, _TINTED_SHARE, _TINTED_EVEN = 150, 0.3, 6.0  # yellowed or filtered glass: bright, much of it, one colour
@@ -154,7 +155,10 @@ def _glass(
     level = colours.mean(0)
     counts = ndimage.gaussian_filter1d(np.bincount(level.round().astype(int), minlength=257).astype(float), 1.5)
     common = np.flatnonzero(counts >= 0.2 * counts.max())[-1]
-    return np.median(colours[:, np.abs(level - common) <= 4], axis=1)
+    chosen = np.abs(level - common) <= 4
+    if np.median(spread.ravel()[index[chosen]]) > _GLASS_TYPICAL_OD:  # flat spots of a slide that is all pale tissue
+        return np.full(3, _WHITE, np.float32)
+    return np.median(colours[:, chosen], axis=1)
 
 
 def _colour(density: Density) -> Float32[np.ndarray, "height width"]:
