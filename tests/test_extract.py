@@ -15,8 +15,9 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from wsi_mil import store
+from wsi_mil.checkpoint import Recipe
 from wsi_mil.encoders import Encoder, load_encoder
-from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
+from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, IncompatibleError, OptionError, SlideError
 from wsi_mil.extract import (
     CARRIED,
     ExtractParams,
@@ -28,7 +29,8 @@ from wsi_mil.extract import (
 )
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report
-from wsi_mil.slides import Slide, find_slides, open_slide, slide_fingerprint, write_pyramid
+from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
+from wsi_mil.slides.direct.slide import DirectSlide
 from wsi_mil.stage import Item, Output, RunOptions, artifact_items, run, run_together
 from wsi_mil.stain import fit, stain_recipe
 
@@ -88,7 +90,8 @@ def make_tiles(
     attrs = {
         "mpp_x": MPP, "mpp_y": MPP, "mpp_source": "openslide", "tile_um": L0_TILE * MPP, "tile_px": TILE_PX,
         "l0_tile_width": L0_TILE, "l0_tile_height": L0_TILE, "level0_width": side, "level0_height": side,
-        "resample": "pillow-bilinear-antialiased", "slide_path": str(slide), "reader": "openslide", "tissue_mm2": 0.5,
+        "resample": "pillow-bilinear-antialiased", "slide_path": str(slide), "reader": "direct", "tissue_mm2": 0.5,
+        "reader_reason": "equal to OpenSlide at 14 places",
         "status": "empty" if empty else "done", "stage": "tile", "params": "{}", "fingerprint": f"print of {slide_id}",
         "upstream": slide_fingerprint(slide),
     }  # fmt: skip
@@ -398,13 +401,13 @@ def test_what_holds_no_tiles_is_refused(cohort):
 def reads(monkeypatch) -> list[str]:
     """Of which slide each tile was read."""
     read: list[str] = []
-    plain = Slide.read_tiles
+    plain = DirectSlide.read_tiles
 
     def counting(slide, coords, *sizes):
         read.extend([slide.path.stem] * len(coords))
         return plain(slide, coords, *sizes)
 
-    monkeypatch.setattr(Slide, "read_tiles", counting)
+    monkeypatch.setattr(DirectSlide, "read_tiles", counting)
     return read
 
 
@@ -504,3 +507,37 @@ def test_a_folder_of_several_encoders_is_refused_by_who_wants_one(cohort):
 def test_an_impossible_batch_is_refused():
     with pytest.raises(OptionError, match="--batch 0"):
         ExtractStage(ExtractParams.of(Means()), Means(), batch=0)
+
+
+def test_who_reads_is_a_parameter_and_recorded(cohort):
+    encoder = Means()
+    for reader in ("direct", "openslide"):
+        stage = ExtractStage(ExtractParams.of(encoder, reader=reader), encoder)
+        run(stage, artifact_items(cohort / "tiles"), cohort / reader)
+        made = store.read(cohort / reader / "a.h5")
+        assert (made.attrs["reader"], made.params["reader"], made.params["fast_decode"]) == (reader, reader, False)
+    feats = [store.read(cohort / reader / "a.h5").arrays["features"] for reader in ("direct", "openslide")]
+    assert np.array_equal(*feats)
+    with pytest.raises(OptionError, match="--reader cucim: give one of auto, direct, openslide"):
+        ExtractParams.of(encoder, reader="cucim")
+
+
+def test_fast_decoding_is_a_parameter_recorded_and_another_recipe(tmp_path):
+    path = tmp_path / "a.tif"  # of one level, so that tiles are at half of its resolution
+    write_pyramid(
+        path,
+        np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8).repeat(32, 0).repeat(32, 1),
+        MPP,
+        levels=1,
+    )
+    make_tiles(tmp_path / "tiles", path, "a")
+    encoder, made = Means(), {}
+    for fast in (False, True):
+        stage = ExtractStage(ExtractParams.of(encoder, fast_decode=fast), encoder)
+        run(stage, artifact_items(tmp_path / "tiles"), tmp_path / str(fast))
+        made[fast] = store.read(tmp_path / str(fast) / "a.h5")
+    assert made[False].attrs["resample"] == "pillow-bilinear-antialiased"
+    assert made[True].attrs["resample"] == "libjpeg-scaled, pillow-bilinear-antialiased"
+    np.testing.assert_allclose(made[False].arrays["features"], made[True].arrays["features"], atol=3)
+    with pytest.raises(IncompatibleError, match="fast_decode is True and not False"):
+        Recipe.of(made[False].attrs).require(Recipe.of(made[True].attrs), "the features")
