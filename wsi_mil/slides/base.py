@@ -97,11 +97,19 @@ class Slide(ABC):
 
     def locate(self, l0_x: int, l0_y: int, l0_size: tuple[int, int], size_px: tuple[int, int]) -> Part:
         """Return the part of a level that `read` makes such a rectangle of."""
+        return self.locate_all(np.array([(l0_x, l0_y)]), l0_size, size_px)[0]
+
+    def locate_all(
+        self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
+    ) -> list[Part]:
+        """`locate` for rectangles of one size, by their top left corners (x, y)."""
         index = self.level_for(l0_size[0] / size_px[0], l0_size[1] / size_px[1])
-        level = self.levels[index]
-        x, width = _span(l0_x, l0_size[0], level.scale_x, self.l0_size[0], level.width)
-        y, height = _span(l0_y, l0_size[1], level.scale_y, self.l0_size[1], level.height)
-        return Part(index, x, y, width, height)
+        level, parts = self.levels[index], []
+        for l0_x, l0_y in l0_corners.tolist():
+            x, width = _span(l0_x, l0_size[0], level.scale_x, self.l0_size[0], level.width)
+            y, height = _span(l0_y, l0_size[1], level.scale_y, self.l0_size[1], level.height)
+            parts.append(Part(index, x, y, width, height))
+        return parts
 
     def expect(  # noqa: B027 - most readers have nothing to do with it
         self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]

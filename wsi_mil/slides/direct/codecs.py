@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-from wsi_mil.slides.direct.layout import Decoder
+from wsi_mil.slides.direct.layout import Compressed, Decoder
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF = b"\xff\xe0"
@@ -44,9 +44,9 @@ def jpeg_decoder(tables: bytes, size: tuple[int, int], rgb: bool, reduction: int
 
 
 def _decode_jpeg(
-    head: bytes, size: tuple[int, int], rgb: bool, reduction: int, data: bytes
+    head: bytes, size: tuple[int, int], rgb: bool, reduction: int, data: Compressed
 ) -> UInt8[np.ndarray, "height width 3"]:
-    if not data.startswith(_START):
+    if data[:2] != _START:
         raise Undecodable("it does not begin like a JPEG")
     body = 2
     if rgb and data[2:4] == _JFIF:  # which would say that colours are YCbCr
@@ -54,7 +54,7 @@ def _decode_jpeg(
     height, width = (side // reduction for side in size)
     scale: dict[str, Any] = {"min_height": height, "min_width": width, "min_factor": reduction} if reduction > 1 else {}
     try:
-        pixels = simplejpeg.decode_jpeg(head + data[body:], "RGB", **scale)
+        pixels = simplejpeg.decode_jpeg(b"".join((head, memoryview(data)[body:])), "RGB", **scale)
     except ValueError as error:
         raise Undecodable(str(error)) from error
     if pixels.shape != (height, width, 3):
@@ -72,11 +72,11 @@ def stream_decoder(head: bytes, size: tuple[int, int]) -> Decoder:
     return partial(_decode_part, head, size)
 
 
-def _decode_part(head: bytes, size: tuple[int, int], data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+def _decode_part(head: bytes, size: tuple[int, int], data: Compressed) -> UInt8[np.ndarray, "height width 3"]:
     # A part ends with the restart marker before the next, in whose place the end of the image goes.
     body = data[:-2] if len(data) > 1 and data[-2] == 0xFF and 0xD0 <= data[-1] <= 0xD9 else data
     try:
-        pixels = simplejpeg.decode_jpeg(head + body + _END, "RGB")
+        pixels = simplejpeg.decode_jpeg(b"".join((head, body, _END)), "RGB")
     except ValueError as error:
         raise Undecodable(str(error)) from error
     if pixels.shape != (*size, 3):
@@ -84,7 +84,7 @@ def _decode_part(head: bytes, size: tuple[int, int], data: bytes) -> UInt8[np.nd
     return pixels
 
 
-def decode_jpeg2000(size: tuple[int, int], data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+def decode_jpeg2000(size: tuple[int, int], data: Compressed) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a whole JPEG 2000 of so many (height, width) pixels."""
     try:
         pixels = imagecodecs.jpeg2k_decode(data)

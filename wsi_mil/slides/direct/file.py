@@ -27,15 +27,15 @@ class PositionalFile:
             offset, count = offset + len(part), count - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def read_all(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_all(self, spans: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Read several spans (offset, bytes), those that lie next to each other together, in the file's order."""
-        found: list[bytes] = [b""] * len(spans)
+        found = [memoryview(b"")] * len(spans)
         for group in _groups(spans):
             start = spans[group[0]][0]
             whole = memoryview(self.read(start, max(sum(spans[index]) for index in group) - start))
             for index in group:
                 offset, count = spans[index]
-                found[index] = bytes(whole[offset - start : offset - start + count])
+                found[index] = whole[offset - start : offset - start + count]
         return found
 
     def close(self) -> None:

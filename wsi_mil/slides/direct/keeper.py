@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from wsi_mil.slides.direct.layout import Compressed
+
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
@@ -53,7 +55,7 @@ class Keeper:
         with self._changed:
             return [key for key in keys if key not in self._kept]
 
-    def borrow(self, keys: Sequence[Key], read: dict[Key, bytes]) -> dict[Key, Pixels]:
+    def borrow(self, keys: Sequence[Key], read: dict[Key, Compressed]) -> dict[Key, Pixels]:
         """The pixels of some tiles, each named once; to be given back by `give_back`, unless this fails."""
         slots, mine = {}, []
         with self._changed:
@@ -89,7 +91,7 @@ class Keeper:
                     if self._bytes <= self._most:
                         break
 
-    def _fulfil(self, keys: list[Key], slots: dict[Key, _Slot], read: dict[Key, bytes]) -> None:
+    def _fulfil(self, keys: list[Key], slots: dict[Key, _Slot], read: dict[Key, Compressed]) -> None:
         try:
             for key, pixels in zip(keys, self._decode(keys, read), strict=True):
                 with self._changed:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-Decoder = Callable[[bytes], UInt8[np.ndarray, "height width 3"]]
+Compressed = bytes | memoryview
+Decoder = Callable[[Compressed], UInt8[np.ndarray, "height width 3"]]
 
 
 class NotDirect(Exception):
@@ -67,11 +67,6 @@ class TileTable:
         left, right = max(0, x) // self.tile_width, -(-min(self.width, x + width) // self.tile_width)
         top, bottom = max(0, y) // self.tile_height, -(-min(self.height, y + height) // self.tile_height)
         return [row * self.columns + column for row in range(top, bottom) for column in range(left, right)]
-
-    def bands(self, y: int, height: int) -> list[tuple[int, int]]:
-        """Cut rows of pixels, all inside the level, by the rows of tiles: (first, one after the last) of each."""
-        cuts = [y, *range((y // self.tile_height + 1) * self.tile_height, y + height, self.tile_height), y + height]
-        return list(pairwise(cuts))
 
     def corner(self, index: int) -> tuple[int, int]:
         """Where a tile begins (x, y), in pixels of the level."""

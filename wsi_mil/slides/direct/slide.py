@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -12,11 +12,21 @@ from wsi_mil.slides.base import Part, Slide
 from wsi_mil.slides.direct.codecs import Undecodable
 from wsi_mil.slides.direct.file import PositionalFile
 from wsi_mil.slides.direct.keeper import Keeper, Key, Pixels
-from wsi_mil.slides.direct.layout import TileTable
+from wsi_mil.slides.direct.layout import Compressed, TileTable
 from wsi_mil.slides.resample import kernels_for, resample
 
 _MOST_BYTES = 384 << 20  # of decoded tiles kept for later: the border row of a slide of 100,000 px takes a fifth
 _SCALED_TOLERANCE = 0.03  # 0.252 um/px is meant to be half of 0.5: 1 % of enlargement blurs less than scaling does
+
+
+class _Band(NamedTuple):
+    """What of a part of a level lies in one row of tiles."""
+
+    part: Part
+    keys: list[Key]
+    """Of the tiles, from left to right."""
+    left: int
+    """Where the first of them begins, in pixels of the part."""
 
 
 class DirectSlide(Slide):
@@ -50,54 +60,69 @@ class DirectSlide(Slide):
     def expect(
         self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
     ) -> None:
-        uses = (self._keys(*self.locate(*corner, l0_size, size_px)) for corner in l0_corners.tolist())
-        self._keeper.expect(key for keys in uses for key in keys)
+        self._keeper.expect(key for part in self.locate_all(l0_corners, l0_size, size_px) for key in self._keys(*part))
 
     def read_tiles(
         self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
     ) -> UInt8[np.ndarray, "tiles height width 3"]:
-        parts = [self.locate(*corner, l0_size, size_px) for corner in l0_corners.tolist()]
+        parts = self.locate_all(l0_corners, l0_size, size_px)
         tiles = np.empty((len(parts), size_px[1], size_px[0], 3), np.uint8)
-        keys = dict.fromkeys(key for part in parts for key in self._keys(*part))
-        read = self._compressed(self._keeper.missing(keys))
-        for tile, part in zip(tiles, parts, strict=True):  # one by one, as what is just decoded is still in cache
+        bands = [self._bands(part) for part in parts]
+        missing = self._keeper.missing(dict.fromkeys(key for some in bands for band in some for key in band.keys))
+        read = self._compressed(missing)
+        for tile, part, some in zip(tiles, parts, bands, strict=True):  # one by one: what is just decoded is in cache
             kernels = kernels_for(part[3:], size_px)
             if kernels and self._is_inside(part):
-                self._resample_bands(kernels, part, read, tile)
+                self._resample_bands(kernels, part, some, read, tile)
             else:
                 tile[:] = resample(self._borrowed(part, read, expected=True), size_px)
         return tiles
 
     def _resample_bands(
-        self, kernels: Any, part: Part, read: dict[Key, bytes], tile: UInt8[np.ndarray, "height width 3"]
+        self, kernels: Any, part: Part, bands: list["_Band"], read: dict[Key, Compressed], tile: Pixels
     ) -> None:
-        """Resize a part of a level band by band, each being what lies in one row of tiles.
+        """Resize a part of a level, all inside it, band by band.
 
         So a megabyte less is written and read again for each tile, most of it not from the nearest cache.
         """
-        table, narrow = self._tables[part.level], np.empty((part.height, tile.shape[1], 3), np.uint8)
-        for top, bottom in table.bands(part.y, part.height):
-            band = Part(part.level, part.x, top, part.width, bottom - top)
-            keys = self._keys(*band)
-            decoded = self._keeper.borrow(keys, read)
+        narrow = np.empty((part.height, tile.shape[1], 3), np.uint8)
+        done = 0
+        for band in bands:
+            decoded = self._keeper.borrow(band.keys, read)
             try:
-                pieces = self._pieces(kernels, decoded, keys, band)
-                first = 0 if len(pieces) < len(keys) else top % table.tile_height
-                kernels.add_band(pieces, first, part.width, narrow[top - part.y : bottom - part.y])
+                first, pieces = self._pieces(kernels, decoded, band)
+                kernels.add_band(pieces, first, part.width, narrow[done : done + band.part.height])
             finally:
-                self._keeper.give_back(keys, expected=True)
+                self._keeper.give_back(band.keys, expected=True)
+            done += band.part.height
         kernels.finish(narrow, tile)
 
-    def _pieces(self, kernels: Any, decoded: dict[Key, Pixels], keys: list[Key], band: Part) -> list[Any]:
-        """The tiles of a band with their columns that count; put together, if they are many."""
-        if len(keys) > kernels.MOST_PIECES:
-            return [kernels.Piece(self._composed(decoded, *band), 0, band.width)]
-        width = self._tables[band.level].tile_width
-        lefts = [self._tables[band.level].corner(key.index)[0] for key in keys]
-        return [
-            kernels.Piece(decoded[key], max(0, band.x - left), min(width, band.x + band.width - left))
-            for key, left in zip(keys, lefts, strict=True)
-        ]
+    def _bands(self, part: Part) -> list["_Band"]:
+        """Cut a part of a level into what lies in each row of tiles; what is outside the level is in none."""
+        level, x, y, width, height = part
+        table = self._tables[level]
+        first, last = max(0, x) // table.tile_width, -(-min(table.width, x + width) // table.tile_width)
+        bands, end, columns = [], min(table.height, y + height), table.columns
+        top = max(0, y)
+        while top < end:
+            row = top // table.tile_height
+            bottom = min(end, (row + 1) * table.tile_height)
+            keys = [Key(level, row * columns + column) for column in range(first, last)]
+            bands.append(_Band(Part(level, x, top, width, bottom - top), keys, first * table.tile_width - x))
+            top = bottom
+        return bands
+
+    def _pieces(self, kernels: Any, decoded: dict[Key, Pixels], band: "_Band") -> tuple[int, list[Any]]:
+        """The tiles of a band with their columns that count, put together if they are many; and their first row."""
+        part, table = band.part, self._tables[band.part.level]
+        if len(band.keys) > kernels.MOST_PIECES:
+            return 0, [kernels.Piece(self._composed(decoded, *part), 0, part.width)]
+        pieces, left = [], band.left
+        for key in band.keys:
+            right = left + table.tile_width
+            pieces.append(kernels.Piece(decoded[key], max(0, -left), min(table.tile_width, part.width - left)))
+            left = right
+        return part.y % table.tile_height, pieces
 
     def _is_inside(self, part: Part) -> bool:
         table = self._tables[part.level]
@@ -108,7 +133,7 @@ class DirectSlide(Slide):
         return self._borrowed(Part(level, x, y, width, height), {}, expected=False)
 
     def _borrowed(
-        self, part: Part, read: dict[Key, bytes], expected: bool
+        self, part: Part, read: dict[Key, Compressed], expected: bool
     ) -> UInt8[np.ndarray, "{part.height} {part.width} 3"]:
         """A part of a level, of tiles that were kept, or are decoded now."""
         keys = self._keys(*part)
@@ -137,25 +162,26 @@ class DirectSlide(Slide):
             canvas[y0 - y : y1 - y, x0 - x : x1 - x] = decoded[key][y0 - top : y1 - top, x0 - left : x1 - left]
         return canvas
 
-    def _compressed(self, keys: Iterable[Key]) -> dict[Key, bytes]:
+    def _compressed(self, keys: Iterable[Key]) -> dict[Key, Compressed]:
         """Read the bytes of some tiles, those that lie side by side at once."""
         places: dict[Path, dict[Key, tuple[int, int]]] = {}
         for key in keys:
             table = self._tables[key.level]
             if count := int(table.counts[key.index]):
                 places.setdefault(table.path or self.path, {})[key] = (int(table.offsets[key.index]), count)
-        found: dict[Key, bytes] = {}
+        found: dict[Key, Compressed] = {}
         for path, spans in places.items():
             found |= dict(zip(spans, self._files[path].read_all(list(spans.values())), strict=True))
         return found
 
-    def _decoded(self, keys: Sequence[Key], read: dict[Key, bytes]) -> Iterator[Pixels]:
+    def _decoded(self, keys: Sequence[Key], read: dict[Key, Compressed]) -> Iterator[Pixels]:
         """Decode tiles, in the order of their keys; ``read`` holds the bytes of some."""
-        read = read | self._compressed(key for key in keys if key not in read)
+        if lacking := [key for key in keys if key not in read]:
+            read = read | self._compressed(lacking)
         for key in keys:
             yield self._pixels(key, read[key]) if key in read else self._blank(self._tables[key.level])
 
-    def _pixels(self, key: Key, data: bytes) -> Pixels:
+    def _pixels(self, key: Key, data: Compressed) -> Pixels:
         table = self._tables[key.level]
         row, column = divmod(key.index, table.columns)
         where = f"{self.path}: tile {column}, {row} of level {key.level}"

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from wsi_mil.slides.base import Level
 from wsi_mil.slides.direct.codecs import Undecodable, jpeg_decoder, rgb_of, stream_decoder
-from wsi_mil.slides.direct.layout import Decoder, NotDirect, TileTable
+from wsi_mil.slides.direct.layout import Compressed, Decoder, NotDirect, TileTable
 
 _JPEG, _JPEG2000_YCBCR = 7, 33003
 _COMPRESSIONS = (1, 5, _JPEG, 8, 32946, _JPEG2000_YCBCR, 33005, 34712, 50000)  # none, LZW, deflate, JPEG 2000, zstd
@@ -105,9 +105,9 @@ def _decoders(page: Any, size: tuple[int, int]) -> tuple[Decoder, Callable[[int]
     return reduced(1), reduced
 
 
-def _decode_by_tifffile(decode: Any, size: tuple[int, int], data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+def _decode_by_tifffile(decode: Any, size: tuple[int, int], data: Compressed) -> UInt8[np.ndarray, "height width 3"]:
     try:
-        pixels = decode(data, 0)[0]
+        pixels = decode(bytes(data), 0)[0]
     except (ValueError, RuntimeError, TypeError) as error:  # each codec has its own RuntimeError
         raise Undecodable(str(error)) from error
     if pixels is None or pixels.shape[-3:] != (*size, 3) or pixels.dtype != np.uint8:
