@@ -176,3 +176,16 @@ def test_the_bench_of_reading_prints_each_step_beside_the_thumbnail(load, monkey
         assert f"\n| {step} | " in table
     assert "| thumbnail | " in table
     assert " | 1.00 | " in table
+
+
+def test_the_bench_of_extraction_compares_with_the_usual_way_and_with_its_parts():
+    command = [sys.executable, EXAMPLES / "bench_extract.py", "--count", "2", "--side", "1500", "--rounds", "1"]
+    quick = ["--model", "timm:test_vit", "--sleep", "0.01", "--workers", "1", "--sparse-side", "4096"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *quick], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    header, _, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [cells(row)[0] for row in rows] == ["tiny", "sleeping", "timm:test_vit"]
+    assert all(len(cells(row)) == len(cells(header)) for row in rows)
+    assert all(float(cell) > 0 for row in rows for cell in cells(row)[1:])
+    assert re.search(r"^4096 x 4096 px: 16 tiles, 8 at once: peak \d+ MB beyond", done.stdout, re.MULTILINE)
