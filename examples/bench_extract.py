@@ -1,8 +1,8 @@
 """Extraction from end to end, beside the usual way and beside its parts: `python bench_extract.py [--rounds 3]`.
 
 Six slides of uneven size are painted (or `--slides`), and go through `wsi_mil.extract` by three encoders: one that
-costs next to nothing, so that decoding is the bottleneck; one that sleeps for a fixed time per batch, as a GPU would let
-the CPU sleep; and a network of timm. Beside it, with the same encoders and tiles:
+costs next to nothing, so that decoding is the bottleneck; one that sleeps for a fixed time per batch, as a GPU would
+let the CPU sleep; and a network of timm. Beside it, with the same encoders and tiles:
 
 * the usual way: for each slide a torch DataLoader, whose workers read tile by tile through OpenSlide and Pillow;
 * its parts: all tiles read and nothing else, and the encoder alone on as many batches.

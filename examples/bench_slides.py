@@ -48,7 +48,7 @@ def write_sparse(path: Path, side: int, tile: int = 256) -> Path:
     buffer = BytesIO()
     Image.fromarray(texture(tile, tile, 0)).save(buffer, "JPEG", subsampling="4:2:0")
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for level in range(4):
+        for level in (level for level in range(4) if side > tile * 4**level):
             size, per_cm = -(-side // 4**level), 10_000 / 0.25 / 4**level
             tiff.write(
                 _sparse((-(-size // tile)) ** 2, buffer.getvalue()),
