@@ -38,9 +38,8 @@ def texture(width: int, height: int, seed: int) -> np.ndarray:
 
 def paint_cohort(folder: Path, count: int, side: int) -> list[Path]:
     """Write slides of uneven size, the smallest a quarter as wide and high as the largest, of ``side`` px."""
-    shares = np.linspace(0.25, 1.0, count)
-    sizes = [(max(512, int(side * share)), max(512, int(side * shares[-1 - i]))) for i, share in enumerate(shares)]
-    return [paint(folder / f"slide-{i}.tif", *size, seed=i) for i, size in enumerate(sizes)]
+    sides = [max(512, int(side * share)) for share in np.linspace(0.25, 1.0, count)]
+    return [paint(folder / f"slide-{i}.tif", side, side, seed=i) for i, side in enumerate(sides)]
 
 
 def write_sparse(path: Path, side: int, tile: int = 256) -> Path:
