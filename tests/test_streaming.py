@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsi_mil import devices
 from wsi_mil.encoders import load_encoder
 from wsi_mil.errors import EncoderError, OptionError, SlideError
 from wsi_mil.progress import Progress
@@ -306,6 +307,17 @@ def test_the_verdict_names_what_holds_back(waiting, busy, decode, verdict, monke
     told.add(100, type(told.spent)(10.0, 0.0, 10 * waiting, 10 * busy))
     told.decode_s = decode
     assert verdict in str(told)
+
+
+@pytest.mark.parametrize(("machine", "cores", "used"), [(64, 3, 3), (2, 8, 2)])
+def test_torch_uses_no_more_threads_than_there_are_cores(machine, cores, used, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(devices, "available_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: machine)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    encoder = Values()
+    put([Slide(0, 3, [encoder])], [encoder])
+    assert asked == [used, machine]
 
 
 # ------------------------------------------------------------------------------------------------------ the same bytes
