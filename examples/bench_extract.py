@@ -181,6 +181,7 @@ def row(name: str, found: dict[str, Spent]) -> str:
     longest, shared = max(decode.wall, encode.wall), (decode.cpu + encode.cpu) / available_cores()
     cells = [
         *(f"{found[way].wall:.2f}" for way in WAYS),
+        *(f"{one.cpu:.2f}" for one in (loader, ours)),
         f"{ours.wall / longest:.2f}",
         f"{ours.wall / shared:.2f}",
         f"{loader.wall / ours.wall:.2f}",
@@ -243,8 +244,12 @@ def main() -> None:
         counts = [len(tiles.arrays["coords"]) for tiles in plan.artifacts]
         print(f"{len(counts)} slides of {min(counts)} to {max(counts)} tiles, {sum(counts)} in all; {batch} at once;")
         print(f"{asked.workers} reading threads or processes, {available_cores()} cores, {asked.rounds} rounds\n")
-        print("| encoder | " + ", s | ".join(WAYS) + ", s | by longest part | by CPU s / cores | DataLoader by ours |")
-        print("| :-- |" + " --: |" * (len(WAYS) + 3))
+        print(
+            "| encoder | "
+            + ", s | ".join(WAYS)
+            + ", s | DataLoader, CPU s | ours, CPU s | by longest part | by CPU s / cores | DataLoader by ours |"
+        )
+        print("| :-- |" + " --: |" * (len(WAYS) + 5))
         network = load_encoder(asked.model, None if asked.model == "morphology" else "random:0", asked.device)
         for encoder in (Tiny(), Sleeping(asked.sleep), network):
             encoder.encode(

@@ -136,6 +136,17 @@ def test_without_a_gpu_a_batch_is_done_when_it_is_put():
     assert not feeder.allocate(10).is_pinned()
 
 
+@pytest.mark.parametrize("made", [torch.zeros(3, 1), torch.zeros(4, 2), torch.zeros(4)])
+def test_what_is_not_one_vector_per_tile_is_refused(made, log):
+    plain, fed = Plain("plain", log), OnGpu("fed", log)
+    plain.encode = fed.embed = lambda tiles: made
+    feeder = Feeder([plain, fed], Cuda(log))
+    feeder.put("batch", tiles(1), [plain, fed])
+    for error, name in zip(feeder.get().found, ("plain", "fed"), strict=True):
+        assert isinstance(error, EncoderError)
+        assert f"{name} returned {tuple(made.shape)} for 4 tiles instead of 1 numbers each" in str(error)
+
+
 def test_networks_of_timm_can_be_fed_and_embed_what_they_encode():
     encoder = load_encoder("timm:test_vit", "random:0")
     assert isinstance(encoder, DeviceEncoder)

@@ -18,7 +18,7 @@ from wsi_mil.progress import Progress
 from wsi_mil.streaming import Pace, Tiles, Told, Work, opening, stream
 
 SIDE = 8
-SOON = 20.0  # seconds in which what does not hang is done, on any machine
+SOON = 60.0  # seconds in which what does not hang is done, on any machine
 
 
 class Values:
@@ -263,8 +263,11 @@ def test_slides_are_opened_ahead_but_not_all():
     opener = opening.Opener(iter([Slide(number, 10, [Values()]) for number in range(90)]), tiles=100)
     first = opener.take(wait=True)
     assert first is not None
-    time.sleep(0.2)
-    assert len(opener._opened) in (10, 11)
+    until = time.monotonic() + SOON
+    while len(opener._opened) < 10 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(opener._opened) in (10, 11)  # 100 tiles, and one that was being opened
     rest = [opener.take(wait=True) for _ in range(89)]
     assert [work.source.number for work in rest] == list(range(1, 90))
     assert opener.take(wait=True) is None
@@ -288,7 +291,6 @@ def test_time_is_shared_among_slides_and_adds_up():
     assert 8 * 0.02 <= told.spent.busy_s <= told.spent.seconds <= wall
     assert told.tiles == 30
     assert "30 tiles in" in str(told)
-    assert "the encoder holds it back" in str(told)
     assert "encoder busy" in told.note
 
 
