@@ -1,6 +1,8 @@
 """Feeding encoders: what a GPU is asked for and in which order, told by a stand-in, and the same answers everywhere."""
 
+import sys
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,11 @@ from wsi_mil.encoders import DeviceEncoder, Feeder, load_encoder
 from wsi_mil.encoders import feeder as feeding
 from wsi_mil.encoders.preprocess import normalise
 from wsi_mil.errors import EncoderError
+from wsi_mil.progress import Progress
+from wsi_mil.streaming import Pace, Tiles, stream
+from wsi_mil.streaming.reading import Reader
+
+streaming = sys.modules["wsi_mil.streaming.stream"]  # the package's `stream` is the function
 
 
 class Plain:
@@ -124,6 +131,59 @@ def test_an_encoder_that_fails_costs_the_others_nothing_and_what_is_under_way_is
     assert log[-1].startswith("host waits")
 
 
+class Strip:
+    """A slide of tiles that are told apart by their value, and the column of its features."""
+
+    def __init__(self, first: int, count: int, encoder) -> None:
+        self.first, self.count, self.encoder, self.error = first, count, encoder, None
+        self.made = torch.full((count, 1), -1.0)
+
+    def open(self) -> Tiles:
+        return Tiles([self], self.count, 8, self.read, lambda: None)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return (
+            tiles(0, stop - start).numpy()
+            + np.arange(self.first + start, self.first + stop, dtype=np.uint8)[:, None, None, None]
+        )
+
+    def fill(self, start: int, features: torch.Tensor) -> None:
+        self.made[start : start + len(features)] = features
+
+
+def test_a_stream_keeps_two_batches_on_a_gpu_and_returns_each_row_to_its_slide(log, monkeypatch):
+    encoder = OnGpu("net", log)
+    monkeypatch.setattr(streaming, "Feeder", partial(Feeder, cuda=Cuda(log)))
+    monkeypatch.setattr(Reader, "is_ready", lambda self: bool(self._planned))  # as if the pixels were always there
+    slides = [Strip(first, count, encoder) for first, count in ((0, 3), (3, 30), (33, 1), (34, 7))]
+    works = list(stream(iter(slides), [encoder], Pace(4, 2), Progress()))
+    assert [work.error for work in works] == [None] * 4
+    for slide in slides:
+        assert torch.equal(slide.made[:, 0], torch.arange(slide.first, slide.first + slide.count).float())
+    told = [line.split()[0] for line in log if line.startswith("host waits") or line == "net embeds"]
+    under_way = np.cumsum([1 if word == "net" else -1 for word in told])
+    assert told.count("net") == 11  # batches of 4, for 41 tiles
+    assert max(under_way) == 2
+
+
+def test_a_network_on_a_gpu_that_fails_now_and_then_costs_the_slides_at_fault(log, monkeypatch):
+    class Picky(OnGpu):
+        def embed(self, tiles):
+            self.fails = bool((tiles == 5).any())
+            return super().embed(tiles)
+
+        def encode(self, tiles):
+            return self.embed(torch.as_tensor(tiles))
+
+    encoder = Picky("picky", log)
+    monkeypatch.setattr(streaming, "Feeder", partial(Feeder, cuda=Cuda(log)))
+    slides = [Strip(first, 3, encoder) for first in range(0, 30, 3)]
+    list(stream(iter(slides), [encoder], Pace(8, 2), Progress()))
+    assert [slide.first for slide in slides if slide.error] == [3]
+    for slide in slides:
+        assert slide.error or torch.equal(slide.made[:, 0], torch.arange(slide.first, slide.first + 3).float())
+
+
 def test_without_a_gpu_a_batch_is_done_when_it_is_put():
     encoder = Plain()
     feeder = Feeder([encoder])
@@ -134,6 +194,17 @@ def test_without_a_gpu_a_batch_is_done_when_it_is_put():
     feeder.put("nothing", tiles(1), [])
     assert feeder.get().found == []
     assert not feeder.allocate(10).is_pinned()
+
+
+@pytest.mark.parametrize("made", [torch.zeros(3, 1), torch.zeros(4, 2), torch.zeros(4)])
+def test_what_is_not_one_vector_per_tile_is_refused(made, log):
+    plain, fed = Plain("plain", log), OnGpu("fed", log)
+    plain.encode = fed.embed = lambda tiles: made
+    feeder = Feeder([plain, fed], Cuda(log))
+    feeder.put("batch", tiles(1), [plain, fed])
+    for error, name in zip(feeder.get().found, ("plain", "fed"), strict=True):
+        assert isinstance(error, EncoderError)
+        assert f"{name} returned {tuple(made.shape)} for 4 tiles instead of 1 numbers each" in str(error)
 
 
 def test_networks_of_timm_can_be_fed_and_embed_what_they_encode():

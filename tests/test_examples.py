@@ -179,3 +179,35 @@ def test_the_bench_of_reading_prints_each_step_beside_the_thumbnail(load, monkey
     assert " | 1.00 | " in table
     (pens,) = [cells(row) for row in table.splitlines() if row.startswith("| tissue with pen strokes |")]
     assert float(pens[-1].removesuffix("% under ink")) > 6
+
+
+def test_the_bench_of_extraction_compares_with_the_usual_way_and_with_its_parts():
+    command = [sys.executable, EXAMPLES / "bench_extract.py", "--count", "2", "--side", "1500", "--rounds", "1"]
+    quick = ["--model", "timm:test_vit", "--sleep", "0.01", "--workers", "1", "--sparse-side", "4096"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *quick], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    header, _, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [cells(row)[0] for row in rows] == ["tiny", "sleeping", "timm:test_vit"]
+    assert all(len(cells(row)) == len(cells(header)) for row in rows)
+    assert all(float(cell) > 0 for row in rows for cell in cells(row)[1:])
+    assert re.search(r"^4096 x 4096 px: 16 tiles, 8 at once: peak \d+ MB beyond", done.stdout, re.MULTILINE)
+
+
+def test_the_bench_of_bags_compares_with_plain_files_and_leaves_a_given_folder_alone(
+    load, monkeypatch, capsys, tmp_path
+):
+    bench = load("bench_bags")
+    monkeypatch.setattr(sys, "argv", ["bench_bags.py", "--count", "3", "--tiles", "50", "--dim", "8", "--rounds", "1"])
+    bench.main()
+    header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert cells(header) == ["files", "read by", "bags/s", "GB/s", "by numpy.fromfile"]
+    ways = ["numpy.fromfile", "store.read", "read_bag (float32)", "read_bag, first"]
+    assert [cells(row)[:2] for row in rows if cells(row)[0] == "warm"] == [["warm", way] for way in ways]
+    assert all(float(cells(row)[2]) > 0 for row in rows)
+    bench.write_bags(tmp_path, 2, 10, 4)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr(sys, "argv", ["bench_bags.py", "--bags", str(tmp_path), "--rounds", "1"])
+    bench.main()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert "read_bag, first" not in capsys.readouterr().out

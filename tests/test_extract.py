@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,42 @@ def test_features_that_float16_cannot_hold_fail_the_slide_by_tile(spoil, cohort)
         assert "from means" in str(report.failed[slide_id])
         assert ("beyond float16" in str(report.failed[slide_id])) == bool(np.isfinite(spoil))
     assert not (cohort / "feats/a.h5").exists()
+
+
+def test_ctrl_c_leaves_what_is_finished_and_no_thread(cohort, monkeypatch):
+    before = set(threading.enumerate())
+    for index in range(6):
+        make_tiles(cohort / "tiles", cohort / "slides/a.tif", f"more-{index}")
+    plain = Report.finish
+
+    def interrupted(self, attrs, timing):
+        if self.done:
+            raise KeyboardInterrupt
+        return plain(self, attrs, timing)
+
+    monkeypatch.setattr(Report, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(cohort, Means(), threads=2, batch=4)
+    assert set(threading.enumerate()) <= before
+    monkeypatch.setattr(Report, "finish", plain)
+    report = extract(cohort, Means(), batch=4)
+    assert len(report.skipped) >= 1
+    assert len(report.skipped) + len(report.done) + len(report.empty) == 9
+    assert not list((cohort / "feats").rglob("*.tmp"))
+
+
+def test_what_comes_after_a_truncated_slide_is_whole(cohort):
+    """Its tiles share a batch with those of sound slides, before and after."""
+    extract(cohort, Means(), "sound", batch=4)
+    for number in range(3):
+        slide = make_slide(cohort / "slides" / f"b{number}.tif", 20 + number)
+        whole = slide.read_bytes()
+        slide.write_bytes(whole[: len(whole) // 2])
+        make_tiles(cohort / "tiles", slide, f"b{number}")
+    report = extract(cohort, Means(), threads=2, batch=4)
+    assert (sorted(report.failed), report.done) == (["b0", "b1", "b2"], ["a", "deep/b"])
+    for slide_id in report.done:
+        assert (cohort / f"feats/{slide_id}.h5").read_bytes() == (cohort / f"sound/{slide_id}.h5").read_bytes()
 
 
 def test_a_slide_that_moved_is_found_by_its_id(cohort):

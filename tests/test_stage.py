@@ -1,8 +1,10 @@
 import csv
 import dataclasses
+import io
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +15,11 @@ from pathlib import Path
 import h5py
 import pytest
 import toy_stage
+from rich.console import Console
 from toy_stage import ToyParams, ToyStage, items
 
-from wsi_mil import runs, store
+from wsi_mil import executors, runs, store
+from wsi_mil import progress as progressing
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError, SlideUnreadable
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, Stage, artifact_items, run
@@ -254,6 +258,34 @@ def test_progress_lines_are_logged_off_a_terminal(
     with caplog.at_level(logging.INFO, "wsi_mil"):
         run(ToyStage(), items(source), tmp_path / "out")
     assert any(message.startswith("toy: 3 of 3") for message in caplog.messages)
+
+
+def test_what_a_stage_tells_stands_on_the_line_of_progress(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.INFO, "wsi_mil"), progressing.progress("extract", 1) as track:
+        track.step(1000)
+        track.tell("waiting for tiles 12%")
+        track.advance("one")
+    assert re.search(r"extract: 1 of 1, [\d,]+ tiles/s, waiting for tiles 12%, 0 s left", caplog.text)
+    shown = io.StringIO()
+    monkeypatch.setattr(progressing, "console", Console(file=shown, force_terminal=True, width=200))
+    with progressing.progress("extract", 1) as track:
+        track.tell("waiting for tiles 12%")
+        track.step(1000)
+    assert re.search(r"[\d,]+ tiles/s, waiting for tiles 12%", shown.getvalue())
+
+
+@pytest.mark.parametrize(("affinity", "quota", "cores"), [(8, None, 8), (8, 3, 3), (2, 3, 2), (1, 0, 1)])
+def test_cores_are_those_of_the_process(
+    affinity: int, quota: int | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    monkeypatch.setattr(executors, "_cgroup_quota", lambda: quota)
+    assert executors.available_cores() == cores
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 1, raising=False)
+    assert executors.available_cores() == 1
 
 
 def _contents(out: Path) -> dict[str, bytes]:

@@ -115,10 +115,11 @@ class _Encoding(Generic[Slide]):
         live = [part for part in batch.parts if not part.work.over]
         for encoder, found in zip(fed.encoders, fed.found, strict=True):
             for part in live:
-                if column := part.work.wanted_by(encoder):
-                    _fill(
-                        column, part, found if not isinstance(found, Exception) else _alone(encoder, batch, part, found)
-                    )
+                column = part.work.wanted_by(encoder)
+                if column and isinstance(found, Exception):
+                    _fill(column, part, _alone(encoder, batch, part, found))
+                elif column:
+                    _fill(column, part, found)
         now = time.perf_counter()
         spent, self.last = Timing(now - self.last, 0.0, batch.waited_s, fed.busy_s), now
         for part in live:

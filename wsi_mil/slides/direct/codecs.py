@@ -87,7 +87,7 @@ def _decode_part(head: bytes, size: tuple[int, int], data: Compressed) -> UInt8[
 def decode_jpeg2000(size: tuple[int, int], data: Compressed) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a whole JPEG 2000 of so many (height, width) pixels."""
     try:
-        pixels = imagecodecs.jpeg2k_decode(data)
+        pixels = imagecodecs.jpeg2k_decode(bytes(data))
     except (RuntimeError, ValueError) as error:
         raise Undecodable(str(error)) from error
     if pixels.shape != (*size, 3) or pixels.dtype != np.uint8:
