@@ -20,7 +20,8 @@ test-all: $(READY)
 # no fixtures, no check of shapes.
 gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
 	mkdir -p gpu-check
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -o addopts= -m gpu --noconftest --durations=10 tests/test_attention*.py
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -o addopts= -m gpu --noconftest --durations=10 tests/test_attention*.py \
+		tests/test_encoders.py tests/test_encoders_feeder.py
 	PYTHONPATH=. $(GPU_PYTHON) examples/bench_attention.py --device cuda --dtypes bfloat16 --heads 8 --phi shared \
 		--sizes 16384 65536 100000 --forward-sizes --backends triton tiled --seconds 15 \
 		--out gpu-check > gpu-check/attention.md

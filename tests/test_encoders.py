@@ -212,6 +212,7 @@ def test_preprocessing_is_the_same_in_any_batch_and_with_any_threads():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_preprocessing_is_the_same_on_a_gpu():
     for spec in (recipe("bicubic", 224), recipe("bilinear", 224), recipe("bicubic", 224, 256)):
         for height, width in ((256, 256), (224, 224), (300, 211), (700, 700)):

@@ -219,6 +219,7 @@ def test_networks_of_timm_can_be_fed_and_embed_what_they_encode():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_gpu_gives_the_same_bits_fed_or_not_in_any_row():
     encoder = load_encoder("timm:test_vit", "random:0", "cuda")
     rng = np.random.default_rng(0)
