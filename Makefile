@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 GPU_PYTHON ?= $(BIN)/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all gpu-check check docs clean
+.PHONY: demo test test-all gpu-check gpu-check-encoders check docs clean
 
 demo: $(READY)
 	$(BIN)/wsimil demo
@@ -20,12 +20,15 @@ test-all: $(READY)
 # no fixtures, no check of shapes.
 gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
 	mkdir -p gpu-check
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -o addopts= -m gpu --noconftest --durations=10 tests/test_attention*.py \
-		tests/test_encoders.py tests/test_encoders_feeder.py
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -o addopts= -m gpu --noconftest --durations=10 tests/test_attention*.py
 	PYTHONPATH=. $(GPU_PYTHON) examples/bench_attention.py --device cuda --dtypes bfloat16 --heads 8 --phi shared \
 		--sizes 16384 65536 100000 --forward-sizes --backends triton tiled --seconds 15 \
 		--out gpu-check > gpu-check/attention.md
 	cat gpu-check/attention.md
+
+# The same of encoders, and of how they are fed: needs all that wsimil needs.
+gpu-check-encoders: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -o addopts= -m gpu --noconftest tests/test_encoders.py tests/test_encoders_feeder.py
 
 check: $(READY)
 	$(BIN)/ruff check .
