@@ -98,7 +98,10 @@ def test_tiles_left_out_are_counted_by_reason_in_the_summary(folder: Path) -> No
 
 def test_the_table_of_slides_gives_some_their_own_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("slides.csv").write_text("slide,max_tiles,min_coverage\nlarge,7,\nsmall,,0.9\n")
+    capsys.readouterr()
     assert call("tile", "slides", "--slides-csv", "slides.csv", "--out", "own") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "4 slides of slides are not in slides.csv and are left out: broken, empty, sub/a & b, ..." in said
     assert store.read_attrs(Path("own/large.h5"))["tiles"] == 7
     assert not Path("own/whole.h5").exists()
     Path("slides.csv").write_text("slide,min_coverage\nlarge,7\n")

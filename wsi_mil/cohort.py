@@ -81,7 +81,7 @@ def read_cohort(path: Path, seen: Seen) -> Cohort:
     _refuse_duplicates(path, rows)
     unlabelled = sorted(set(seen.usable) - set(rows.values()))
     if unlabelled:
-        log.warning("%d slides have no label in %s and are left out: %s", len(unlabelled), path, _some(unlabelled))
+        log.warning("%d slides have no label in %s and are left out: %s", len(unlabelled), path, some_names(unlabelled))
     members = []
     for row, slide_id in rows.items():
         if slide_id in seen.pending:
@@ -213,7 +213,8 @@ def _is_near(name: str, slide_id: str) -> bool:
     return wanted in (found, PurePosixPath(found).name)
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first of some names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from wsi_mil import distances, extract, store, train
 from wsi_mil.aggregators import infer
 from wsi_mil.bags import FEATURE_STAGES, Bag, read_bag
-from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
+from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table, some_names
 from wsi_mil.contact_sheet import write_contact_sheet
 from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
@@ -78,6 +78,7 @@ def tile(
         )
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
     chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
+    _tell_left_out(slides, table, sorted(found.keys() - chosen.keys()))
     resolutions = {slide_id: value for slide_id, own in chosen.items() if (value := own.pop("mpp", mpp)) is not None}
     for slide_id, own in chosen.items():
         _require_settings(table, slide_id, own, params)
@@ -86,6 +87,13 @@ def tile(
     report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
     write_contact_sheet(out)
     return report
+
+
+def _tell_left_out(slides: Path, table: Path | None, left_out: list[str]) -> None:
+    """Say which slides a table does not choose: it may have been meant to give some of them a resolution only."""
+    if left_out:
+        count, are = ("1 slide", "is") if len(left_out) == 1 else (f"{len(left_out)} slides", "are")
+        log.warning("%s of %s %s not in %s and %s left out: %s", count, slides, are, table, are, some_names(left_out))
 
 
 def _require_settings(table: Path | None, slide_id: str, own: dict[str, float], params: TileParams) -> None:
