@@ -108,13 +108,17 @@ def test_the_slide_itself_tells_its_resolution(
     assert "a may be any of b/a, deep/a: give a table" in reason(tmp_path / "t", slides=tmp_path / "slides")
 
 
-def test_a_table_tells_resolutions_before_the_option_does(tmp_path: Path) -> None:
+def test_a_table_tells_resolutions_before_the_option_does(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
     for name in ("a", "b", "c"):
         peers.trident(tmp_path / "t" / f"{name}.h5", *peers.bag())
     table = tmp_path / "slides.csv"
     table.write_text("slide,mpp\nx/gone.svs,0.1\na.svs,0.2\nb,\n")
     made = own_bags(tmp_path / "t", PeerOptions(table=table, mpp=0.3))
     assert [store.read_attrs(item.source)["mpp_x"] for item in made.items or []] == [0.2, 0.3, 0.3]
+    assert [f"{table}: 1 of 3 rows name no bag and say nothing: x/gone.svs"] == warnings()[:1]
+    table.write_text("slide,mpp\nA.svs,0.2\n")
+    own_bags(tmp_path / "t", PeerOptions(table=table, mpp=0.3))
+    assert f"{table}: 1 of 1 rows name no bag and say nothing: A.svs (did you mean a?)" in warnings()
     table.write_text("slide,mpp\na,fine\n")
     with pytest.raises(TableError, match="is no number"):
         own_bags(tmp_path / "t", PeerOptions(table=table))

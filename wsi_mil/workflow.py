@@ -1,6 +1,7 @@
 """Chains the stages: what one command needs of several rooms."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.regions import Drawings
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
-from wsi_mil.slides import find_slides, open_slide
+from wsi_mil.slides import find_slides, open_slide, require_mpp
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
 from wsi_mil.tiling import SETTINGS, TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
@@ -68,15 +69,12 @@ def tile(
         drawings: folders of regions and annotations.
 
     Raises:
-        OptionError: regions are read from ``out``, where outlines are written.
+        OptionError: a file that was named would be written over, or ``mpp`` makes no sense.
     """
+    require_mpp("--slide-mpp", mpp)
     drawings = drawings or Drawings()
-    if drawings.regions and drawings.regions.resolve() == out.resolve():
-        raise OptionError(
-            f"--regions {drawings.regions} is --out, where outlines are written anew: keep those that you edited in a"
-            " folder of their own, or give another --out"
-        )
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
+    _refuse_overwriting(out, drawings, found)
     chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
     _tell_left_out(slides, table, sorted(found.keys() - chosen.keys()))
     resolutions = {slide_id: value for slide_id, own in chosen.items() if (value := own.pop("mpp", mpp)) is not None}
@@ -87,6 +85,19 @@ def tile(
     report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
     write_contact_sheet(out)
     return report
+
+
+def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Path]) -> None:
+    """Refuse to write outlines over regions, or a preview over its slide."""
+    if drawings.regions and drawings.regions.resolve() == out.resolve():
+        raise OptionError(
+            f"--regions {drawings.regions} is --out, where outlines are written anew: keep those that you edited in a"
+            " folder of their own, or give another --out"
+        )
+    for slide_id, path in slides.items():
+        preview = out / f"{slide_id}.jpg"
+        if path.suffix.lower() == ".jpg" and preview.exists() and preview.samefile(path):
+            raise OptionError(f"--out {out}: the preview of {path} would be written over it: give another --out")
 
 
 def _tell_left_out(slides: Path, table: Path | None, left_out: list[str]) -> None:
@@ -157,6 +168,7 @@ class Plan:
     slide_mpp: float | None = None
 
     def __post_init__(self) -> None:
+        require_mpp("--slide-mpp", self.slide_mpp)
         if len(self.encoding.models) > 1:
             several = " ".join(f"--model {name}" for name in self.encoding.models)
             raise OptionError(

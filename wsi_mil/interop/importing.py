@@ -170,7 +170,8 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
 
 def _convert(items: list[Item], out: Path, peers: PeerOptions, options: RunOptions) -> Report:
     chosen = options.part(items)
-    stage = ImportStage(ImportParams(peers.encoder), told_of(chosen, peers), options.threads)
+    told = told_of(chosen, peers, [item.slide_id for item in items])  # its table is of all shards
+    stage = ImportStage(ImportParams(peers.encoder), told, options.threads)
     report = run(stage, items, out, options)
     _follow_slides(out, report.skipped, stage.told)
     _warn_of_doubts(out, {item.slide_id for item in chosen} - report.failed.keys(), peers.encoder)
