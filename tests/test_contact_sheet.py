@@ -63,6 +63,8 @@ def test_previews_are_linked_by_what_a_browser_finds(folder: Path) -> None:
         ({"tissue_mm2": 0.5}, "less than 1 mm2"),
         ({"excluded": json.dumps({"blur": 150, "max_tiles": 3})}, "60% of the tiles were left out"),
         ({"excluded": json.dumps({"max_tiles": 1000})}, ""),
+        ({"tissue_beyond_share": 0.196}, "20% of the tissue lies beyond the last whole row and column of tiles"),
+        ({"tissue_beyond_share": 0.0999}, ""),
     ],
 )
 def test_what_is_unusual_is_said(folder: Path, change: dict[str, object], doubt: str) -> None:
@@ -71,6 +73,7 @@ def test_what_is_unusual_is_said(folder: Path, change: dict[str, object], doubt:
     store.write(path, store.Artifact(artifact.arrays, artifact.attrs | change, artifact.array_attrs))
     card = cards(folder)["large"]
     assert doubt in card
+    assert f"of the tissue; {change.get('tissue_beyond_share', 0.0):.1%} of it lies beyond" in card
     assert ('class="doubt"' in card) == bool(doubt)
 
 
