@@ -19,7 +19,7 @@ from wsi_mil.encoding import Encoding, extract_features
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError, one_line
 from wsi_mil.explain import attention_png
 from wsi_mil.interop import PeerOptions, own_bags
-from wsi_mil.regions import Drawings
+from wsi_mil.regions import Drawings, RegionParams
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, open_slide, require_mpp
@@ -72,8 +72,8 @@ def tile(
         OptionError: a file that was named would be written over, or ``mpp`` makes no sense.
     """
     require_mpp("--slide-mpp", mpp)
-    drawings = drawings or Drawings()
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
+    drawings = (drawings or Drawings()).among(found)
     _refuse_overwriting(out, drawings, found)
     chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
     _tell_left_out(slides, table, sorted(found.keys() - chosen.keys()))
@@ -81,6 +81,7 @@ def tile(
     for slide_id, own in chosen.items():
         _require_settings(table, slide_id, own, params)
     drawings.tell_missing(list(chosen))
+    drawings.require_classes(chosen, RegionParams(params.include, params.exclude))
     stage = TileStage(params, options.threads, resolutions, chosen, drawings)
     report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
     write_contact_sheet(out)
