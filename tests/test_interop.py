@@ -108,6 +108,17 @@ def test_the_slide_itself_tells_its_resolution(
     assert "a may be any of b/a, deep/a: give a table" in reason(tmp_path / "t", slides=tmp_path / "slides")
 
 
+def test_bags_of_another_program_are_kept_beside_them_and_the_log_says_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="wsi_mil")
+    peers.trident(tmp_path / "t" / "a.h5", *peers.bag())
+    folder = own_bags(tmp_path / "t", PeerOptions(mpp=0.3)).folder
+    assert folder == tmp_path / "t-wsimil"
+    told = f"{tmp_path / 't'} holds features of another program, which are kept as our own in {folder}"
+    assert caplog.messages.count(told) == 1
+
+
 def test_a_table_tells_resolutions_before_the_option_does(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
     for name in ("a", "b", "c"):
         peers.trident(tmp_path / "t" / f"{name}.h5", *peers.bag())

@@ -153,6 +153,7 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
     items, cache = peer_items(source), cache_of(source)
     if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
         raise OptionError(f"--bags {source}: {cache} cannot be written: `wsimil import {source} --out feats/` first")
+    log.info("%s holds features of another program, which are kept as our own in %s", source, cache)
     report = _convert(items, cache, peers, RunOptions(refresh=True, workers=workers))
     if source.is_dir():
         for path in vanished(cache, items):

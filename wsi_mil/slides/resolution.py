@@ -98,9 +98,11 @@ def checked(where: object, resolution: Resolution, remedy: str = _REMEDY) -> Res
     low, high = MPP_RANGE
     for mpp in (resolution.mpp_x, resolution.mpp_y):
         if not low <= mpp <= high:
-            raise ResolutionError(
+            error = ResolutionError(
                 f"{where}: {mpp:.6g} um/px (from {resolution.source}) is outside {low} to {high:g}: {remedy}"
             )
+            error.told = tuple(resolution)
+            raise error
     return resolution
 
 
