@@ -63,6 +63,8 @@ def test_previews_are_linked_by_what_a_browser_finds(folder: Path) -> None:
         ({"tissue_mm2": 0.5}, "less than 1 mm2"),
         ({"excluded": json.dumps({"blur": 150, "max_tiles": 3})}, "60% of the tiles were left out"),
         ({"excluded": json.dumps({"max_tiles": 1000})}, ""),
+        ({"tissue_beyond_share": 0.196}, "20% of the tissue lies beyond the last whole row and column of tiles"),
+        ({"tissue_beyond_share": 0.0999}, ""),
     ],
 )
 def test_what_is_unusual_is_said(folder: Path, change: dict[str, object], doubt: str) -> None:
@@ -71,6 +73,7 @@ def test_what_is_unusual_is_said(folder: Path, change: dict[str, object], doubt:
     store.write(path, store.Artifact(artifact.arrays, artifact.attrs | change, artifact.array_attrs))
     card = cards(folder)["large"]
     assert doubt in card
+    assert f"of the tissue; {change.get('tissue_beyond_share', 0.0):.1%} of it lies beyond" in card
     assert ('class="doubt"' in card) == bool(doubt)
 
 
@@ -98,7 +101,10 @@ def test_tiles_left_out_are_counted_by_reason_in_the_summary(folder: Path) -> No
 
 def test_the_table_of_slides_gives_some_their_own_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("slides.csv").write_text("slide,max_tiles,min_coverage\nlarge,7,\nsmall,,0.9\n")
+    capsys.readouterr()
     assert call("tile", "slides", "--slides-csv", "slides.csv", "--out", "own") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "4 slides of slides are not in slides.csv and are left out: broken, empty, sub/a & b, ..." in said
     assert store.read_attrs(Path("own/large.h5"))["tiles"] == 7
     assert not Path("own/whole.h5").exists()
     Path("slides.csv").write_text("slide,min_coverage\nlarge,7\n")

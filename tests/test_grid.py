@@ -15,6 +15,7 @@ from wsi_mil.grid import (
     lattice,
     spread,
     tiles_on_tissue,
+    tissue_held,
     trident_attrs,
 )
 
@@ -66,6 +67,33 @@ def test_tiles_are_inside_on_one_lattice_and_row_by_row(seed, l0_size, l0_tile, 
     assert (np.diff(coords[:, 1] * 10_000 + coords[:, 0]) > 0).all()
     assert (covered >= least - 1e-6).all()
     assert (coords.dtype, covered.dtype) == (np.int64, np.float32)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    l0_size=st.tuples(st.integers(5, 60), st.integers(5, 60)),
+    l0_tile=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+    overlap=st.floats(0, 0.9),
+    share=st.floats(0, 1),
+)
+def test_tissue_beyond_the_lattice_and_in_tiles_equals_a_count_of_pixels(seed, l0_size, l0_tile, overlap, share):
+    rng, grid = np.random.default_rng(seed), lattice(l0_size, l0_tile, overlap)
+    mask = rng.random(l0_size[::-1]) < share
+    places = np.array([(x, y) for y in grid.l0_y for x in grid.l0_x], np.int64).reshape(-1, 2)
+    coords = places[rng.random(len(places)) < 0.4]
+    possible, tiled = np.zeros((2, *mask.shape), bool)
+    for drawn, corners in ((possible, places), (tiled, coords)):
+        for x, y in corners:
+            drawn[y : y + l0_tile[1], x : x + l0_tile[0]] = True
+    total = max(1, mask.sum())
+    expected = [(mask & ~possible).sum() / total, (mask & tiled).sum() / total]
+    assert tissue_held(mask, grid, coords) == pytest.approx(expected, abs=1e-9)
+
+
+def test_tissue_is_held_at_any_scale_of_the_mask():
+    grid = lattice((100, 50), (40, 40))  # two columns and a row: 80 x 40 px
+    held = tissue_held(np.ones((1, 2), bool), grid, np.array([[40, 0]]))
+    assert held == pytest.approx((1 - 80 * 40 / 5000, 40 * 40 / 5000))
 
 
 def test_all_tissue_keeps_every_tile_and_none_keeps_no_tile():

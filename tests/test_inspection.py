@@ -9,6 +9,7 @@ import numpy as np
 import peers
 import pytest
 import torch
+from PIL import Image
 from planted import plant, plant_cohort
 from test_cli import call
 
@@ -41,8 +42,18 @@ def test_a_slide_tells_its_levels_and_resolution(
 
 def test_a_slide_without_resolution_is_told_all_the_same(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = told(shared / "data" / "wsi" / "boxes.tiff", capsys)
-    assert (found["width"], found["height"], found["mpp_x"], found["mpp_source"]) == (300, 250, None, "unknown")
+    assert (found["width"], found["height"], found["mpp_source"]) == (300, 250, "openslide")
+    assert found["mpp_x"] == found["mpp_y"] == pytest.approx(25_400 / 72)
     assert "352.778 um/px" in str(found["problem"])
+
+
+def test_a_slide_that_says_nothing_of_its_resolution_is_told_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    found = told(tmp_path / "a.png", capsys)
+    assert (found["mpp_x"], found["mpp_y"], found["mpp_source"]) == (None, None, "unknown")
+    assert "does not say its micrometres per pixel" in str(found["problem"])
 
 
 def test_artifacts_of_ours_tell_what_made_them(
@@ -131,6 +142,10 @@ def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("slide_id,label\n")
     with pytest.raises(SlideError, match=r"a\.txt"):
         inspection.inspect(tmp_path / "a.txt")
+    for name, use in (("a.geojson", "--annotations DIR"), ("a.XML", "--regions DIR"), ("a.csv", "--slides-csv")):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(SlideError, match=f"is no slide and no file of features: if it .*{use}"):
+            inspection.inspect(tmp_path / name)
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(SlideError):
         inspection.inspect(tmp_path / "a.npy")

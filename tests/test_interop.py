@@ -108,13 +108,28 @@ def test_the_slide_itself_tells_its_resolution(
     assert "a may be any of b/a, deep/a: give a table" in reason(tmp_path / "t", slides=tmp_path / "slides")
 
 
-def test_a_table_tells_resolutions_before_the_option_does(tmp_path: Path) -> None:
+def test_bags_of_another_program_are_kept_beside_them_and_the_log_says_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="wsi_mil")
+    peers.trident(tmp_path / "t" / "a.h5", *peers.bag())
+    folder = own_bags(tmp_path / "t", PeerOptions(mpp=0.3)).folder
+    assert folder == tmp_path / "t-wsimil"
+    told = f"{tmp_path / 't'} holds features of another program, which are kept as our own in {folder}"
+    assert caplog.messages.count(told) == 1
+
+
+def test_a_table_tells_resolutions_before_the_option_does(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
     for name in ("a", "b", "c"):
         peers.trident(tmp_path / "t" / f"{name}.h5", *peers.bag())
     table = tmp_path / "slides.csv"
     table.write_text("slide,mpp\nx/gone.svs,0.1\na.svs,0.2\nb,\n")
     made = own_bags(tmp_path / "t", PeerOptions(table=table, mpp=0.3))
     assert [store.read_attrs(item.source)["mpp_x"] for item in made.items or []] == [0.2, 0.3, 0.3]
+    assert [f"{table}: 1 of 3 rows name no bag and say nothing: x/gone.svs"] == warnings()[:1]
+    table.write_text("slide,mpp\nA.svs,0.2\n")
+    own_bags(tmp_path / "t", PeerOptions(table=table, mpp=0.3))
+    assert f"{table}: 1 of 1 rows name no bag and say nothing: A.svs (did you mean a?)" in warnings()
     table.write_text("slide,mpp\na,fine\n")
     with pytest.raises(TableError, match="is no number"):
         own_bags(tmp_path / "t", PeerOptions(table=table))

@@ -12,11 +12,11 @@ import shapely
 from PIL import Image
 from test_cli import call
 
-from wsi_mil import regions, store
+from wsi_mil import store
 from wsi_mil.arguments import with_regions
 from wsi_mil.errors import ArtifactStale, OptionError, PolygonError
 from wsi_mil.geometry import outline, to_geojson
-from wsi_mil.regions import Drawings, RegionParams, label_tiles, polygon_file, read_labels
+from wsi_mil.regions import Drawings, RegionParams, label_tiles, read_labels
 from wsi_mil.runs import Report
 from wsi_mil.slides import write_pyramid
 from wsi_mil.stage import Item, RunOptions, run
@@ -248,6 +248,55 @@ def test_slides_without_a_file_are_tiled_as_without_and_named_in_one_line(make_s
     assert not caplog.records
 
 
+def test_a_file_may_leave_out_the_folder_of_its_slide_where_no_other_has_that_name(tmp_path, caplog):
+    draw(tmp_path / "tumor_001.geojson", Tumor=LEFT)
+    flat = Drawings(annotations=tmp_path)
+    assert flat.upstream("tumor/tumor_001") == ""  # nobody said which slides there are
+    nested = flat.among(["tumor/tumor_001", "normal/normal_001"])
+    assert nested.upstream("tumor/tumor_001") == flat.upstream("tumor_001") != ""
+    assert set(nested.annotated("tumor/tumor_001", (2048, 1536)) or {}) == {"Tumor"}
+    nested.tell_missing(["tumor/tumor_001", "normal/normal_001"])
+    assert caplog.messages == [
+        f"--annotations {tmp_path}: 1 of 2 slides have no file there and are tiled as without: normal/normal_001"
+    ]
+    draw(tmp_path / "tumor/tumor_001.geojson", Other=LEFT)  # the whole name goes before
+    assert set(nested.annotated("tumor/tumor_001", (2048, 1536)) or {}) == {"Other"}
+
+
+@pytest.mark.parametrize(
+    ("file", "slide_ids", "told"),
+    [
+        ("Tumor_001.geojson", ["x", "tumor/tumor_001"], "tumor/tumor_001 (if Tumor_001.geojson is of it, call that"
+         " tumor/tumor_001.geojson), x"),
+        ("a.svs.geojson", ["a"], "a (if a.svs.geojson is of it, call that a.geojson)"),
+        ("a.geojson", ["p/a", "q/a"], "p/a (if a.geojson is of it, call that p/a.geojson), q/a (if"),
+        ("p/a.geojson", ["p/a", "q/a"], "without: q/a"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_nearly_called_like_a_slide_is_named(tmp_path, caplog, file, slide_ids, told):
+    draw(tmp_path / file, Tumor=LEFT)
+    Drawings(tmp_path).among(slide_ids).tell_missing(slide_ids)
+    assert told in caplog.text
+    assert (told == "without: q/a") == caplog.text.rstrip().endswith("q/a")
+
+
+def test_a_class_that_no_slide_has_is_refused_with_those_that_there_are(make_slide, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("slides/deep").mkdir(parents=True)
+    for name in ("a", "deep/b", "c"):
+        copy_slide(make_slide, f"slides/{name}.tif")
+    draw(Path("drawn/a.geojson"), Tumor=LEFT)
+    draw(Path("drawn/b.geojson"), Normal=RIGHT)
+    for option in ("--include", "--exclude"):
+        assert call("tile", "slides", "--regions", "drawn", option, "Tumour") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{option} Tumour: no slide has regions of it; give of these: Normal, Tumor" in said
+    assert not Path("tiles").exists()
+    assert call("tile", "slides", "--regions", "drawn", "--include", "Tumor") == 0
+    assert store.read_attrs(Path("tiles/a.h5"))["tiles"] > 0
+    assert "no region of class Tumor; its classes: Normal" in store.read_attrs(Path("tiles/deep/b.h5"))["reason"]
+
+
 def test_a_bad_file_fails_its_own_slide_only(make_slide, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slides").mkdir()
@@ -303,9 +352,9 @@ def test_classes_are_recorded_in_one_order():
 
 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
-    file = draw(tmp_path / "a.geojson", a=LEFT)
-    assert polygon_file(tmp_path, "a") == file
-    monkeypatch.setattr(regions, "polygon_file", lambda folder, slide_id: folder / "gone.xml")
+    draw(tmp_path / "a.geojson", a=LEFT)
+    assert Drawings(tmp_path).upstream("a").startswith(" regions=")
+    monkeypatch.setattr(Drawings, "_file", lambda self, folder, slide_id: folder / "gone.xml")
     with pytest.raises(PolygonError, match=r"gone\.xml cannot be read"):
         Drawings(tmp_path).upstream("a")
 

@@ -481,6 +481,9 @@ def test_loops_broken_links_and_folders_of_artifacts_hold_no_slides(tmp_path):
     (tmp_path / "tiles" / "summary.csv").write_text("")
     (tmp_path / "tiles" / "a.jpg").write_bytes(b"preview")
     assert [slide.slide_id for slide in find_slides(tmp_path)] == ["a"]
+    (tmp_path / "tiles" / "a.h5").touch()
+    with pytest.raises(SlideError, match="holds no slide"):
+        find_slides(tmp_path / "tiles")
     for name in ("x.dcm", "y.vms"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
     assert [slide.slide_id for slide in find_slides(tmp_path)] == ["a", "x", "y"]

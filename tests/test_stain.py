@@ -251,6 +251,14 @@ def test_methods_are_those_of_the_command_and_others_are_refused() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_recipe_tells_how_tiles_are_drawn_and_the_format_names_all_of_it(method: str) -> None:
+    recipe, text = stain.stain_recipe(method), (Path(__file__).parents[1] / "docs/format.md").read_text()
+    assert recipe["draw"] == "spread"
+    section = text.partition("| key of `stain` |")[2].partition("\n\n")[0]
+    assert [name for name in recipe if f"`{name}`" not in section] == []
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_slide_is_fitted_on_the_same_tiles_whoever_reads_them(method: str) -> None:
     many, asked = np.stack([tissue(*DARK, seed=seed)[15:45, :30] for seed in range(300)]), []
 

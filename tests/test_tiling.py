@@ -85,6 +85,17 @@ def test_the_outline_and_the_preview_show_the_tissue(make_slide):
     assert preview.format == "JPEG"
 
 
+def test_tissue_that_no_tile_holds_is_told(tmp_path):
+    path = tmp_path / "a.tif"
+    write_tiff(path, [flat(600, 700, EOSIN)], resolution=(10_000, 10_000), resolutionunit="CENTIMETER")
+    attrs = tile(path).artifact.attrs
+    assert attrs["tissue_beyond_share"] == pytest.approx(1 - 512 * 512 / (700 * 600), abs=1e-6)
+    assert attrs["tissue_tiled_share"] == pytest.approx(512 * 512 / (700 * 600), abs=1e-6)
+    few = tile(path, TileParams(max_tiles=1)).artifact.attrs
+    assert few["tissue_tiled_share"] == pytest.approx(attrs["tissue_tiled_share"] / 4)
+    assert few["tissue_beyond_share"] == attrs["tissue_beyond_share"]
+
+
 def test_each_axis_has_its_own_tile_side(tmp_path):
     image = flat(1000, 800)
     disc(image, 400, 500, 350, EOSIN)

@@ -164,6 +164,34 @@ def test_tiling_a_folder_that_holds_its_own_output_finds_no_slides_there(
     assert list(summary(tmp_path / "tiles")) == ["slide"]
 
 
+def test_artifacts_may_lie_beside_their_slides_but_never_over_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s" / "sub").mkdir(parents=True)
+    make_slide("slide.tif").rename(tmp_path / "s" / "sub" / "slide.tif")
+    for _ in range(2):  # its own artifacts and previews are no reason to see no slides, and no slides
+        assert call("tile", "s", "--out", "s") == 0
+        assert list(summary(tmp_path / "s")) == ["sub/slide"]
+    Image.new("RGB", (600, 600), "white").save(tmp_path / "s" / "b.jpg")
+    content = (tmp_path / "s" / "b.jpg").read_bytes()
+    assert call("tile", "s", "--out", "s", "--slide-mpp", "1") == 2
+    assert "the preview of s/b.jpg would be written over it" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "s" / "b.jpg").read_bytes() == content
+
+
+@pytest.mark.parametrize("words", [("tile", "slides"), ("run", "slides", *MORPHOLOGY)])
+@pytest.mark.parametrize("mpp", ["25", "0.01", "nan"])
+def test_an_impossible_resolution_is_refused_once_and_before_any_slide(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], mpp: str
+) -> None:
+    assert call(*words, "--slide-mpp", mpp) == 2
+    assert f"--slide-mpp {mpp}: give um per level-0 px, between 0.05 and 10" in capsys.readouterr().err
+    assert not (folder / "tiles").exists()
+
+
 def test_slides_that_moved_are_found_again(folder: Path, cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "slides").unlink()
     shutil.copytree(cohort / "slides", folder / "slides")

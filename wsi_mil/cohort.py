@@ -81,7 +81,7 @@ def read_cohort(path: Path, seen: Seen) -> Cohort:
     _refuse_duplicates(path, rows)
     unlabelled = sorted(set(seen.usable) - set(rows.values()))
     if unlabelled:
-        log.warning("%d slides have no label in %s and are left out: %s", len(unlabelled), path, _some(unlabelled))
+        log.warning("%d slides have no label in %s and are left out: %s", len(unlabelled), path, some_names(unlabelled))
     members = []
     for row, slide_id in rows.items():
         if slide_id in seen.pending:
@@ -131,10 +131,12 @@ def read_slides_table(
 
 
 def read_resolutions(path: Path, slides: Collection[str]) -> dict[str, float]:
-    """Read of ``slides.csv`` only the mpp of some slides; rows of other slides, and rows without mpp, say nothing."""
+    """Read of ``slides.csv`` only the mpp of slides that have bags; rows without mpp say nothing, others are named."""
     table = read_table(path, required=("slide", "mpp"), optional=())
     named = {row: _filled(path, row, "slide", table.slide[row]) for row in table.index}
     rows = {row: found[0] for row, name in named.items() if (found := _matching(path, row, name, slides))}
+    if idle := [name + _asked(name, slides) for row, name in named.items() if row not in rows]:
+        log.warning("%s: %d of %d rows name no bag and say nothing: %s", path, len(idle), len(named), some_names(idle))
     _refuse_duplicates(path, rows)
     return {slide_id: number_in(path, row, "mpp", text) for row, slide_id in rows.items() if (text := table.mpp[row])}
 
@@ -187,11 +189,8 @@ def _slide_id(path: Path, row: int, text: str, slides: Collection[str]) -> str:
     name = _filled(path, row, "slide", text)
     found = _matching(path, row, name, slides)
     if not found:
-        near = " or ".join(sorted(slide for slide in slides if _is_near(name, slide)))
-        asked = f" (did you mean {near}?)" if near else ""
-        raise TableError(
-            f"{path} row {row}: no stage has seen a slide {name}{asked}: add it and tile it, or take the row out"
-        )
+        what = f"no stage has seen a slide {name}{_asked(name, slides)}"
+        raise TableError(f"{path} row {row}: {what}: add it and tile it, or take the row out")
     return found[0]
 
 
@@ -207,13 +206,20 @@ def _matching(path: Path, row: int, name: str, slides: Collection[str]) -> list[
     return found
 
 
+def _asked(name: str, slides: Collection[str]) -> str:
+    """The question which slide a name may stand for, where any is near."""
+    near = " or ".join(sorted(slide for slide in slides if _is_near(name, slide)))
+    return f" (did you mean {near}?)" if near else ""
+
+
 def _is_near(name: str, slide_id: str) -> bool:
     """Whether a name is that of a slide but for case, extension or folder."""
     wanted, found = (without_extension(text).lower() for text in (name, slide_id))
     return wanted in (found, PurePosixPath(found).name)
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first of some names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 

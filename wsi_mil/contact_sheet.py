@@ -15,6 +15,7 @@ from wsi_mil.stage import artifact_items
 
 _LITTLE_MM2, _FEW_TILES = 1.0, 10
 _MUCH_INK, _MUCH_TISSUE, _MUCH_EXCLUDED = 0.02, 0.9, 0.5
+_MUCH_BEYOND = 0.1
 _DULL = 0.5  # of the median sharpness of the folder
 
 
@@ -57,6 +58,8 @@ def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: float) -
         "tiles": f"{attrs['tiles']:,}",
         "left out": ", ".join(f"{count:,} {reason}" for reason, count in excluded.items()) or "none",
         "tissue": f"{attrs['tissue_mm2']:.3g} mm2, {attrs['tissue_share']:.0%} of the slide",
+        "in tiles": f"{attrs['tissue_tiled_share']:.0%} of the tissue; {attrs['tissue_beyond_share']:.1%} of it lies"
+        " beyond the last whole row and column",
         "ink": f"{attrs['ink_share']:.1%}",
         "sharpness": f"{attrs['sharpness']:.3g}" if attrs["tiles"] else "-",
         "um/px": f"{attrs['mpp_x']:.4g} ({attrs['mpp_source']})",
@@ -69,9 +72,11 @@ def _doubts(attrs: Mapping[str, Any], usual: float) -> list[str]:
     """What is unusual about a slide that has tiles."""
     excluded = {reason: count for reason, count in json.loads(attrs["excluded"]).items() if reason != "max_tiles"}
     share = sum(excluded.values()) / (sum(excluded.values()) + attrs["tiles"])
+    beyond = attrs["tissue_beyond_share"]
     found = {
         "nearly all of it is tissue: is there no glass?": attrs["tissue_share"] > _MUCH_TISSUE,
         f"less than {_LITTLE_MM2:g} mm2 of tissue": attrs["tissue_mm2"] < _LITTLE_MM2,
+        f"{beyond:.0%} of the tissue lies beyond the last whole row and column of tiles": beyond >= _MUCH_BEYOND,
         f"fewer than {_FEW_TILES} tiles": attrs["tiles"] < _FEW_TILES,
         f"written on: {attrs['ink_share']:.1%} is ink": attrs["ink_share"] > _MUCH_INK,
         f"{share:.0%} of the tiles were left out": share > _MUCH_EXCLUDED,

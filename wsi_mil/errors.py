@@ -48,6 +48,9 @@ class SlideUnreadable(SlideError):
 class ResolutionError(SlideError):
     """The micrometres per pixel of a slide are unknown, nonsense, or too coarse for what was asked."""
 
+    told: tuple[float, float, str] | None = None
+    """What was nonsense: x, y, and who said it; None where nobody did."""
+
 
 class TableError(WsiMilError):
     """A table says something that cannot be meant."""

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
     "level0_height", "l0_step_x", "l0_step_y", "resample", "slide_path", "reader", "reader_reason", "tissue_mm2",
-    "tissue_share", "ink_share", "sharpness", "excluded", "settings", "status", "reason",
+    "tissue_share", "tissue_beyond_share", "tissue_tiled_share", "ink_share", "sharpness", "excluded", "settings",
+    "status", "reason",
 )  # fmt: skip
 """Attributes of the tiles that their features keep, those that there are."""
 CARRIED_ARRAYS = ("coords", "annotations")
@@ -292,8 +293,7 @@ class _Column:
         tiles, encoder = self.tiles, self.encoder
         attrs = {key: tiles.attrs[key] for key in CARRIED if key in tiles.attrs} | seen
         attrs["tile_params"] = tiles.attrs["params"]  # so that a checkpoint can tile new slides alike
-        attrs["encoder"] = encoder.name
-        attrs["encoder_weights"] = encoder.weights
+        attrs |= {"encoder": encoder.name, "encoder_weights": encoder.weights}
         attrs["encoder_weights_sha256"] = encoder.weights_sha256
         if encoder.mpp:
             attrs["encoder_mpp"] = encoder.mpp

@@ -112,18 +112,65 @@ def tiles_on_tissue(mask: Bool[np.ndarray, "height width"], grid: Lattice, min_c
 
 
 def coverage(mask: Bool[np.ndarray, "height width"], grid: Lattice) -> Float[np.ndarray, "rows columns"]:
-    """Share of each place of a lattice that is tissue, exactly: pixels of the mask count by the part inside.
+    """Share of each place of a lattice that is tissue, exactly: pixels of the mask count by the part inside."""
+    x, y = (grid.l0_x, grid.l0_x + grid.l0_tile[0]), (grid.l0_y, grid.l0_y + grid.l0_tile[1])
+    scale_x, scale_y = mask.shape[1] / grid.l0_size[0], mask.shape[0] / grid.l0_size[1]
+    whole = grid.l0_tile[0] * scale_x * grid.l0_tile[1] * scale_y
+    return np.clip(_areas(mask, grid.l0_size, x, y) / whole, 0, 1)
+
+
+class Held(NamedTuple):
+    """Where the tissue of a slide is."""
+
+    beyond: float
+    """Share of it right of the last column of the lattice or below the last row, where no tile can be."""
+    tiled: float
+    """Share of it in tiles, where tiles overlap counted once."""
+
+
+def tissue_held(mask: Bool[np.ndarray, "height width"], grid: Lattice, coords: Int64[np.ndarray, "tiles 2"]) -> Held:
+    """How much of the tissue the lattice leaves out, and how much lies in tiles, exactly; nothing where there is none.
+
+    Args:
+        mask: tissue, over the whole slide at any scale.
+        grid: where tiles may lie.
+        coords: top left corners of those that there are.
+    """
+    total, (width, height) = mask.sum(), grid.l0_tile
+    x, y = (_edges(left, side) for left, side in zip((grid.l0_x, grid.l0_y), grid.l0_tile, strict=True))
+    if not total or len(x) < 2 or len(y) < 2:
+        return Held(float(total > 0), 0.0)
+    times = np.zeros((len(y), len(x)), np.int64)  # how many tiles begin less those that end
+    for right, down in np.ndindex(2, 2):
+        row, column = np.searchsorted(y, coords[:, 1] + down * height), np.searchsorted(x, coords[:, 0] + right * width)
+        np.add.at(times, (row, column), 1 if right == down else -1)
+    areas = _areas(mask, grid.l0_size, (x[:-1], x[1:]), (y[:-1], y[1:])) / total
+    tiled = areas[times.cumsum(0).cumsum(1)[:-1, :-1] > 0].sum()
+    return Held(float(np.clip(1 - areas.sum(), 0, 1)), float(np.clip(tiled, 0, 1)))
+
+
+def _edges(start: Int64[np.ndarray, "lines"], side: int) -> Int64[np.ndarray, "edges"]:
+    """Where tiles begin or end along one axis."""
+    return np.unique(np.concatenate([start, start + side]))
+
+
+def _areas(
+    mask: Bool[np.ndarray, "height width"],
+    l0_size: tuple[int, int],
+    x: tuple[Int64[np.ndarray, "columns"], Int64[np.ndarray, "columns"]],
+    y: tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]],
+) -> Float[np.ndarray, "rows columns"]:
+    """Tissue in each box, in pixels of the mask; boxes begin and end at ``x`` and ``y``, level-0 pixels.
 
     The integral of a mask of square pixels is bilinear between their corners, so interpolating its integral image at
-    the corners of a tile gives the area inside without loss.
+    the corners of a box gives the area inside without loss.
     """
     height, width = mask.shape
     integral = np.zeros((height + 1, width + 1))
     integral[1:, 1:] = mask.cumsum(0, dtype=np.int64).cumsum(1)
-    scale_x, scale_y = width / grid.l0_size[0], height / grid.l0_size[1]
-    strips = _between(integral, grid.l0_y * scale_y, (grid.l0_y + grid.l0_tile[1]) * scale_y)
-    areas = _between(strips.T, grid.l0_x * scale_x, (grid.l0_x + grid.l0_tile[0]) * scale_x).T
-    return np.clip(areas / (grid.l0_tile[0] * scale_x * grid.l0_tile[1] * scale_y), 0, 1)
+    scale_x, scale_y = width / l0_size[0], height / l0_size[1]
+    strips = _between(integral, y[0] * scale_y, y[1] * scale_y)
+    return _between(strips.T, x[0] * scale_x, x[1] * scale_x).T
 
 
 def _between(

@@ -1,22 +1,27 @@
 """What a file is: a slide, an artifact or checkpoint of ours, or features that another program made."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from wsi_mil import checkpoint, interop, store, weights
-from wsi_mil.errors import ArtifactError, OptionError, ResolutionError, WeightsError
+from wsi_mil.errors import ArtifactError, OptionError, ResolutionError, SlideError, WeightsError
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_POLYGONS = "if it holds polygons, name its folder by `wsimil tile --regions DIR` or `--annotations DIR`"
+_TABLE = "if it is a table, name it by --labels, or its um/px of slides by --slides-csv"
+_USES = {".geojson": _POLYGONS, ".json": _POLYGONS, ".xml": _POLYGONS, ".csv": _TABLE}
 _JSON = ("params", "tile_params", "stain", "excluded", "settings")
 
 
 def inspect(path: Path) -> dict[str, Any]:
     """Tell what a file is, as names and values that JSON can hold; ``kind`` comes first.
 
-    Lengths are um or level-0 px as their names say; ``mpp_x`` and ``mpp_y`` are um per level-0 px, None where unknown.
+    Lengths are um or level-0 px as their names say; ``mpp_x`` and ``mpp_y`` are um per level-0 px, None where unknown;
+    where there is a ``problem``, they may be nonsense that a file says.
 
     Raises:
         OptionError: it is a folder, or not there.
@@ -32,6 +37,8 @@ def inspect(path: Path) -> dict[str, Any]:
         return _hdf5(path)
     if path.suffix == ".pt":
         return _tensor(path)
+    if use := _USES.get(path.suffix.lower()):
+        raise SlideError(f"{path} is no slide and no file of features: {use}")
     return _weights(path) or _slide(path)
 
 
@@ -184,9 +191,14 @@ def _slide(path: Path) -> dict[str, Any]:
         with open_slide(path) as slide:
             return _of_slide(path, slide) | {"fingerprint": slide_fingerprint(path)}
     except ResolutionError as error:
-        unknown = {"mpp_x": None, "mpp_y": None, "mpp_source": "unknown", "problem": str(error)}
+        x, y, source = error.told or (math.nan, math.nan, "unknown")
+        said = {"mpp_x": _finite(x), "mpp_y": _finite(y), "mpp_source": source, "problem": str(error)}
         with open_slide(path, 1.0) as slide:  # only to be let in: it is not told
-            return _of_slide(path, slide) | unknown | {"fingerprint": slide_fingerprint(path)}
+            return _of_slide(path, slide) | said | {"fingerprint": slide_fingerprint(path)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no other numbers
 
 
 def _of_slide(path: Path, slide: Slide) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
-from wsi_mil.slides import SlideFile, find_slides, slide_fingerprint
+from wsi_mil.slides import SlideFile, find_slides, require_mpp, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
 from wsi_mil.stain import stain_recipe
 
@@ -62,7 +62,9 @@ def predict_slides(
     Raises:
         IncompatibleError: the encoder's weights are not those of training.
         ArtifactStale: the table holds predictions of another model.
+        OptionError: ``mpp`` makes no sense.
     """
+    require_mpp("--mpp", mpp)
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
     encoder = _encoder(model, path, options)

@@ -7,9 +7,10 @@ annotations become the share of each tile that each class covers, exactly.
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from wsi_mil.errors import OptionError, PolygonError
 from wsi_mil.geometry import SUFFIXES, Area, Drawing, box_shares, cell_shares, merged, read_drawing, without
+from wsi_mil.slides import without_extension
 from wsi_mil.store import Artifact
 
 log = logging.getLogger(__name__)
@@ -56,17 +58,27 @@ class RegionParams:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Folders of files with polygons: ``<folder>/<slide_id>`` and ``.geojson``, ``.json`` or ``.xml``."""
+    """Folders of files with polygons: ``<folder>/<slide_id>`` and ``.geojson``, ``.json`` or ``.xml``.
+
+    A file may leave out the folder of its slide where only one slide has that name, see `among`.
+    """
 
     regions: Path | None = None
     """Where to make tiles."""
     annotations: Path | None = None
     """What tiles show."""
+    lone: Collection[str] = frozenset()
+    """Names, without folders, that only one slide has."""
 
     def __post_init__(self) -> None:
         for option, folder in self._folders():
             if not folder.is_dir():
                 raise OptionError(f"--{option} {folder}: no such folder: name one that holds a file for each slide")
+
+    def among(self, slide_ids: Iterable[str]) -> "Drawings":
+        """The same, of a cohort of slides."""
+        times = Counter(PurePosixPath(slide_id).name for slide_id in slide_ids)
+        return replace(self, lone=frozenset(name for name, count in times.items() if count == 1))
 
     def upstream(self, slide_id: str) -> str:
         """Fingerprint of what was drawn on a slide: nothing, or words to follow that of the slide's content.
@@ -74,18 +86,41 @@ class Drawings:
         Raises:
             PolygonError: a file cannot be read, or there are two.
         """
-        files = [(option, polygon_file(folder, slide_id)) for option, folder in self._folders()]
+        files = [(option, self._file(folder, slide_id)) for option, folder in self._folders()]
         return "".join(f" {option}={_content(file)}" for option, file in files if file)
 
     def tell_missing(self, slide_ids: Sequence[str]) -> None:
         """Say which slides have no file: they are tiled as without."""
         for option, folder in self._folders():
-            missing = [slide_id for slide_id in slide_ids if not _candidates(folder, slide_id)]
-            if missing:
+            files = {slide_id: self._candidates(folder, slide_id) for slide_id in slide_ids}
+            if missing := [slide_id for slide_id, own in files.items() if not own]:
+                taken = {path for own in files.values() for path in own}
                 more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-                names = ", ".join(missing[:_NAMED]) + more
+                names = ", ".join(_with_near_misses(folder, missing, taken)[:_NAMED]) + more
                 what = f"{len(missing)} of {len(slide_ids)} slides have no file there and are tiled as without"
                 log.warning("--%s %s: %s: %s", option, folder, what, names)
+
+    def require_classes(self, slide_ids: Iterable[str], params: RegionParams) -> None:
+        """Refuse names of classes that no slide has, as a slip of the pen would leave every slide empty.
+
+        A file that cannot be read is passed over here, and fails its own slide.
+
+        Raises:
+            OptionError: of an option's classes there are no regions, though there are such of others.
+        """
+        named, seen = {"--include": set(params.include), "--exclude": set(params.exclude)}, set[str]()
+        for slide_id in slide_ids if params.include or params.exclude else ():
+            try:
+                file = self._file(self.regions, slide_id)
+                seen |= set(read_drawing(file).areas) if file else set()
+            except PolygonError:
+                continue
+            if all(classes <= seen for classes in named.values()):
+                return
+        for option, classes in named.items():
+            if seen and classes and not classes & seen:
+                wanted, there = ", ".join(sorted(classes)), ", ".join(sorted(seen))
+                raise OptionError(f"{option} {wanted}: no slide has regions of it; give of these: {there}")
 
     def tissue(
         self,
@@ -114,7 +149,7 @@ class Drawings:
         Raises:
             PolygonError: the file cannot be read, or lies outside the slide.
         """
-        file = polygon_file(self.regions, slide_id) if self.regions else None
+        file = self._file(self.regions, slide_id)
         if file is None:
             return found, reason
         drawing = _read(file, l0_size)
@@ -131,12 +166,30 @@ class Drawings:
         Raises:
             PolygonError: the file cannot be read, or lies outside the slide.
         """
-        file = polygon_file(self.annotations, slide_id) if self.annotations else None
+        file = self._file(self.annotations, slide_id)
         return None if file is None else _read(file, l0_size).areas
 
     def _folders(self) -> list[tuple[str, Path]]:
         both = (("regions", self.regions), ("annotations", self.annotations))
         return [(option, folder) for option, folder in both if folder is not None]
+
+    def _file(self, folder: Path | None, slide_id: str) -> Path | None:
+        """The file of polygons of a slide, if it has one.
+
+        Raises:
+            PolygonError: it has two.
+        """
+        found = self._candidates(folder, slide_id) if folder else []
+        if len(found) > 1:
+            raise PolygonError(f"{' and '.join(map(str, found))} are of one slide: remove all but one of them")
+        return found[0] if found else None
+
+    def _candidates(self, folder: Path, slide_id: str) -> list[Path]:
+        name = PurePosixPath(slide_id).name
+        for called in (slide_id, name) if name in self.lone else (slide_id,):
+            if found := [path for suffix in SUFFIXES if (path := folder / f"{called}{suffix}").is_file()]:
+                return found
+        return []
 
 
 def label_tiles(areas: Mapping[str, Area], coords: Int64[np.ndarray, "tiles 2"], l0_tile: tuple[int, int]) -> Labels:
@@ -158,20 +211,19 @@ def read_labels(artifact: Artifact) -> Labels | None:
     return Labels(json.loads(artifact.array_attrs["annotations"]["classes"]), artifact.arrays["annotations"])
 
 
-def polygon_file(folder: Path, slide_id: str) -> Path | None:
-    """The file of polygons of a slide, if it has one.
-
-    Raises:
-        PolygonError: it has two.
-    """
-    found = _candidates(folder, slide_id)
-    if len(found) > 1:
-        raise PolygonError(f"{' and '.join(map(str, found))} are of one slide: remove all but one of them")
-    return found[0] if found else None
-
-
-def _candidates(folder: Path, slide_id: str) -> list[Path]:
-    return [path for suffix in SUFFIXES if (path := folder / f"{slide_id}{suffix}").is_file()]
+def _with_near_misses(folder: Path, slide_ids: Sequence[str], taken: Collection[Path]) -> list[str]:
+    """Slides without a file; before the others those for which one lies there that is called nearly like them."""
+    there: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path not in taken:
+            there.setdefault(without_extension(path.stem).lower(), path)
+    near = {slide_id: there.get(PurePosixPath(slide_id).name.lower()) for slide_id in slide_ids}
+    told = [
+        f"{slide_id} (if {file.relative_to(folder)} is of it, call that {slide_id}{file.suffix.lower()})"
+        for slide_id, file in near.items()
+        if file
+    ]
+    return told + [slide_id for slide_id, file in near.items() if not file]
 
 
 def _content(file: Path) -> str:

@@ -17,7 +17,7 @@ from wsi_mil import qc
 from wsi_mil.errors import OptionError, ResolutionError
 from wsi_mil.executors import available_cores
 from wsi_mil.geometry import outline, rings, to_geojson
-from wsi_mil.grid import Geometry, Lattice, l0_tile_size, lattice, spread, tiles_on_tissue, trident_attrs
+from wsi_mil.grid import Geometry, Lattice, l0_tile_size, lattice, spread, tiles_on_tissue, tissue_held, trident_attrs
 from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
 from wsi_mil.regions import Drawings, RegionParams, label_tiles
@@ -174,7 +174,7 @@ class TileStage:
             grid = lattice(slide.l0_size, l0_tile, params.overlap_px / params.tile_px)
             kept = _kept(slide, tissue, grid, params)
         polygons = outline(tissue.mask, *_l0_scales(slide, tissue.mask))
-        attrs = _geometry(slide, params, grid) | {"enlargement": enlargement} | _found(tissue, kept)
+        attrs = _geometry(slide, params, grid) | {"enlargement": enlargement} | _found(tissue, grid, kept)
         if own := self.settings.get(item.slide_id):
             attrs["settings"] = json.dumps(own, sort_keys=True)
         if not len(kept.coords):
@@ -217,11 +217,14 @@ def _kept(slide: Slide, tissue: Tissue, grid: Lattice, params: TileParams) -> Ke
     return Kept(tiles.coords[chosen], {name: values[chosen] for name, values in columns.items()}, counted)
 
 
-def _found(tissue: Tissue, kept: Kept) -> dict[str, Any]:
+def _found(tissue: Tissue, grid: Lattice, kept: Kept) -> dict[str, Any]:
     """What a slide has of tissue, ink and tiles left out."""
+    held = tissue_held(tissue.mask, grid, kept.coords)
     return {
         "tissue_mm2": tissue.area_mm2,
         "tissue_share": float(tissue.mask.mean()),
+        "tissue_beyond_share": held.beyond,
+        "tissue_tiled_share": held.tiled,
         "ink_share": float(tissue.ink.mean()),
         "sharpness": float(np.median(kept.columns["sharpness"])) if len(kept.coords) else 0.0,
         "excluded": json.dumps(kept.excluded, sort_keys=True),

@@ -1,6 +1,7 @@
 """Chains the stages: what one command needs of several rooms."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ from jaxtyping import Float
 from wsi_mil import distances, extract, store, train
 from wsi_mil.aggregators import infer
 from wsi_mil.bags import FEATURE_STAGES, Bag, read_bag
-from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table
+from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table, some_names
 from wsi_mil.contact_sheet import write_contact_sheet
 from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError, one_line
 from wsi_mil.explain import attention_png
 from wsi_mil.interop import PeerOptions, own_bags
-from wsi_mil.regions import Drawings
+from wsi_mil.regions import Drawings, RegionParams
 from wsi_mil.report import Picture, training_page
 from wsi_mil.runs import Report, failures
-from wsi_mil.slides import find_slides, open_slide
+from wsi_mil.slides import find_slides, open_slide, require_mpp
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
 from wsi_mil.tiling import SETTINGS, TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
@@ -68,24 +69,43 @@ def tile(
         drawings: folders of regions and annotations.
 
     Raises:
-        OptionError: regions are read from ``out``, where outlines are written.
+        OptionError: a file that was named would be written over, or ``mpp`` makes no sense.
     """
-    drawings = drawings or Drawings()
+    require_mpp("--slide-mpp", mpp)
+    found = {slide.slide_id: slide.path for slide in find_slides(slides)}
+    drawings = (drawings or Drawings()).among(found)
+    _refuse_overwriting(out, drawings, found)
+    chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
+    _tell_left_out(slides, table, sorted(found.keys() - chosen.keys()))
+    resolutions = {slide_id: value for slide_id, own in chosen.items() if (value := own.pop("mpp", mpp)) is not None}
+    for slide_id, own in chosen.items():
+        _require_settings(table, slide_id, own, params)
+    drawings.tell_missing(list(chosen))
+    drawings.require_classes(chosen, RegionParams(params.include, params.exclude))
+    stage = TileStage(params, options.threads, resolutions, chosen, drawings)
+    report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
+    write_contact_sheet(out)
+    return report
+
+
+def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Path]) -> None:
+    """Refuse to write outlines over regions, or a preview over its slide."""
     if drawings.regions and drawings.regions.resolve() == out.resolve():
         raise OptionError(
             f"--regions {drawings.regions} is --out, where outlines are written anew: keep those that you edited in a"
             " folder of their own, or give another --out"
         )
-    found = {slide.slide_id: slide.path for slide in find_slides(slides)}
-    chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
-    resolutions = {slide_id: value for slide_id, own in chosen.items() if (value := own.pop("mpp", mpp)) is not None}
-    for slide_id, own in chosen.items():
-        _require_settings(table, slide_id, own, params)
-    drawings.tell_missing(list(chosen))
-    stage = TileStage(params, options.threads, resolutions, chosen, drawings)
-    report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
-    write_contact_sheet(out)
-    return report
+    for slide_id, path in slides.items():
+        preview = out / f"{slide_id}.jpg"
+        if path.suffix.lower() == ".jpg" and preview.exists() and preview.samefile(path):
+            raise OptionError(f"--out {out}: the preview of {path} would be written over it: give another --out")
+
+
+def _tell_left_out(slides: Path, table: Path | None, left_out: list[str]) -> None:
+    """Say which slides a table does not choose: it may have been meant to give some of them a resolution only."""
+    if left_out:
+        count, are = ("1 slide", "is") if len(left_out) == 1 else (f"{len(left_out)} slides", "are")
+        log.warning("%s of %s %s not in %s and %s left out: %s", count, slides, are, table, are, some_names(left_out))
 
 
 def _require_settings(table: Path | None, slide_id: str, own: dict[str, float], params: TileParams) -> None:
@@ -149,6 +169,7 @@ class Plan:
     slide_mpp: float | None = None
 
     def __post_init__(self) -> None:
+        require_mpp("--slide-mpp", self.slide_mpp)
         if len(self.encoding.models) > 1:
             several = " ".join(f"--model {name}" for name in self.encoding.models)
             raise OptionError(

@@ -153,6 +153,7 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
     items, cache = peer_items(source), cache_of(source)
     if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
         raise OptionError(f"--bags {source}: {cache} cannot be written: `wsimil import {source} --out feats/` first")
+    log.info("%s holds features of another program, which are kept as our own in %s", source, cache)
     report = _convert(items, cache, peers, RunOptions(refresh=True, workers=workers))
     if source.is_dir():
         for path in vanished(cache, items):
@@ -170,7 +171,8 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
 
 def _convert(items: list[Item], out: Path, peers: PeerOptions, options: RunOptions) -> Report:
     chosen = options.part(items)
-    stage = ImportStage(ImportParams(peers.encoder), told_of(chosen, peers), options.threads)
+    told = told_of(chosen, peers, [item.slide_id for item in items])  # its table is of all shards
+    stage = ImportStage(ImportParams(peers.encoder), told, options.threads)
     report = run(stage, items, out, options)
     _follow_slides(out, report.skipped, stage.told)
     _warn_of_doubts(out, {item.slide_id for item in chosen} - report.failed.keys(), peers.encoder)

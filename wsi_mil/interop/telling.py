@@ -1,6 +1,6 @@
 """What a user, or the slide itself, says of slides whose bags another program made."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from wsi_mil.cohort import read_resolutions
 from wsi_mil.errors import OptionError, ResolutionError, SlideError, SlideUnreadable
 from wsi_mil.interop.bag import REMEDY
 from wsi_mil.slides import find_slides, open_slide
-from wsi_mil.slides.resolution import MPP_RANGE, Resolution, checked
+from wsi_mil.slides.resolution import Resolution, checked, require_mpp
 from wsi_mil.stage import Item
 
 
@@ -27,9 +27,7 @@ class PeerOptions:
     """What the encoder is called, or which of AtlasPatch's it is; None = as the files say."""
 
     def __post_init__(self) -> None:
-        low, high = MPP_RANGE
-        if self.mpp is not None and not low <= self.mpp <= high:
-            raise OptionError(f"--mpp {self.mpp:g}: give um per level-0 px, between {low} and {high:g}")
+        require_mpp("--mpp", self.mpp)
         if self.encoder == "":
             raise OptionError("--encoder is empty: give a name, or leave the option out")
 
@@ -45,10 +43,16 @@ class Told(NamedTuple):
     """Its width and height, level-0 px."""
 
 
-def told_of(items: list[Item], peers: PeerOptions) -> dict[str, Told | Exception]:
-    """What the user, or the slide itself, says of each slide; of its resolution the first that says anything."""
+def told_of(items: list[Item], peers: PeerOptions, bags: Collection[str] = ()) -> dict[str, Told | Exception]:
+    """What the user, or the slide itself, says of each slide; of its resolution the first that says anything.
+
+    Args:
+        items: the bags of the slides.
+        peers: what the user says.
+        bags: slide_ids of the bags that the table may name, if there are more than these.
+    """
     names = [item.slide_id for item in items]
-    table = read_resolutions(peers.table, names) if peers.table else {}
+    table = read_resolutions(peers.table, bags or names) if peers.table else {}
     slides = {slide.slide_id: slide.path for slide in find_slides(peers.slides)} if peers.slides else {}
     told: dict[str, Told | Exception] = {}
     for slide_id in names:

@@ -9,6 +9,7 @@ from wsi_mil.slides.base import Slide, Thumbnail
 from wsi_mil.slides.discovery import SlideFile, find_slides, slide_fingerprint, without_extension
 from wsi_mil.slides.opening import open_slide, require_reader
 from wsi_mil.slides.pyramid import write_pyramid
+from wsi_mil.slides.resolution import require_mpp
 
 __all__ = [
     "Slide",
@@ -16,6 +17,7 @@ __all__ = [
     "Thumbnail",
     "find_slides",
     "open_slide",
+    "require_mpp",
     "require_reader",
     "slide_fingerprint",
     "without_extension",

@@ -30,10 +30,11 @@ class SlideFile(NamedTuple):
 def find_slides(folder: Path) -> list[SlideFile]:
     """Find every slide in a folder and the folders inside it, by slide_id; or the one slide that is named itself.
 
-    Hidden files and folders are passed over, and so are folders of artifacts, whose previews are no slides. The files
-    that belong to an MRXS or VMS slide are no slides of their own, and a DICOM series is one slide. Two files that
-    would share a slide_id keep their extensions in it; so do those whose slide_ids differ only by case, since their
-    artifacts would be one file on many a disk.
+    Hidden files and folders are passed over, and so are folders of artifacts, whose previews are no slides; of the
+    named folder itself, which may hold artifacts beside its slides, only previews. The files that belong to an MRXS or
+    VMS slide are no slides of their own, and a DICOM series is one slide. Two files that would share a slide_id keep
+    their extensions in it; so do those whose slide_ids differ only by case, since their artifacts would be one file on
+    many a disk.
 
     Raises:
         SlideError: there is no such folder, or no slide in it, or two that cannot be told apart.
@@ -88,15 +89,20 @@ def slide_fingerprint(path: Path) -> str:
 
 def _candidates(folder: Path) -> Iterable[Path]:
     visited: set[str] = set()
+    has_previews = False
     for parent, folders, files in os.walk(folder, followlinks=True):
         place = os.path.realpath(parent)
-        if place in visited or ("runs" in folders and "summary.csv" in files):  # a loop, or a folder of artifacts
+        is_stage = "runs" in folders and "summary.csv" in files
+        if not visited:  # the folder that was named: somebody wants its slides, whatever else lies there
+            has_previews = is_stage
+        elif place in visited or is_stage:  # a loop, or a folder of artifacts
             folders.clear()
             continue
         visited.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        previews = {f"{name[:-3]}.jpg" for name in files if name.endswith(".h5")} if has_previews else set()
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS) and name not in previews:
                 yield Path(parent, name)
 
 

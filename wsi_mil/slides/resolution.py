@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from wsi_mil.errors import ResolutionError
+from wsi_mil.errors import OptionError, ResolutionError
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,23 @@ def checked(where: object, resolution: Resolution, remedy: str = _REMEDY) -> Res
     low, high = MPP_RANGE
     for mpp in (resolution.mpp_x, resolution.mpp_y):
         if not low <= mpp <= high:
-            raise ResolutionError(
+            error = ResolutionError(
                 f"{where}: {mpp:.6g} um/px (from {resolution.source}) is outside {low} to {high:g}: {remedy}"
             )
+            error.told = tuple(resolution)
+            raise error
     return resolution
+
+
+def require_mpp(option: str, mpp: float | None) -> None:
+    """Refuse what a user cannot mean as the resolution of slides, once and before any of them is opened.
+
+    Raises:
+        OptionError: it is outside the range that makes sense.
+    """
+    low, high = MPP_RANGE
+    if mpp is not None and not low <= mpp <= high:
+        raise OptionError(f"{option} {mpp:g}: give um per level-0 px, between {low} and {high:g}")
 
 
 def nominal_power(mpp: float) -> int:

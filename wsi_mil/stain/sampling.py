@@ -15,6 +15,7 @@ RECIPE: dict[str, Any] = {
     "sample_tiles": _TILES,
     "sample_px": _PX,
     "seed": _SEED,
+    "draw": "spread",  # `grid.spread`; a change of how it draws must change this word
     "max_pen": _MAX_MARK,
     "max_black": _MAX_MARK,
 }
