@@ -61,6 +61,7 @@ def test_previews_are_linked_by_what_a_browser_finds(folder: Path) -> None:
         ({"mpp_source": "objective-power"}, "only known from the objective"),
         ({"enlargement": 1.5}, "enlarged 1.50 times"),
         ({"tissue_mm2": 0.5}, "less than 1 mm2"),
+        ({"sharpness": 12.0}, "as smooth as bare glass"),
         ({"excluded": json.dumps({"blur": 150, "max_tiles": 3})}, "60% of the tiles were left out"),
         ({"excluded": json.dumps({"max_tiles": 1000})}, ""),
         ({"tissue_beyond_share": 0.196}, "20% of the tissue lies beyond the last whole row and column of tiles"),

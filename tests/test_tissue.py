@@ -348,6 +348,67 @@ def test_of_real_strokes_and_edges_nine_tenths_go_and_of_the_tissue_nine_tenths_
     assert mask[tissue].mean() >= 0.9
 
 
+# --- glass of more than one tint ---------------------------------------------------------------------------------
+
+BARE, TINTS = (243, 243, 243), [(238, 232, 215), (235, 222, 230)]  # yellowed mountant, and pinkish
+
+
+def gradient(start: tuple[int, int, int], end: tuple[int, int, int]) -> np.ndarray:
+    """Glass whose tint changes from the left to the right."""
+    return np.broadcast_to(np.linspace(start, end, 700)[None], (600, 700, 3))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 2.0, 8.0])
+@pytest.mark.parametrize("tint", TINTS)
+def test_empty_glass_of_two_tints_has_no_tissue(tint, sigma):
+    beside, framed = flat(600, 700, BARE), flat(600, 700, BARE)
+    beside[:, 350:] = tint
+    framed[100:500, 150:550] = tint  # under a coverslip smaller than what was scanned
+    for image in (beside, framed, gradient((245, 245, 245), tint), gradient((245, 245, 245), (235, 235, 215))):
+        assert not found(noisy(image, sigma)).mask.any()
+
+
+@pytest.mark.parametrize("tint", TINTS)
+@pytest.mark.parametrize("x", [350, 200])  # within the mountant, and across its end
+@pytest.mark.parametrize(
+    "colours",
+    [(EOSIN, HAEMATOXYLIN, (235, 190, 215)), ((228, 195, 215), (205, 165, 200)), ((200, 205, 225), (215, 218, 232))],
+)
+def test_tissue_is_told_from_glass_of_two_tints(tint, x, colours):
+    image = flat(600, 700, BARE)
+    image[:, 200:600] = tint
+    inside = disc(image, x, 300, 150, EOSIN)
+    image[inside] = mottled(600, 700, colours)[inside]
+    mask = found(noisy(image, 2)).mask
+    assert mask[inside].mean() > 0.97
+    assert mask[~inside].mean() < 0.01
+
+
+def test_mountant_seen_through_a_hole_is_no_tissue():
+    image = flat(600, 700, BARE)
+    image[:, 120:580] = TINTS[0]
+    section = disc(image, 350, 300, 150, EOSIN)
+    image[section] = mottled(600, 700, (EOSIN, HAEMATOXYLIN, (235, 190, 215)))[section]
+    hole = disc(image, 350, 300, 30, TINTS[0])  # 0.18 mm2
+    assert found(noisy(image, 2)).mask[hole].mean() < 0.1
+
+
+@pytest.mark.parametrize("ink", INKS)
+def test_a_stroke_over_mountant_is_no_tissue(ink):
+    image = flat(600, 700, BARE)
+    image[:, 120:580] = TINTS[0]
+    pen = np.zeros(image.shape[:2], bool)
+    pen[100:120, 20:680] = True
+    assert not found(noisy(inked(image, INKS[ink], pen), 2)).mask.any()
+
+
+@pytest.mark.parametrize("colour", [(200, 205, 225), (225, 195, 215), (215, 195, 170)])
+def test_pale_tissue_is_no_tint_of_glass_however_even(colour):
+    image = flat(600, 700)
+    inside = disc(image, 350, 300, 200, colour)  # 8 mm2
+    assert found(noisy(image, 2)).mask[inside].mean() > 0.97
+
+
 # --- real pictures -----------------------------------------------------------------------------------------------
 
 

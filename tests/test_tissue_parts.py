@@ -13,6 +13,9 @@ SHAPES = [(1, 1), (1, 40), (37, 1), (37, 53)]
 INKS = {"green": (40, 160, 110), "blue": (30, 60, 190), "black": (30, 30, 34), "red": (200, 25, 40)}
 
 
+GLASS_COLOUR = np.array(GLASS, np.float32)[:, None, None]
+
+
 def speckled(shape: tuple[int, int], share: float, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(shape) < share
 
@@ -20,7 +23,7 @@ def speckled(shape: tuple[int, int], share: float, seed: int = 0) -> np.ndarray:
 def density(image: np.ndarray) -> Density:
     """Against glass, of an image whose noise is smoothed as it is on slides."""
     light = ndimage.gaussian_filter(np.moveaxis(image, -1, 0), (0, 1, 1), output=np.float32)
-    return density_of(light, np.array(GLASS, np.float32), np.zeros(image.shape[:2], bool))
+    return density_of(light, GLASS_COLOUR, np.zeros(image.shape[:2], bool))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -72,7 +75,7 @@ def test_a_box_has_its_margin_as_far_as_the_image_goes():
 def test_density_is_by_the_law_of_beer_and_lambert_and_its_rows_are_all_of_it():
     light = np.random.default_rng(0).uniform(0, 255, (3, 75, 20)).astype(np.float32)
     unscanned = speckled((75, 20), 0.1)
-    found = density_of(light, np.array(GLASS, np.float32), unscanned)
+    found = density_of(light, GLASS_COLOUR, unscanned)
     wanted = -np.log10((light.astype(float) + 1) / (np.array(GLASS)[:, None, None] + 1)).clip(max=0) * ~unscanned
     np.testing.assert_allclose(found.channels, wanted, atol=1e-6)
     np.testing.assert_allclose(found.span, wanted.max(0) - wanted.min(0), atol=1e-6)
@@ -136,5 +139,5 @@ def test_glass_beside_a_stroke_is_sought_in_micrometres_on_each_axis():
         image[40:60, 20:280] = EOSIN
         image[46:54, 26:274] = INKS["blue"]  # with 6 pixels of tissue on each side: 0.2 mm, or 0.05 mm
         light = np.moveaxis(image, -1, 0).astype(np.float32)
-        ink = find_ink(density_of(light, np.array(GLASS, np.float32), np.zeros((120, 300), bool)), mpp_x, mpp_y)
+        ink = find_ink(density_of(light, GLASS_COLOUR, np.zeros((120, 300), bool)), mpp_x, mpp_y)
         assert ink.any() == kept, (mpp_x, mpp_y)

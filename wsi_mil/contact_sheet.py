@@ -17,6 +17,7 @@ _LITTLE_MM2, _FEW_TILES = 1.0, 10
 _MUCH_INK, _MUCH_TISSUE, _MUCH_EXCLUDED = 0.02, 0.9, 0.5
 _MUCH_BEYOND = 0.1
 _DULL = 0.5  # of the median sharpness of the folder
+_SMOOTH = 30.0  # the median of bare glass is 3 to 21, of stained tissue in focus hundreds and more
 
 
 class Card(NamedTuple):
@@ -81,6 +82,7 @@ def _doubts(attrs: Mapping[str, Any], usual: float) -> list[str]:
         f"written on: {attrs['ink_share']:.1%} is ink": attrs["ink_share"] > _MUCH_INK,
         f"{share:.0%} of the tiles were left out": share > _MUCH_EXCLUDED,
         "much less sharp than the others": attrs["sharpness"] < _DULL * usual,
+        "as smooth as bare glass: is it tissue, and in focus?": attrs["tiles"] and attrs["sharpness"] < _SMOOTH,
         "its um/px is only known from the objective": attrs["mpp_source"] == "objective-power",
         f"enlarged {attrs['enlargement']:.2f} times": attrs["enlargement"] > 1.01,
     }

@@ -28,12 +28,12 @@ class Density(NamedTuple):
 
 def density_of(
     smooth: Float32[np.ndarray, "3 height width"],
-    glass: Float32[np.ndarray, "3"],
+    glass: Float32[np.ndarray, "3 #height #width"],
     unscanned: Bool[np.ndarray, "height width"],
 ) -> Density:
-    """Compare pixels with glass; what is brighter, or was never scanned, absorbs nothing."""
+    """Compare pixels with glass, of one colour or one for each; what is brighter, or unscanned, absorbs nothing."""
     light = smooth + 1  # the one array all else is done in: allocating costs as much as computing
-    np.divide((glass + 1)[:, None, None], light, out=light)
+    np.divide(glass + 1, light, out=light)
     np.maximum(np.log10(light, out=light), 0, out=light)
     if unscanned.any():
         light[:, unscanned] = 0

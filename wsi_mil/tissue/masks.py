@@ -19,6 +19,7 @@ from skimage.filters import threshold_otsu
 
 from wsi_mil.tissue.areas import grown, reaching_border, small_holes, without_small
 from wsi_mil.tissue.density import Density, density_of
+from wsi_mil.tissue.glass import GLASS_MIN, GLASS_SHARE, glass_of
 from wsi_mil.tissue.ink import find_ink
 
 WORKING_MPP = 16.0
@@ -29,15 +30,7 @@ _CLOSE_UM = 24.0  # radius: gaps between the cells of loose tissue
 _MIN_TISSUE_MM2 = 0.02  # islands below are specks: a third of a 256 um tile
 
 _DARK = 40  # brightest channel of a fluorescence background
-_GLASS_MIN, _GLASS_CHROMA = 190, 36  # glass is bright in every channel, and nearly grey,
-_GLASS_PINK = 18  # least of all short of green, which pale H&E is
-_GLASS_FLAT_OD = 0.006  # and even: tissue, however pale, varies more over 40 um
-_GLASS_TYPICAL_OD = 0.0035  # half of it varies by noise alone, 0.002 at most; flat spots of tissue by 0.0045
-_GLASS_PIXELS = 100_000
-_GLASS_SHARE = 0.005  # fewer pixels of it are no glass but flat spots of a slide that is all tissue
-_TINTED_MIN, _TINTED_SHARE, _TINTED_EVEN = 150, 0.3, 6.0  # yellowed or filtered glass: bright, much of it, one colour
 _UNSCANNED = 12  # darker in every channel
-_WHITE = 245.0  # glass of a slide that shows none
 _COLOUR_OD = (0.02, 0.04)  # Otsu's threshold is kept in here: above noise, below the palest stain worth having
 
 
@@ -90,7 +83,7 @@ def find_tissue(
         return Tissue(nothing, mpp_x, mpp_y, 0.0, nothing, why)
     sigma = (0, _SMOOTH_UM / mpp_y, _SMOOTH_UM / mpp_x)
     smooth = ndimage.gaussian_filter(pixels, sigma, output=np.float32, mode="nearest")
-    density = density_of(smooth, _glass(pixels, smooth), _unscanned(pixels))
+    density = density_of(smooth, glass_of(pixels, smooth, mpp_x, mpp_y), _unscanned(pixels))
     ink = find_ink(density, mpp_x, mpp_y) if pens else np.zeros(pixels.shape[1:], bool)
     colour = np.where(ink, 0, _colour(density))
     threshold = _threshold(colour[~ink])
@@ -121,44 +114,14 @@ def _fewer(pixels: int, mpp: float) -> int:
 def _is_fluorescence(pixels: UInt8[np.ndarray, "3 height width"]) -> bool:
     """Mostly black and nowhere white. (A slide with black where nothing was scanned has white glass beside it.)"""
     dark = (pixels.max(0) < _DARK).mean()
-    bright = (pixels.min(0) > _GLASS_MIN).mean()
-    return bool(dark > 0.5 and bright < _GLASS_SHARE)
+    bright = (pixels.min(0) > GLASS_MIN).mean()
+    return bool(dark > 0.5 and bright < GLASS_SHARE)
 
 
 def _unscanned(pixels: UInt8[np.ndarray, "3 height width"]) -> Bool[np.ndarray, "height width"]:
     """Black that reaches the border: scanners leave out what they see nothing on."""
     black = pixels.max(0) < _UNSCANNED
     return reaching_border(black) if black.any() else black
-
-
-def _glass(
-    pixels: UInt8[np.ndarray, "3 height width"], smooth: Float32[np.ndarray, "3 height width"]
-) -> Float32[np.ndarray, "3"]:
-    """The colour of the bare glass: the brightest of the common colours that are bright, nearly grey and even."""
-    grey = np.log10(smooth.mean(0) + 1)
-    mean = ndimage.uniform_filter(grey, 5)
-    spread = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, 5) - mean**2, 0))
-    red, green, blue = smooth
-    pale = (np.ptp(smooth, axis=0) < _GLASS_CHROMA) & ((red + blue) / 2 - green < _GLASS_PINK)
-    glass = pale & (smooth.min(0) > _GLASS_MIN) & (spread < _GLASS_FLAT_OD)
-    if glass.mean() < _GLASS_SHARE:
-        even = (smooth.min(0) > _TINTED_MIN) & (spread < _GLASS_FLAT_OD)
-        if even.mean() > _TINTED_SHARE and smooth[:, even].std(axis=1).max() < _TINTED_EVEN:
-            return np.median(smooth[:, even], axis=1)  # whatever its colour: no tissue is that even over that much
-        return np.full(3, _WHITE, np.float32)
-    unscanned = glass & (pixels.min(0) == 255)  # pure white: padding, unless there is no other glass
-    if unscanned.sum() < 0.95 * glass.sum():
-        glass &= ~unscanned
-    index = np.flatnonzero(glass)
-    index = index[:: max(1, len(index) // _GLASS_PIXELS)]  # a median wants no more
-    colours = smooth.reshape(3, -1)[:, index]
-    level = colours.mean(0)
-    counts = ndimage.gaussian_filter1d(np.bincount(level.round().astype(int), minlength=257).astype(float), 1.5)
-    common = np.flatnonzero(counts >= 0.2 * counts.max())[-1]
-    chosen = np.abs(level - common) <= 4
-    if np.median(spread.ravel()[index[chosen]]) > _GLASS_TYPICAL_OD:  # flat spots of a slide that is all pale tissue
-        return np.full(3, _WHITE, np.float32)
-    return np.median(colours[:, chosen], axis=1)
 
 
 def _colour(density: Density) -> Float32[np.ndarray, "height width"]:
