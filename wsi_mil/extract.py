@@ -65,13 +65,11 @@ class ExtractParams:
         require_reader(self.reader)
 
     @classmethod
-    def of(
-        cls, encoder: Encoder, stain: str = "none", fast_decode: bool = False, reader: str = "auto"
-    ) -> "ExtractParams":
-        """Return the parameters that a loaded encoder, a method of stain normalisation and a reader stand for."""
+    def of(cls, encoder: Encoder, stain: str = "none", **reading: Any) -> "ExtractParams":
+        """Return what a loaded encoder, a method of stain normalisation and a way of ``reading`` stand for."""
         prepared, network = dict(encoder.preprocessing), dict(encoder.network)
         own = (encoder.name, encoder.weights_sha256, encoder.precision, prepared, network)
-        return cls(*own, stain_recipe(stain), fast_decode, reader)
+        return cls(*own, stain_recipe(stain), **reading)
 
 
 class ExtractStage:

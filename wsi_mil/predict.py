@@ -75,7 +75,7 @@ def predict_slides(
         _refuse_namesake(slide, artifact_path(cache / "tiles", slide.slide_id))
     report = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
     tiled = [slide.slide_id for slide in slides if slide.slide_id not in report.failed]
-    params = extract.ExtractParams.of(encoder, model.recipe.stain["method"], model.recipe.fast_decode)
+    params = extract.ExtractParams.of(encoder, model.recipe.stain["method"], fast_decode=model.recipe.fast_decode)
     batch = options.batch or default_batch(pick_device(options.device))
     stage = extract.ExtractStage(params, encoder, loop.threads, batch, moved=dict(slides))
     items = [Item(slide_id, artifact_path(cache / "tiles", slide_id)) for slide_id in tiled]
