@@ -161,6 +161,8 @@ def test_the_artifact_says_everything_about_its_features(cohort):
         "preprocessing": {"resize_px": 224, "crop_px": 224, "interpolation": "bilinear", "antialias": True},
         "network": {},
         "stain": {"method": "none"},
+        "fast_decode": False,
+        "reader": "auto",
     }
     assert "stain" not in feats.attrs
     extract(cohort, load_encoder("timm:test_vit", "random:0"), "vit")

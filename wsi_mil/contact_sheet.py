@@ -16,6 +16,7 @@ from wsi_mil.stage import artifact_items
 _LITTLE_MM2, _FEW_TILES = 1.0, 10
 _MUCH_INK, _MUCH_TISSUE, _MUCH_EXCLUDED = 0.02, 0.9, 0.5
 _MUCH_BEYOND = 0.1
+_OLD = "its tiles are of an earlier version: run `wsimil tile --overwrite`"
 _DULL = 0.5  # of the median sharpness of the folder
 _SMOOTH = 30.0  # the median of bare glass is 3 to 21, of stained tissue in focus hundreds and more
 
@@ -40,7 +41,10 @@ def write_contact_sheet(folder: Path) -> Path:
     for item in artifact_items(folder):
         try:
             attrs = store.read_attrs(item.source)
-            known |= {item.slide_id: attrs} if attrs.get("stage") == "tile" else {}
+            if attrs.get("stage") == "tile" and "tissue_tiled_share" in attrs:
+                known[item.slide_id] = attrs
+            elif attrs.get("stage") == "tile":
+                cards.append(Card(item.slide_id, "", {}, [_OLD], 3))
         except ArtifactCorrupt as error:
             cards.append(Card(item.slide_id, "", {}, [f"its artifact is damaged: {one_line(error)}"], 3))
     usual = statistics.median([attrs["sharpness"] for attrs in known.values() if attrs["tiles"]] or [0.0])
