@@ -61,6 +61,7 @@ def test_previews_are_linked_by_what_a_browser_finds(folder: Path) -> None:
         ({"mpp_source": "objective-power"}, "only known from the objective"),
         ({"enlargement": 1.5}, "enlarged 1.50 times"),
         ({"tissue_mm2": 0.5}, "less than 1 mm2"),
+        ({"wide_ink_mm2": 2.5}, "2.5 mm2 have the colour of ink"),
         ({"sharpness": 12.0}, "as smooth as bare glass"),
         ({"excluded": json.dumps({"blur": 150, "max_tiles": 3})}, "60% of the tiles were left out"),
         ({"excluded": json.dumps({"max_tiles": 1000})}, ""),
@@ -85,6 +86,13 @@ def test_a_slide_much_less_sharp_than_the_others_is_doubted(folder: Path) -> Non
     blurred = artifact.attrs | {"sharpness": artifact.attrs["sharpness"] / 10}
     store.write(path, store.Artifact(artifact.arrays, blurred, artifact.array_attrs))
     assert "much less sharp than the others" in cards(folder)["large"]
+
+
+def test_the_colour_of_ink_is_no_doubt_where_all_slides_have_it(folder: Path) -> None:
+    for path in folder.rglob("*.h5"):
+        artifact = store.read(path)
+        store.write(path, store.Artifact(artifact.arrays, artifact.attrs | {"wide_ink_mm2": 2.5}, artifact.array_attrs))
+    assert "colour of ink" not in cards(folder)["large"]
 
 
 def test_a_damaged_artifact_is_on_top_and_costs_the_page_nothing(folder: Path) -> None:

@@ -181,7 +181,7 @@ def test_features_keep_every_attribute_of_the_tiles_that_the_format_names(cohort
     found = {
         "l0_step_x": 256, "l0_step_y": 128, "tissue_share": 0.25, "ink_share": 0.125, "sharpness": 12.5,
         "tissue_beyond_share": 0.2, "tissue_tiled_share": 0.5,
-        "excluded": '{"pen": 2}',
+        "wide_ink_mm2": 1.5, "excluded": '{"pen": 2}',
         "settings": '{"min_coverage": 0.5}', "enlargement": 1.5,
     }  # fmt: skip
     make_tiles(cohort / "tiles", cohort / "slides/a.tif", "a", found=found)

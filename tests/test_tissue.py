@@ -348,6 +348,25 @@ def test_of_real_strokes_and_edges_nine_tenths_go_and_of_the_tissue_nine_tenths_
     assert mask[tissue].mean() >= 0.9
 
 
+@pytest.mark.parametrize("ink", ["green", "teal", "blue", "navy", "red", "crimson"])
+def test_strokes_too_wide_to_be_told_from_a_section_are_tissue_and_counted(ink):
+    image = flat(600, 700)
+    image[100:412, 20:680] = INKS[ink]  # 2.5 mm
+    tissue = find_tissue(noisy(image, 2), MPP, MPP)
+    assert tissue.wide_ink_mm2 == pytest.approx(13.2, rel=0.1)
+    assert tissue.area_mm2 == pytest.approx(13.2, rel=0.1)
+    assert find_tissue(noisy(image, 2), MPP, MPP, pens=False).wide_ink_mm2 == 0
+
+
+@pytest.mark.parametrize("height", [20, 100])  # 0.2 mm, 0.8 mm
+def test_nothing_is_counted_as_wide_of_h_and_e_and_of_thin_strokes(height):
+    image = flat(600, 700)
+    section = disc(image, 350, 300, 200, GLASS)
+    image[section] = mottled(600, 700, (EOSIN, HAEMATOXYLIN, (235, 190, 215)))[section]
+    image[:height, 20:680] = INKS["blue"]
+    assert find_tissue(noisy(image, 2), MPP, MPP).wide_ink_mm2 == 0
+
+
 # --- glass of more than one tint ---------------------------------------------------------------------------------
 
 BARE, TINTS = (243, 243, 243), [(238, 232, 215), (235, 222, 230)]  # yellowed mountant, and pinkish
@@ -407,6 +426,18 @@ def test_pale_tissue_is_no_tint_of_glass_however_even(colour):
     image = flat(600, 700)
     inside = disc(image, 350, 300, 200, colour)  # 8 mm2
     assert found(noisy(image, 2)).mask[inside].mean() > 0.97
+
+
+@pytest.mark.parametrize(("beside", "kept"), [(False, True), (True, False)])
+def test_fat_of_the_palest_membranes_is_tissue_alone_and_none_beside_stronger_stain(beside, kept):
+    image = flat(600, 700)
+    fat = disc(image, 500, 300, 180, GLASS)
+    rows, columns = np.ogrid[:600, :700]
+    image[fat & ((rows % 8 == 0) | (columns % 8 == 0))] = (215, 165, 198)  # cells of 64 um
+    if beside:
+        disc(image, 160, 300, 140, EOSIN)
+    share = found(noisy(image, 2)).mask[fat].mean()
+    assert (share > 0.95) if kept else (share < 0.05)
 
 
 # --- real pictures -----------------------------------------------------------------------------------------------

@@ -102,12 +102,12 @@ def marked(ink: str, at_edge: bool) -> np.ndarray:
 @pytest.mark.parametrize("ink", INKS)
 def test_ink_is_the_same_however_the_slide_lies(ink, at_edge):
     image = marked(ink, at_edge)
-    found = find_ink(density(image), 16.0, 24.0)
+    found = find_ink(density(image), 16.0, 24.0).strokes
     assert found[98:110, 40:250].mean() > 0.9
     assert found[:10, 105:195].mean() > 0.9
     assert not found[150:].any()
-    turned = find_ink(density(np.ascontiguousarray(image.transpose(1, 0, 2))), 24.0, 16.0).T
-    mirrored = find_ink(density(np.ascontiguousarray(image[::-1, ::-1])), 16.0, 24.0)[::-1, ::-1]
+    turned = find_ink(density(np.ascontiguousarray(image.transpose(1, 0, 2))), 24.0, 16.0).strokes.T
+    mirrored = find_ink(density(np.ascontiguousarray(image[::-1, ::-1])), 16.0, 24.0).strokes[::-1, ::-1]
     assert (turned ^ found).mean() < 1e-3  # one rounds otherwise
     assert (mirrored ^ found).mean() < 1e-3
 
@@ -119,9 +119,9 @@ def test_glass_around_a_slide_changes_no_ink(ink, rows, columns):
     image[:20] = GLASS  # the stroke at the edge would get glass on one side more
     wider = np.full((220 + 2 * rows, 300 + 2 * columns, 3), GLASS, np.uint8)
     wider[rows:-rows, columns:-columns] = image
-    found = find_ink(density(image), 16.0, 16.0)
+    found = find_ink(density(image), 16.0, 16.0).strokes
     assert found.any()
-    around = find_ink(density(wider), 16.0, 16.0)
+    around = find_ink(density(wider), 16.0, 16.0).strokes
     np.testing.assert_array_equal(around[rows:-rows, columns:-columns], found)
     assert around.sum() == found.sum()
 
@@ -130,7 +130,8 @@ def test_a_wide_patch_of_the_colour_of_ink_is_no_stroke_in_either_direction_of_u
     for mpp_x, mpp_y, kept in ((16.0, 8.0, True), (16.0, 40.0, False), (8.0, 16.0, True), (40.0, 16.0, True)):
         image = flat(220, 300)
         image[80:140, 40:260] = INKS["green"]  # 60 pixels high: 0.5 mm, or 2.4 mm
-        assert find_ink(density(noisy(image, 2)), mpp_x, mpp_y).any() == kept, (mpp_x, mpp_y)
+        ink = find_ink(density(noisy(image, 2)), mpp_x, mpp_y)
+        assert (ink.strokes.any(), ink.wide.any()) == (kept, not kept), (mpp_x, mpp_y)
 
 
 def test_glass_beside_a_stroke_is_sought_in_micrometres_on_each_axis():
@@ -140,4 +141,5 @@ def test_glass_beside_a_stroke_is_sought_in_micrometres_on_each_axis():
         image[46:54, 26:274] = INKS["blue"]  # with 6 pixels of tissue on each side: 0.2 mm, or 0.05 mm
         light = np.moveaxis(image, -1, 0).astype(np.float32)
         ink = find_ink(density_of(light, GLASS_COLOUR, np.zeros((120, 300), bool)), mpp_x, mpp_y)
-        assert ink.any() == kept, (mpp_x, mpp_y)
+        assert not ink.wide.any()
+        assert ink.strokes.any() == kept, (mpp_x, mpp_y)

@@ -14,6 +14,7 @@ from wsi_mil.runs import failures
 from wsi_mil.stage import artifact_items
 
 _LITTLE_MM2, _FEW_TILES = 1.0, 10
+_WIDE_INK_MM2 = 1.0  # so much, and twice as much as is usual in the folder, where a stain may have that colour
 _MUCH_INK, _MUCH_TISSUE, _MUCH_EXCLUDED = 0.02, 0.9, 0.5
 _MUCH_BEYOND = 0.1
 _OLD = "its tiles are of an earlier version: run `wsimil tile --overwrite`"
@@ -47,14 +48,18 @@ def write_contact_sheet(folder: Path) -> Path:
                 cards.append(Card(item.slide_id, "", {}, [_OLD], 3))
         except ArtifactCorrupt as error:
             cards.append(Card(item.slide_id, "", {}, [f"its artifact is damaged: {one_line(error)}"], 3))
-    usual = statistics.median([attrs["sharpness"] for attrs in known.values() if attrs["tiles"]] or [0.0])
+    tiled = [attrs for attrs in known.values() if attrs["tiles"]]
+    usual = {
+        "sharpness": statistics.median([attrs["sharpness"] for attrs in tiled] or [0.0]),
+        "wide_ink_mm2": statistics.median_low([_wide_ink(attrs) for attrs in tiled]) if len(tiled) > 2 else 0.0,
+    }
     cards += [_card(folder, slide_id, attrs, usual) for slide_id, attrs in known.items()]
     cards.sort(key=lambda card: (-card.badness, -len(card.doubts), card.slide_id))
     store.write_bytes(folder / "index.html", render("contact_sheet.html", cards=cards, folder=folder.name))
     return folder / "index.html"
 
 
-def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: float) -> Card:
+def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: Mapping[str, float]) -> Card:
     doubts = [attrs["reason"]] if attrs["status"] == "empty" else _doubts(attrs, usual)
     badness = 2 if attrs["status"] == "empty" else int(bool(doubts))
     picture = f"{quote(slide_id)}.jpg" if (folder / f"{slide_id}.jpg").exists() else ""
@@ -73,11 +78,11 @@ def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: float) -
     return Card(slide_id, picture, facts, doubts, badness)
 
 
-def _doubts(attrs: Mapping[str, Any], usual: float) -> list[str]:
+def _doubts(attrs: Mapping[str, Any], usual: Mapping[str, float]) -> list[str]:
     """What is unusual about a slide that has tiles."""
     excluded = {reason: count for reason, count in json.loads(attrs["excluded"]).items() if reason != "max_tiles"}
     share = sum(excluded.values()) / (sum(excluded.values()) + attrs["tiles"])
-    beyond = attrs["tissue_beyond_share"]
+    beyond, wide = attrs["tissue_beyond_share"], _wide_ink(attrs)
     found = {
         "nearly all of it is tissue: is there no glass?": attrs["tissue_share"] > _MUCH_TISSUE,
         f"less than {_LITTLE_MM2:g} mm2 of tissue": attrs["tissue_mm2"] < _LITTLE_MM2,
@@ -85,9 +90,16 @@ def _doubts(attrs: Mapping[str, Any], usual: float) -> list[str]:
         f"fewer than {_FEW_TILES} tiles": attrs["tiles"] < _FEW_TILES,
         f"written on: {attrs['ink_share']:.1%} is ink": attrs["ink_share"] > _MUCH_INK,
         f"{share:.0%} of the tiles were left out": share > _MUCH_EXCLUDED,
-        "much less sharp than the others": attrs["sharpness"] < _DULL * usual,
+        f"{wide:.3g} mm2 have the colour of ink: a stain, or strokes over 2 mm?": (
+            wide > max(_WIDE_INK_MM2, 2 * usual["wide_ink_mm2"])
+        ),
+        "much less sharp than the others": attrs["sharpness"] < _DULL * usual["sharpness"],
         "as smooth as bare glass: is it tissue, and in focus?": attrs["tiles"] and attrs["sharpness"] < _SMOOTH,
         "its um/px is only known from the objective": attrs["mpp_source"] == "objective-power",
         f"enlarged {attrs['enlargement']:.2f} times": attrs["enlargement"] > 1.01,
     }
     return [doubt for doubt, holds in found.items() if holds]
+
+
+def _wide_ink(attrs: Mapping[str, Any]) -> float:
+    return attrs.get("wide_ink_mm2", 0.0)  # earlier artifacts lack it

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 CARRIED = (
     "mpp_x", "mpp_y", "mpp_source", "tile_um", "tile_px", "l0_tile_width", "l0_tile_height", "level0_width",
     "level0_height", "l0_step_x", "l0_step_y", "resample", "slide_path", "reader", "reader_reason", "tissue_mm2",
-    "tissue_share", "tissue_beyond_share", "tissue_tiled_share", "ink_share", "sharpness", "excluded", "settings",
-    "status", "reason",
+    "tissue_share", "tissue_beyond_share", "tissue_tiled_share", "ink_share", "wide_ink_mm2", "sharpness", "excluded",
+    "settings", "status", "reason",
 )  # fmt: skip
 """Attributes of the tiles that their features keep, those that there are."""
 CARRIED_ARRAYS = ("coords", "annotations")

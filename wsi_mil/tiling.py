@@ -197,7 +197,8 @@ class TileStage:
         found = find_tissue(*thumbnail, params.holes_mm2, params.pens)
         choice = RegionParams(params.include, params.exclude)
         mask, reason = self.drawings.tissue(item.slide_id, found.mask, found.reason, slide.l0_size, choice)
-        return found._replace(mask=mask, reason=reason, ink=found.ink & ~mask)  # what is drawn as tissue is no ink
+        ink, wide = found.ink & ~mask, found.wide_ink & ~mask  # what is drawn as tissue is no ink
+        return found._replace(mask=mask, reason=reason, ink=ink, wide_ink=wide)
 
 
 def _kept(slide: Slide, tissue: Tissue, grid: Lattice, params: TileParams) -> Kept:
@@ -226,6 +227,7 @@ def _found(tissue: Tissue, grid: Lattice, kept: Kept) -> dict[str, Any]:
         "tissue_beyond_share": held.beyond,
         "tissue_tiled_share": held.tiled,
         "ink_share": float(tissue.ink.mean()),
+        "wide_ink_mm2": tissue.wide_ink_mm2,
         "sharpness": float(np.median(kept.columns["sharpness"])) if len(kept.coords) else 0.0,
         "excluded": json.dumps(kept.excluded, sort_keys=True),
     }

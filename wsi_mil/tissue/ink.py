@@ -13,6 +13,8 @@ bare glass too. A dark core that is one says that there is ink; then
   the slide's own tissue is ink, also apart, as strokes of a dry pen are all streaks. It costs the reddest 3 % of it.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt
 
@@ -34,7 +36,16 @@ _APART_UM = 200.0  # tissue farther than this from cores tells what is usual on 
 Mask = Bool[np.ndarray, "height width"]
 
 
-def find_ink(density: Density, mpp_x: float, mpp_y: float) -> Mask:
+class Ink(NamedTuple):
+    """What has the colour of ink."""
+
+    strokes: Mask
+    """Ink, for no section is so thin and lies so."""
+    wide: Mask
+    """Thicker than a stroke: a section of such a stain, or a very wide pen, which colour cannot tell apart."""
+
+
+def find_ink(density: Density, mpp_x: float, mpp_y: float) -> Ink:
     """Find the strokes on a slide.
 
     Args:
@@ -42,12 +53,13 @@ def find_ink(density: Density, mpp_x: float, mpp_y: float) -> Mask:
         mpp_x: micrometres per pixel along the width.
         mpp_y: and along the height.
     """
-    ink = np.zeros(density.mean.shape, bool)
+    ink, wide = np.zeros((2, *density.mean.shape), bool)
     for core, rim in _colours(density):
         if not core.any():
             continue
         near = rim & grown(core, _RIM_UM, mpp_x, mpp_y)
-        strokes = _strokes(core | near, core, density, mpp_x, mpp_y)
+        strokes, thick = _strokes(core | near, core, density, mpp_x, mpp_y)
+        wide |= thick & core
         core &= strokes
         if core.any():
             coloured = (density.span > _COLOURED_OD) & ~strokes
@@ -56,27 +68,29 @@ def find_ink(density: Density, mpp_x: float, mpp_y: float) -> Mask:
             typical = np.median(density.channels.reshape(3, -1)[:, np.flatnonzero(core)], axis=1)
             ink |= strokes | _over_tissue(density, core, typical, apart)
             ink |= _streaks(density, apart) if typical[0] < _RED_ALONE * typical[1] else False
-    return grown(_strokes(ink, ink, density, mpp_x, mpp_y), _GROW_UM, mpp_x, mpp_y)
+    strokes, _ = _strokes(ink, ink, density, mpp_x, mpp_y)
+    return Ink(grown(strokes, _GROW_UM, mpp_x, mpp_y), wide)
 
 
-def _strokes(ink: Mask, core: Mask, density: Density, mpp_x: float, mpp_y: float) -> Mask:
-    """The parts with a core that are large enough, no thicker than a pen draws, and have bare glass beside them."""
-    found = np.zeros_like(ink)
+def _strokes(ink: Mask, core: Mask, density: Density, mpp_x: float, mpp_y: float) -> tuple[Mask, Mask]:
+    """The parts with a core that are large enough, with bare glass beside them: as thin as a pen draws, and thicker."""
+    thin, thick = np.zeros((2, *ink.shape), bool)
     if not ink.any():
-        return found
+        return thin, thick
     reach = [round(_BESIDE_UM / mpp) + 1 for mpp in (mpp_y, mpp_x)]
     around = [max(beside, round(_GROW_UM / mpp)) + 1 for beside, mpp in zip(reach, (mpp_y, mpp_x), strict=True)]
     box = box_around(ink, *around)  # beyond it all is as at its edges: no ink, nor beside any
     labels, count = _large_parts(ink[box], core[box], mpp_x, mpp_y)
     if not count:
-        return found
+        return thin, thick
     glass = (density.span[box] < _COLOURED_OD) & (density.mean[box] < 0.1)
-    kept = _beside_glass(labels, count, glass, reach)
+    beside = _beside_glass(labels, count, glass, reach)
+    beside[0] = False
     body = grown(labels > 0, _GROW_UM, mpp_x, mpp_y)  # of a stained section no pixel need be of the colour of ink
-    kept[labels[~grown(~body, _THICK_UM / 2, mpp_x, mpp_y)]] = False
-    kept[0] = False
-    found[box] = kept[labels]
-    return found
+    deep = np.zeros_like(beside)
+    deep[labels[~grown(~body, _THICK_UM / 2, mpp_x, mpp_y)]] = True
+    thin[box], thick[box] = (beside & ~deep)[labels], (beside & deep)[labels]
+    return thin, thick
 
 
 def _large_parts(ink: Mask, core: Mask, mpp_x: float, mpp_y: float) -> tuple[UInt[np.ndarray, "height width"], int]:

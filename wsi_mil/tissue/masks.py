@@ -20,7 +20,7 @@ from skimage.filters import threshold_otsu
 from wsi_mil.tissue.areas import grown, reaching_border, small_holes, without_small
 from wsi_mil.tissue.density import Density, density_of
 from wsi_mil.tissue.glass import GLASS_MIN, GLASS_SHARE, glass_of
-from wsi_mil.tissue.ink import find_ink
+from wsi_mil.tissue.ink import Ink, find_ink
 
 WORKING_MPP = 16.0
 HOLES_MM2 = 0.05
@@ -47,11 +47,18 @@ class Tissue(NamedTuple):
     """Strokes of a pen, which are no tissue."""
     reason: str
     """Why the mask is empty; "" if it is not."""
+    wide_ink: Bool[np.ndarray, "height width"]
+    """Of the colour of ink, but thicker than a stroke: taken for tissue, and may be a very wide pen."""
 
     @property
     def area_mm2(self) -> float:
         """Tissue in square millimetres."""
         return float(self.mask.sum()) * self.mpp_x * self.mpp_y * 1e-6
+
+    @property
+    def wide_ink_mm2(self) -> float:
+        """What may be a very wide pen, in square millimetres."""
+        return float((self.wide_ink & self.mask).sum()) * self.mpp_x * self.mpp_y * 1e-6
 
 
 def find_tissue(
@@ -80,16 +87,16 @@ def find_tissue(
     if _is_fluorescence(pixels):
         why = "dark background: looks like fluorescence, which has no stained tissue to find"
         nothing = np.zeros(pixels.shape[1:], bool)
-        return Tissue(nothing, mpp_x, mpp_y, 0.0, nothing, why)
+        return Tissue(nothing, mpp_x, mpp_y, 0.0, nothing, why, nothing)
     sigma = (0, _SMOOTH_UM / mpp_y, _SMOOTH_UM / mpp_x)
     smooth = ndimage.gaussian_filter(pixels, sigma, output=np.float32, mode="nearest")
     density = density_of(smooth, glass_of(pixels, smooth, mpp_x, mpp_y), _unscanned(pixels))
-    ink = find_ink(density, mpp_x, mpp_y) if pens else np.zeros(pixels.shape[1:], bool)
+    ink, wide = find_ink(density, mpp_x, mpp_y) if pens else Ink(*np.zeros((2, *pixels.shape[1:]), bool))
     colour = np.where(ink, 0, _colour(density))
     threshold = _threshold(colour[~ink])
     mask = _tidied(colour > threshold, ink, mpp_x, mpp_y, holes_mm2)
     reason = "" if mask.any() else _why_empty(colour > threshold, ink)
-    return Tissue(mask, mpp_x, mpp_y, threshold, ink, reason)
+    return Tissue(mask, mpp_x, mpp_y, threshold, ink, reason, wide)
 
 
 def _at_working_scale(
