@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bench_slides import STAINS
 from reading_rates import L0_TILE, rates, write_slide
 from scipy import ndimage
 
@@ -31,7 +32,6 @@ from wsi_mil.slides import open_slide, write_pyramid
 from wsi_mil.tissue import WORKING_MPP, find_tissue
 
 _FINE_PX = 4000  # the mask of a slide of 64 mm
-_STAINS = np.array([(243, 241, 243), (222, 140, 186), (110, 70, 150), (235, 190, 215)], np.uint8)
 _INKS = ((0.05, (40, 160, 110)), (0.2, (30, 60, 190)))  # where down the slide, and the colour
 _STROKE_UM = 800.0
 
@@ -53,7 +53,7 @@ def paint(path: Path, side: int) -> Path:
     for x, y, radius in ((0.3, 0.35, 0.22), (0.68, 0.62, 0.27)):
         inside |= (columns - x * coarse) ** 2 + (rows - y * coarse) ** 2 < (radius * coarse) ** 2
     stain = np.where(inside, ndimage.gaussian_filter(rng.normal(size=(3, coarse, coarse)), (0, 1, 1)).argmax(0) + 1, 0)
-    image = _STAINS[stain.astype(np.uint8)].repeat(64, 0).repeat(64, 1)
+    image = STAINS[stain.astype(np.uint8)].repeat(64, 0).repeat(64, 1)
     image += rng.integers(0, 12, image.shape, dtype=np.uint8)
     write_pyramid(path, image, 1.0)
     return path

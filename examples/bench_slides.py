@@ -14,7 +14,7 @@ from wsi_mil.slides import open_slide, slide_fingerprint, write_pyramid
 
 MPP = 0.5
 TILE_PX = 224
-_STAINS = np.array([(243, 241, 243), (222, 140, 186), (110, 70, 150), (235, 190, 215)], np.uint8)
+STAINS = np.array([(243, 241, 243), (222, 140, 186), (110, 70, 150), (235, 190, 215)], np.uint8)
 _JPEG, _COMPRESSION, _SUBSAMPLING = 7, 259, 530
 _DATA_EVERY = 97  # tiles of the huge slide: all others are left out of the file
 
@@ -32,7 +32,7 @@ def texture(width: int, height: int, seed: int) -> np.ndarray:
     """Patches of H&E with noise, as a square of 1,024 px that is repeated."""
     rng = np.random.default_rng(seed)
     stain = ndimage.gaussian_filter(rng.normal(size=(4, 128, 128)), (0, 2, 2), mode="wrap").argmax(0)
-    square = _STAINS[stain].repeat(8, 0).repeat(8, 1) + rng.integers(0, 12, (1024, 1024, 3), dtype=np.uint8)
+    square = STAINS[stain].repeat(8, 0).repeat(8, 1) + rng.integers(0, 12, (1024, 1024, 3), dtype=np.uint8)
     return np.tile(square, (-(-height // 1024), -(-width // 1024), 1))[:height, :width]
 
 

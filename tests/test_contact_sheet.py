@@ -102,13 +102,14 @@ def test_a_damaged_artifact_is_on_top_and_costs_the_page_nothing(folder: Path) -
     assert "its artifact is damaged" in found["large"]
 
 
-def test_tiles_of_an_earlier_version_are_on_top_and_cost_the_page_nothing(folder: Path) -> None:
+def test_tiles_of_another_version_are_on_top_and_cost_the_page_nothing(folder: Path) -> None:
     artifact = store.read(folder / "large.h5")
     old = {name: value for name, value in artifact.attrs.items() if "share" not in name and name != "excluded"}
+    old["stage_version"] -= 1
     store.write(folder / "large.h5", store.Artifact(artifact.arrays, old, artifact.array_attrs))
     found = cards(folder)
     assert list(found)[:2] == ["broken", "large"]
-    assert "its tiles are of an earlier version: run `wsimil tile --overwrite`" in found["large"]
+    assert "its tiles are of another version: run `wsimil tile --overwrite`" in found["large"]
 
 
 def test_tiles_left_out_are_counted_by_reason_in_the_summary(folder: Path) -> None:

@@ -41,6 +41,8 @@ KINDS = {
     "lzw-predicted": Kind("lzw", photometric="rgb", predictor=True),
     "deflate": Kind("adobe_deflate", photometric="rgb", predictor=True),
     "zstd": Kind("zstd", photometric="rgb"),
+    "philips": Kind(philips=True),
+    "philips-sparse": Kind(philips=True, sparse=frozenset({0, 9})),
     "raw-sparse": Kind("none", photometric="rgb", sparse=frozenset({1})),
 }
 
@@ -261,6 +263,30 @@ def test_other_pixels_are_openslides(tmp_path):
         assert (slide.reader, slide.why) == ("openslide", "its pixels are not 8-bit RGB side by side")
 
 
+def test_levels_of_philips_end_where_openslide_says_not_where_their_tiles_do(pairs):
+    ours, theirs = pairs["philips"]
+    assert [level[:2] for level in ours.levels] == list(theirs.level_dimensions)
+    assert any(width % 256 or height % 256 for width, height in theirs.level_dimensions)
+
+
+def test_tables_beyond_the_end_of_a_file_are_no_reason_to_allocate(tmp_path):
+    path = write(tmp_path / "a.tif", [textured(HEIGHT, WIDTH)], Kind())
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages[0].tags["TileByteCounts"]
+        tag.overwrite([*tag.value[:-1], 2 << 30])
+    with open_slide(path) as slide:
+        assert (slide.reader, slide.why) == ("openslide", "its tables point beyond its end")
+
+
+def test_a_plain_image_is_read_by_no_reader_that_is_named(tmp_path):
+    Image.fromarray(textured(300, 300)).save(tmp_path / "a.png")
+    with open_slide(tmp_path / "a.png", 0.5) as slide:
+        assert slide.reader == "image"
+    for reader in ("direct", "openslide"):
+        with pytest.raises(SlideUnreadable, match=f"plain image, which --reader {reader} does not read: leave out"):
+            open_slide(tmp_path / "a.png", 0.5, reader)
+
+
 def test_readers_are_chosen_by_name(slides):
     with open_slide(slides["420"], reader="openslide") as slide:
         assert (slide.reader, slide.why) == ("openslide", "")
@@ -268,6 +294,8 @@ def test_readers_are_chosen_by_name(slides):
         assert slide.reader == "direct"
     with pytest.raises(OptionError, match="--reader fast: give one of auto, direct, openslide"):
         open_slide(slides["420"], reader="fast")
+    with pytest.raises(OptionError, match=r"--reader openslide --fast-decode: .*: leave out one of the two"):
+        open_slide(slides["420"], reader="openslide", fast=True)
 
 
 @pytest.mark.parametrize(

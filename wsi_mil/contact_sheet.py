@@ -12,12 +12,13 @@ from wsi_mil.errors import ArtifactCorrupt, one_line
 from wsi_mil.pages import render
 from wsi_mil.runs import failures
 from wsi_mil.stage import artifact_items
+from wsi_mil.tiling import TileStage
 
 _LITTLE_MM2, _FEW_TILES = 1.0, 10
 _WIDE_INK_MM2 = 1.0  # so much, and twice as much as is usual in the folder, where a stain may have that colour
 _MUCH_INK, _MUCH_TISSUE, _MUCH_EXCLUDED = 0.02, 0.9, 0.5
 _MUCH_BEYOND = 0.1
-_OLD = "its tiles are of an earlier version: run `wsimil tile --overwrite`"
+_OLD = "its tiles are of another version: run `wsimil tile --overwrite`"
 _DULL = 0.5  # of the median sharpness of the folder
 _SMOOTH = 30.0  # the median of bare glass is 3 to 21, of stained tissue in focus hundreds and more
 
@@ -42,16 +43,18 @@ def write_contact_sheet(folder: Path) -> Path:
     for item in artifact_items(folder):
         try:
             attrs = store.read_attrs(item.source)
-            if attrs.get("stage") == "tile" and "tissue_tiled_share" in attrs:
+            if attrs.get("stage") != TileStage.name:
+                continue
+            if attrs["stage_version"] == TileStage.version:
                 known[item.slide_id] = attrs
-            elif attrs.get("stage") == "tile":
+            else:
                 cards.append(Card(item.slide_id, "", {}, [_OLD], 3))
         except ArtifactCorrupt as error:
             cards.append(Card(item.slide_id, "", {}, [f"its artifact is damaged: {one_line(error)}"], 3))
     tiled = [attrs for attrs in known.values() if attrs["tiles"]]
     usual = {
         "sharpness": statistics.median([attrs["sharpness"] for attrs in tiled] or [0.0]),
-        "wide_ink_mm2": statistics.median_low([_wide_ink(attrs) for attrs in tiled]) if len(tiled) > 2 else 0.0,
+        "wide_ink_mm2": statistics.median_low([attrs["wide_ink_mm2"] for attrs in tiled]) if len(tiled) > 2 else 0.0,
     }
     cards += [_card(folder, slide_id, attrs, usual) for slide_id, attrs in known.items()]
     cards.sort(key=lambda card: (-card.badness, -len(card.doubts), card.slide_id))
@@ -82,7 +85,7 @@ def _doubts(attrs: Mapping[str, Any], usual: Mapping[str, float]) -> list[str]:
     """What is unusual about a slide that has tiles."""
     excluded = {reason: count for reason, count in json.loads(attrs["excluded"]).items() if reason != "max_tiles"}
     share = sum(excluded.values()) / (sum(excluded.values()) + attrs["tiles"])
-    beyond, wide = attrs["tissue_beyond_share"], _wide_ink(attrs)
+    beyond, wide = attrs["tissue_beyond_share"], attrs["wide_ink_mm2"]
     found = {
         "nearly all of it is tissue: is there no glass?": attrs["tissue_share"] > _MUCH_TISSUE,
         f"less than {_LITTLE_MM2:g} mm2 of tissue": attrs["tissue_mm2"] < _LITTLE_MM2,
@@ -99,7 +102,3 @@ def _doubts(attrs: Mapping[str, Any], usual: Mapping[str, float]) -> list[str]:
         f"enlarged {attrs['enlargement']:.2f} times": attrs["enlargement"] > 1.01,
     }
     return [doubt for doubt, holds in found.items() if holds]
-
-
-def _wide_ink(attrs: Mapping[str, Any]) -> float:
-    return attrs.get("wide_ink_mm2", 0.0)  # earlier artifacts lack it

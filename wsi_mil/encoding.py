@@ -41,7 +41,7 @@ class Encoding:
 
     def __post_init__(self) -> None:
         stain_recipe(self.stain)  # refuses an unknown one here, before hours of tiling
-        require_reader(self.reader)
+        require_reader(self.reader, self.fast_decode)
 
     def load(self) -> list[Encoder]:
         """Load the encoders."""

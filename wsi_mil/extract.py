@@ -62,7 +62,7 @@ class ExtractParams:
     """Who reads pixels: auto, direct or openslide; see `open_slide`."""
 
     def __post_init__(self) -> None:
-        require_reader(self.reader)
+        require_reader(self.reader, self.fast_decode)
 
     @classmethod
     def of(cls, encoder: Encoder, stain: str = "none", **reading: Any) -> "ExtractParams":

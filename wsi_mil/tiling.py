@@ -22,7 +22,6 @@ from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
 from wsi_mil.regions import Drawings, RegionParams, label_tiles
 from wsi_mil.slides import Slide, Thumbnail, open_slide, require_reader, slide_fingerprint
-from wsi_mil.slides.base import RESAMPLE
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
 from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
@@ -284,7 +283,7 @@ def _geometry(slide: Slide, params: TileParams, grid: Lattice) -> dict[str, Any]
         "l0_step_y": grid.l0_step[1],
         "level0_width": slide.l0_size[0],
         "level0_height": slide.l0_size[1],
-        "resample": RESAMPLE,
+        "resample": slide.resampling,
         "slide_path": str(slide.path.absolute()),
         "reader": slide.reader,
         "reader_reason": slide.why,

@@ -4,7 +4,6 @@ Every loop over the pairs of a row is one that LLVM turns into vector instructio
 function call that stays one.
 """
 
-import warnings
 from pathlib import Path
 from typing import no_type_check
 
@@ -16,6 +15,7 @@ from wsi_mil.attention.dropout import MULTIPLIERS
 from wsi_mil.attention.fused_arrays import DISTANCE, FATE, PHI
 from wsi_mil.attention.fused_math import FASTMATH, WIDTH, exp2, greater, matmul
 from wsi_mil.attention.fused_schedule import finish, take
+from wsi_mil.compiling import compiled
 
 _MASKED = np.float32(-3e38)
 """Stands for the score of a pair that is none: its weight is exactly 0."""
@@ -30,18 +30,13 @@ _SOURCES = xxhash.xxh3_64_hexdigest(
 
 @no_type_check
 def _published(function):
-    """Compile, and keep the result in ``__pycache__`` here or in the user's cache.
+    """Compile, and keep the result.
 
     Numba names what it keeps after the function, and notices no change of the files that a file imports from; so the
     name tells what they all are.
     """
     function.__qualname__ += f"_{_SOURCES}"
-    options = {"nogil": True, "error_model": "numpy", "fastmath": FASTMATH}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError as error:
-        warnings.warn(f"kernels are compiled anew in each process (see NUMBA_CACHE_DIR): {error}", stacklevel=2)
-        return njit(**options)(function)
+    return compiled(function, nogil=True, error_model="numpy", fastmath=FASTMATH)
 
 
 _compiled = njit(nogil=True, error_model="numpy", fastmath=FASTMATH)

@@ -19,7 +19,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from wsi_mil.encoders.loading import Encoder
-from wsi_mil.errors import EncoderError
+from wsi_mil.encoders.pooling import require_vectors
 from wsi_mil.stage import attempt
 
 _ON_DEVICE = 2  # batches: one that is computed, one that waits
@@ -29,6 +29,8 @@ _ON_DEVICE = 2  # batches: one that is computed, one that waits
 class DeviceEncoder(Protocol):
     """What an encoder offers beside `encode` so that nobody has to wait for its device."""
 
+    name: str
+    dim: int
     device: torch.device
 
     def embed(self, tiles: UInt8[Tensor, "tiles height width 3"]) -> Float32[Tensor, "tiles dim"]:
@@ -146,7 +148,7 @@ class _Line:
         computing = self.cuda.current_stream(self.device)
         began, done = (self.cuda.Event(enable_timing=True) for _ in range(2))
         began.record(computing)
-        features = _checked(encoder.embed(there), encoder, there)
+        features = require_vectors(encoder.embed(there), encoder.name, len(there), encoder.dim)
         here = torch.empty(features.shape, dtype=torch.float32, pin_memory=self.pins)
         here.copy_(features, non_blocking=True)
         done.record(computing)
@@ -167,16 +169,6 @@ def _device(encoder: Encoder) -> torch.device | None:
 
 def _at_once(encoder: Encoder, tiles: UInt8[Tensor, "tiles height width 3"]) -> Callable[[], Found]:
     began = time.perf_counter()
-    features = _checked(encoder.encode(tiles.numpy()), encoder, tiles)
+    features = require_vectors(encoder.encode(tiles.numpy()), encoder.name, len(tiles), encoder.dim)
     seconds = time.perf_counter() - began
     return lambda: (features, seconds)
-
-
-def _checked(features: Tensor, encoder: Any, tiles: Tensor) -> Tensor:
-    """Refuse what is not one vector per tile: rows are told apart by their place alone."""
-    shape = tuple(features.shape)
-    if shape != (len(tiles), encoder.dim):
-        raise EncoderError(
-            f"{encoder.name} returned {shape} for {len(tiles)} tiles instead of {encoder.dim} numbers each"
-        )
-    return features

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wsi_mil.errors import EncoderError
+
 Images = Float[Tensor, "tiles 3 height width"]
 Vectors = Float[Tensor, "tiles dim"]
 
@@ -43,3 +45,14 @@ POOLINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "map": _map,
 }
 """By `EncoderSpec.pooling`: a model of timm and normalised images (tiles, 3, height, width) -> (tiles, dim)."""
+
+
+def require_vectors(features: Tensor, name: str, tiles: int, dim: int) -> Tensor:
+    """Return features, if they are one vector per tile: rows are told apart by their place alone.
+
+    Raises:
+        EncoderError: they are not.
+    """
+    if features.shape != (tiles, dim):
+        raise EncoderError(f"{name} returned {tuple(features.shape)} for {tiles} tiles instead of {dim} numbers each")
+    return features

@@ -17,7 +17,7 @@ from wsi_mil.encoders import extras, sources
 from wsi_mil.encoders._hub import page_of
 from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.layouts import convert_layout
-from wsi_mil.encoders.pooling import POOLINGS
+from wsi_mil.encoders.pooling import POOLINGS, require_vectors
 from wsi_mil.encoders.preprocess import as_batch, normalise, recipe
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import EncoderError, OptionError
@@ -88,13 +88,7 @@ class TimmEncoder:
             pixels = normalise(tiles.to(self.device), self.spec)  # in float32, whatever the network computes in
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 features = POOLINGS[self.spec.pooling](self.model, pixels)
-            features = features.float()
-        if features.shape != (len(tiles), self.dim):
-            shape = tuple(features.shape)
-            raise EncoderError(
-                f"{self.name} returned {shape} for {len(tiles)} tiles instead of {self.dim} numbers each"
-            )
-        return features
+            return require_vectors(features.float(), self.name, len(tiles), self.dim)
 
 
 @contextmanager

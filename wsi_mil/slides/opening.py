@@ -18,12 +18,12 @@ def open_slide(path: Path, mpp: float | None = None, reader: str = "auto", fast:
         path: any format of OpenSlide, or an 8-bit PNG, JPEG or TIFF.
         mpp: micrometres per level-0 pixel, both axes; taken before what the file says. PNG and JPEG need it.
         reader: who reads pixels: "direct" decodes the file's tiles here, "openslide" leaves them to OpenSlide, and
-            "auto" is direct where a comparison with OpenSlide shows no difference.
+            "auto" is direct where a comparison with OpenSlide shows no difference, and Pillow for plain images.
         fast: let libjpeg decode at a half, a quarter or an eighth where that is fine enough. Fewer pixels are made so,
             but not quite the same. Only for a direct reader of JPEGs, others take no notice.
 
     Raises:
-        SlideUnreadable: there is no such file, nothing here reads it, or "direct" does not.
+        SlideUnreadable: there is no such file, nothing here reads it, or the reader that was named does not.
         ResolutionError: its micrometres per pixel are unknown, or outside 0.05 to 10.
         OptionError: there is no such reader.
 
@@ -31,28 +31,39 @@ def open_slide(path: Path, mpp: float | None = None, reader: str = "auto", fast:
         with open_slide(Path("a.svs")) as slide:
             image = slide.thumbnail(mpp=8.0).image
     """
-    require_reader(reader)
+    require_reader(reader, fast)
     start = _start(path)
     try:
         slide = OpenSlideSlide(path, mpp)
     except SlideUnreadable as first:
         if hint := _hint(start):
             raise SlideUnreadable(f"{path} {hint}") from first
-        try:
-            return ImageSlide(path, mpp)
-        except SlideUnreadable as second:
-            raise SlideUnreadable(f"{first}; as a plain image: {_reason(second, path)}") from first
+        return _plain(path, mpp, reader, first)
     return slide if reader == "openslide" else _directly(slide, reader == "direct", fast)
 
 
-def require_reader(name: str) -> None:
-    """Refuse what is no reader.
+def _plain(path: Path, mpp: float | None, reader: str, error: SlideUnreadable) -> Slide:
+    """What OpenSlide does not read, as a plain image, unless another reader was asked for."""
+    try:
+        slide = ImageSlide(path, mpp)
+    except SlideUnreadable as second:
+        raise SlideUnreadable(f"{error}; as a plain image: {_reason(second, path)}") from error
+    if reader != "auto":
+        slide.close()
+        raise SlideUnreadable(f"{path} is a plain image, which --reader {reader} does not read: leave out --reader")
+    return slide
+
+
+def require_reader(name: str, fast: bool = False) -> None:
+    """Refuse what is no reader, and one that cannot do what it is told.
 
     Raises:
-        OptionError: there is none of this name.
+        OptionError: there is none of this name, or it does not decode ``fast``.
     """
     if name not in READERS:
         raise OptionError(f"--reader {name}: give one of {', '.join(READERS)}")
+    if fast and name == "openslide":
+        raise OptionError("--reader openslide --fast-decode: OpenSlide decodes whole tiles: leave out one of the two")
 
 
 def _directly(slide: OpenSlideSlide, must: bool, fast: bool) -> Slide:

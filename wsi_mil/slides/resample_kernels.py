@@ -7,17 +7,17 @@ All in one module, since numba compiles anew only what is in a file that has cha
 """
 
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Int16, Int32, Int64, UInt8
 from llvmlite import ir
-from numba import int32, njit, types
+from numba import int32, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from wsi_mil.compiling import compiled
 from wsi_mil.filters import POINT, pillow_weights
 
 _POINT, _ROUND = POINT, 1 << (POINT - 1)
@@ -32,13 +32,7 @@ _BYTE, _SHORT, _WORD, _INDEX = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 @no_type_check
 def _compiled(function):
-    """Compile, and keep the result in ``__pycache__`` here or in the user's cache."""
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError as error:
-        warnings.warn(f"kernels are compiled anew in each process (see NUMBA_CACHE_DIR): {error}", stacklevel=2)
-        return njit(**options)(function)
+    return compiled(function, nogil=True, error_model="numpy", boundscheck=False)
 
 
 def resample(

@@ -18,8 +18,6 @@ from wsi_mil.slides.direct.layout import Compressed, Decoder
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF = b"\xff\xe0"
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # the last byte says: colours are not transformed
-
-
 _CHROMA = np.arange(256) - 128
 # What chrominance adds to luminance: red by Cr, blue by Cb, green by Cb and by Cr, these in 100,000ths.
 _RED, _BLUE = ((np.sign(_CHROMA) * ((share * abs(_CHROMA) + 500) // 1000)) for share in (1402, 1772))
@@ -51,15 +49,7 @@ def _decode_jpeg(
     body = 2
     if rgb and data[2:4] == _JFIF:  # which would say that colours are YCbCr
         body += 2 + int.from_bytes(data[4:6], "big")
-    height, width = (side // reduction for side in size)
-    scale: dict[str, Any] = {"min_height": height, "min_width": width, "min_factor": reduction} if reduction > 1 else {}
-    try:
-        pixels = simplejpeg.decode_jpeg(b"".join((head, memoryview(data)[body:])), "RGB", **scale)
-    except ValueError as error:
-        raise Undecodable(str(error)) from error
-    if pixels.shape != (height, width, 3):
-        raise Undecodable(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels instead of {width} x {height}")
-    return pixels
+    return _whole_jpeg(b"".join((head, memoryview(data)[body:])), size, reduction)
 
 
 def stream_decoder(head: bytes, size: tuple[int, int]) -> Decoder:
@@ -75,12 +65,18 @@ def stream_decoder(head: bytes, size: tuple[int, int]) -> Decoder:
 def _decode_part(head: bytes, size: tuple[int, int], data: Compressed) -> UInt8[np.ndarray, "height width 3"]:
     # A part ends with the restart marker before the next, in whose place the end of the image goes.
     body = data[:-2] if len(data) > 1 and data[-2] == 0xFF and 0xD0 <= data[-1] <= 0xD9 else data
+    return _whole_jpeg(b"".join((head, body, _END)), size)
+
+
+def _whole_jpeg(data: bytes, size: tuple[int, int], reduction: int = 1) -> UInt8[np.ndarray, "height width 3"]:
+    height, width = (side // reduction for side in size)
+    scale: dict[str, Any] = {"min_height": height, "min_width": width, "min_factor": reduction} if reduction > 1 else {}
     try:
-        pixels = simplejpeg.decode_jpeg(b"".join((head, body, _END)), "RGB")
+        pixels = simplejpeg.decode_jpeg(data, "RGB", **scale)
     except ValueError as error:
         raise Undecodable(str(error)) from error
-    if pixels.shape != (*size, 3):
-        raise Undecodable(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels instead of {size[1]} x {size[0]}")
+    if pixels.shape != (height, width, 3):
+        raise Undecodable(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels instead of {width} x {height}")
     return pixels
 
 

@@ -48,6 +48,11 @@ class TileTable:
         """Tiles in a column."""
         return -(-self.height // self.tile_height)
 
+    @property
+    def end(self) -> int:
+        """Where the file must not end before, bytes."""
+        return int((self.offsets + self.counts).max())
+
     def reduced(self, factor: int) -> "TileTable | None":
         """The same tiles, decoded at such a fraction of their size, if they can be."""
         if self.reduced_decoder is None or self.tile_width % factor or self.tile_height % factor:
@@ -61,12 +66,6 @@ class TileTable:
             decode=self.reduced_decoder(factor),
             reduced_decoder=None,
         )
-
-    def covering(self, x: int, y: int, width: int, height: int) -> list[int]:
-        """Which tiles a rectangle of the level's pixels touches, as far as it is inside the level, row by row."""
-        left, right = max(0, x) // self.tile_width, -(-min(self.width, x + width) // self.tile_width)
-        top, bottom = max(0, y) // self.tile_height, -(-min(self.height, y + height) // self.tile_height)
-        return [row * self.columns + column for row in range(top, bottom) for column in range(left, right)]
 
     def corner(self, index: int) -> tuple[int, int]:
         """Where a tile begins (x, y), in pixels of the level."""

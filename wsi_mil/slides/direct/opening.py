@@ -27,15 +27,17 @@ def open_directly(slide: OpenSlideSlide, fast: bool = False) -> DirectSlide:
         raise NotDirect(f"{slide.vendor} is a format for OpenSlide")
     read_tables = dicom.read_tables if slide.vendor == "dicom" else tiff.read_tables
     tables = read_tables(slide.path, slide.levels)
+    if any(table.end > (table.path or slide.path).stat().st_size for table in tables):
+        raise NotDirect("its tables point beyond its end")  # cut off, or a lie that would have gigabytes allocated
     if slide.vendor == "aperio" and any((table.counts == 0).any() for table in tables):
         raise NotDirect("some of its tiles are missing, which OpenSlide makes up from finer levels")
     direct = DirectSlide(slide, tables + (_between(slide.levels, tables) if fast else []), fast)
     try:
-        proof = prove(direct, tables, slide)
+        places = prove(direct, tables, slide)
     except BaseException:
         direct.close()
         raise
-    direct.why = f"equal to OpenSlide at {proof.places} places"
+    direct.why = f"equal to OpenSlide at {places} places"
     return direct
 
 

@@ -6,7 +6,6 @@ level. Elsewhere it interpolates between pixels, and tells nothing. What can be 
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,18 +17,14 @@ from wsi_mil.slides.openslide_reader import OpenSlideSlide
 _SIDE = 64  # pixels compared at each place; the tiles around it are decoded whole by both
 
 
-class Proof(NamedTuple):
-    """What was compared."""
-
-    places: int
-    """How many, over all levels."""
-
-
-def prove(direct: Slide, tables: list[TileTable], openslide: OpenSlideSlide) -> Proof:
+def prove(direct: Slide, tables: list[TileTable], openslide: OpenSlideSlide) -> int:
     """Compare a slide read directly with OpenSlide's reading of it.
 
     On each level: the corner (0, 0), the largest tile, where there is most to see; on level 0 also the middle, the
     corners and the middles of the borders.
+
+    Returns:
+        At how many places they are equal.
 
     Raises:
         NotDirect: they differ, or the slide cannot be read directly.
@@ -48,7 +43,7 @@ def prove(direct: Slide, tables: list[TileTable], openslide: OpenSlideSlide) -> 
                     f"level {level} at ({part.x}, {part.y}) differs from OpenSlide's by up to {worst} grey levels"
                 )
             places += 1
-    return Proof(places)
+    return places
 
 
 def _places(level: int, table: TileTable, downsample: float) -> Iterator[Part]:

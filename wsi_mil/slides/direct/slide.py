@@ -60,7 +60,7 @@ class DirectSlide(Slide):
     def expect(
         self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
     ) -> None:
-        self._keeper.expect(key for part in self.locate_all(l0_corners, l0_size, size_px) for key in self._keys(*part))
+        self._keeper.expect(key for part in self.locate_all(l0_corners, l0_size, size_px) for key in self._keys(part))
 
     def read_tiles(
         self, l0_corners: Int64[np.ndarray, "tiles 2"], l0_size: tuple[int, int], size_px: tuple[int, int]
@@ -116,7 +116,7 @@ class DirectSlide(Slide):
         """The tiles of a band with their columns that count, put together if they are many; and their first row."""
         part, table = band.part, self._tables[band.part.level]
         if len(band.keys) > kernels.MOST_PIECES:
-            return 0, [kernels.Piece(self._composed(decoded, *part), 0, part.width)]
+            return 0, [kernels.Piece(self._composed(decoded, part), 0, part.width)]
         pieces, left = [], band.left
         for key in band.keys:
             right = left + table.tile_width
@@ -136,25 +136,24 @@ class DirectSlide(Slide):
         self, part: Part, read: dict[Key, Compressed], expected: bool
     ) -> UInt8[np.ndarray, "{part.height} {part.width} 3"]:
         """A part of a level, of tiles that were kept, or are decoded now."""
-        keys = self._keys(*part)
+        keys = self._keys(part)
         decoded = self._keeper.borrow(keys, read)
         try:
-            return self._composed(decoded, *part)
+            return self._composed(decoded, part)
         finally:
             self._keeper.give_back(keys, expected)
 
-    def _keys(self, level: int, x: int, y: int, width: int, height: int) -> list[Key]:
-        return [Key(level, tile) for tile in self._tables[level].covering(x, y, width, height)]
+    def _keys(self, part: Part) -> list[Key]:
+        return [key for band in self._bands(part) for key in band.keys]
 
-    def _composed(
-        self, decoded: dict[Key, Pixels], level: int, x: int, y: int, width: int, height: int
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """A rectangle of a level, put together from its tiles; background where the level ends."""
+    def _composed(self, decoded: dict[Key, Pixels], part: Part) -> UInt8[np.ndarray, "{part.height} {part.width} 3"]:
+        """A part of a level, put together from its tiles; background where the level ends."""
+        level, x, y, width, height = part
         table = self._tables[level]
         canvas = np.empty((height, width, 3), np.uint8)
-        if not self._is_inside(Part(level, x, y, width, height)):
+        if not self._is_inside(part):
             canvas[:] = self.background
-        for key in self._keys(level, x, y, width, height):
+        for key in self._keys(part):
             left, top = table.corner(key.index)
             x0, y0 = max(x, left, 0), max(y, top, 0)
             x1 = min(x + width, left + table.tile_width, table.width)

@@ -35,7 +35,7 @@ def read_tables(path: Path, levels: Sequence[Level]) -> list[TileTable]:
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page for page in _pages(file) if page.is_tiled and page.dataoffsets]
-            found = [_page_of(pages, level) for level in levels]
+            found = [_page_of(pages, level, bool(file.is_philips)) for level in levels]
             stored = sum(page is not None for page in found) if file.is_ndpi else len(found)
             return [_table(page, level) for page, level in zip(found[:stored], levels, strict=False)]
     except _FAILURES as error:
@@ -47,9 +47,9 @@ def _pages(file: tifffile.TiffFile) -> list[Any]:
     return [one.aspage() for page in pages for one in (page, *(page.pages or ()))]
 
 
-def _page_of(pages: list[Any], level: Level) -> Any | None:
-    """The page that a level was read from: of the same size, or as much larger as fills up its last tiles."""
-    fitting = (page for fits in (_is_exact, _is_padded) for page in pages if fits(page, level))
+def _page_of(pages: list[Any], level: Level, padded: bool) -> Any | None:
+    """The page that a level was read from: of the same size, or, padded, as much larger as fills up its last tiles."""
+    fitting = (page for fits in (_is_exact, _is_padded)[: 1 + padded] for page in pages if fits(page, level))
     return next(fitting, None)
 
 
@@ -60,7 +60,7 @@ def _is_exact(page: Any, level: Level) -> bool:
 def _is_padded(page: Any, level: Level) -> bool:
     """Philips gives the size of a level in whole tiles, which OpenSlide corrects."""
     over = page.imagewidth - level.width, page.imagelength - level.height
-    return bool(page.is_philips) and 0 <= over[0] < page.tilewidth and 0 <= over[1] < page.tilelength
+    return 0 <= over[0] < page.tilewidth and 0 <= over[1] < page.tilelength
 
 
 def _table(page: Any | None, level: Level) -> TileTable:
