@@ -72,7 +72,9 @@ def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: Mapping[
         "left out": ", ".join(f"{count:,} {reason}" for reason, count in excluded.items()) or "none",
         "tissue": f"{attrs['tissue_mm2']:.3g} mm2, {attrs['tissue_share']:.0%} of the slide",
         "in tiles": f"{attrs['tissue_tiled_share']:.0%} of the tissue; {attrs['tissue_beyond_share']:.1%} of it lies"
-        " beyond the last whole row and column",
+        " beyond the last whole row and column"
+        if attrs["tissue_mm2"]
+        else "-",
         "ink": f"{attrs['ink_share']:.1%}",
         "sharpness": f"{attrs['sharpness']:.3g}" if attrs["tiles"] else "-",
         "um/px": f"{attrs['mpp_x']:.4g} ({attrs['mpp_source']})",

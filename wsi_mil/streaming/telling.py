@@ -44,4 +44,4 @@ class Told:
             return "decoding holds it back (more cores would help)"
         if self.decode_s >= _BUSY * wall * self.threads:
             return "decoding holds it back (more --workers would help)"
-        return "the disk holds it back"
+        return "the disk holds it back, or opening slides if they are small"
