@@ -51,17 +51,20 @@ def test_slides_that_failed_are_left_out_and_named(tmp_path: Path, caplog: pytes
         ("slide_id,label\na,x\nTwin,y\n", r"slide Twin \(did you mean other/twin or sub/twin\?\): add"),
         ("slide_id,label\na,x\ntwin,y\n", "row 3: twin may be any of other/twin, sub/twin"),
         ("slide_id,label\na,x\nb,y\na.svs,x\n", "rows 2, 4: a is there 2 times"),
-        ("slide_id,label\na,x\nb,\n", "row 3: label is empty"),
-        ("slide_id,label\n,x\nb,y\n", "row 2: slide is empty"),
+        ("slide_id,label\na,x\nb,\n", "row 3: label is empty: fill it in"),
+        ("slide_id,label\n,x\nb,y\n,x\n", "rows 2, 4: slide_id is empty"),
         ("slide_id,label,patient_id\na,x,\nb,y,p\n", "row 2: patient_id is empty"),
         ("slide_id,label,split\na,x,train\nb,y,valid\n", "row 3: split 'valid' is none of train, val, test"),
-        ("slide_id,label,split\na,x,train\nb,y,\n", "split is empty for b"),
-        ("slide_id,label,patient_id,split\na,x,p,train\nb,y,p,test\n", "patient p is in several splits"),
+        ("slide_id,label,split\na,x,train\nb,y,\n", "row 3: split is empty for b"),
+        (
+            "slide_id,label,patient_id,split\na,x,p,train\nb,y,p,test\n",
+            r"rows 2, 3: patient p is in several splits \(test, train\)",
+        ),
         ("slide_id,label\na,x\nb,x\n", "every label is x"),
-        ("slide_id,label\na,x\nb,x\ndead,y\n", "class y is empty"),
+        ("slide_id,label\na,x\nb,x\ndead,y\n", "row 4: class y is empty"),
         ("slide_id,label\na,x\ntiled,y\n", "row 3: tiled has no features yet: run `wsimil extract`"),
-        ("slide,label\na,x\n", "no column slide_id"),
-        ("slide_id\na\n", "no column label"),
+        ("image,label\na,x\n", "no column slide_id: .* and has image, label"),
+        ("slide_id\na\n", "no column label: name one by --target, of slide_id"),
         ("slide_id,label,label\na,x,x\nb,y,y\n", "two columns label"),
         ("slide_id,label\n", "has no rows"),
         ("", "no CSV table"),
@@ -79,9 +82,9 @@ def test_a_missing_table_is_refused_with_its_columns(tmp_path: Path) -> None:
 
 
 def test_what_is_ignored_or_taken_for_granted_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    read_cohort(table(tmp_path, "slide_id,label,patient\na,x,p\nb,y,p\n"), SEEN)
+    read_cohort(table(tmp_path, "slide_id,label,age\na,x,p\nb,y,p\n"), SEEN)
     text = " ".join(caplog.messages)
-    assert "ignored columns: patient" in text
+    assert "ignored columns: age" in text
     assert "no column patient_id: every slide counts as a patient of its own" in text
 
 
@@ -100,7 +103,7 @@ def test_blank_lines_are_passed_over_and_rows_keep_their_numbers(tmp_path: Path)
 
 def test_a_named_split_that_nothing_is_left_of_is_refused(tmp_path: Path) -> None:
     text = "slide_id,label,split\na,x,train\nb,y,train\ndead,x,val\n"
-    with pytest.raises(TableError, match="split val is empty"):
+    with pytest.raises(TableError, match="row 4: split val is empty"):
         read_cohort(table(tmp_path, text), SEEN)
 
 

@@ -1,0 +1,98 @@
+"""Divide patients: a validation part drawn from those to train on, and labels that no longer mean anything."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from wsi_mil.cohort.members import Cohort, Member
+from wsi_mil.errors import OptionError, TableError
+
+
+def split(cohort: Cohort, val_fraction: float, seed: int) -> Cohort:
+    """Give every member a split: what the table says, and a validation part drawn from the training patients.
+
+    Patients are drawn at random within each class (a patient with several labels counts for the rarest of them), at
+    least one per class, and never all of a class.
+
+    Raises:
+        TableError: some class has too few patients to be in both parts.
+    """
+    require_fraction(val_fraction)
+    members = [member if member.split else member._replace(split="train") for member in cohort.members]
+    if not any(member.split == "val" for member in members):
+        train = [member for member in members if member.split == "train"]
+        chosen = draw_patients(train, val_fraction, np.random.default_rng(seed))
+        members = [member._replace(split="val") if member.patient_id in chosen else member for member in members]
+    divided = replace(cohort, members=tuple(members))
+    require_classes(divided)
+    return divided
+
+
+def shuffled_labels(cohort: Cohort, seed: int) -> Cohort:
+    """Permute the labels among the patients, so that nothing is left to learn: an honest protocol finds AUROC 0.5.
+
+    Every patient takes the labels of another one, drawn without replacement; so the number of patients with each label
+    stays. Where the other's slides share a label, all slides of the patient get it. Where they do not (a bag per
+    slide), its labels are dealt in random order, in turn, to the slides of the patient: then the numbers of slides
+    change, but two slides of a patient are as likely to differ as before. Draw folds after this, so that they are
+    stratified by the labels that are learnt. Splits and folds that a table names stay as they are.
+    """
+    rng = np.random.default_rng(seed)
+    patients = cohort.patients
+    names = sorted(patients)
+    taken: dict[str, str] = {}
+    for patient_id, donor in zip(names, rng.permutation(len(names)).tolist(), strict=True):
+        labels = [member.label for member in sorted(patients[names[donor]])]
+        dealt = rng.permutation(len(labels)).tolist() if len(set(labels)) > 1 else [0]
+        for index, member in enumerate(sorted(patients[patient_id])):
+            taken[member.slide_id] = labels[dealt[index % len(dealt)]]
+    members = tuple(member._replace(label=taken[member.slide_id]) for member in cohort.members)
+    return replace(cohort, members=members, declared=cohort.classes)
+
+
+def strata(members: Iterable[Member]) -> dict[str, list[str]]:
+    """The patients that count for each label, sorted: a patient with several labels for the rarest of them."""
+    labels = defaultdict(set)
+    for member in members:
+        labels[member.patient_id].add(member.label)
+    frequency = Counter(label for found in labels.values() for label in found)
+    by_class = defaultdict(list)
+    for patient_id in sorted(labels):
+        by_class[min(labels[patient_id], key=lambda label: (frequency[label], label))].append(patient_id)
+    return {label: by_class[label] for label in sorted(by_class)}
+
+
+def draw_patients(members: Sequence[Member], fraction: float, rng: np.random.Generator) -> set[str]:
+    """Draw a share of the patients within each class: at least one, and never all.
+
+    Raises:
+        TableError: a class has one patient only.
+    """
+    chosen: set[str] = set()
+    for label, patients in strata(members).items():
+        if len(patients) < 2:
+            raise TableError(f"class {label} has one patient, and training needs one to learn from and one to validate")
+        count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
+        chosen.update(rng.permutation(patients)[:count].tolist())
+    return chosen
+
+
+def require_fraction(val_fraction: float) -> None:
+    """Refuse what is no share."""
+    if not 0 < val_fraction < 1:
+        raise OptionError(f"--val-fraction {val_fraction}: give a share between 0 and 1")
+
+
+def require_classes(cohort: Cohort, where: str = "") -> None:
+    """Refuse a division whose training or validation part lacks a class.
+
+    Raises:
+        TableError: it does; ``where`` is said too.
+    """
+    for part in ("train", "val"):
+        missing = set(cohort.classes) - {member.label for member in cohort.part(part)}
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise TableError(f"no slide of class {names} is in the {part} split{where}: label more slides")
