@@ -10,8 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_mil import store
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, build
+from wsi_mil.aggregators.graph_network import GraphNetwork
+from wsi_mil.aggregators.mil_gnn import MilGnn
 from wsi_mil.aggregators.pooling import log_sum_exp_pool, max_pool, mean_pool
-from wsi_mil.bags import Bag, Batch, collate, read_bag
+from wsi_mil.attention import public
+from wsi_mil.bags import Bag, Batch, collate, join_bags, read_bag
 from wsi_mil.errors import OptionError
 
 DIM, CLASSES = 12, 3
@@ -76,12 +79,21 @@ def assert_same(got, wanted, tolerance=1e-5):
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-def padded(batch: Batch, extra: int, content: float) -> Batch:
-    """The batch with ``extra`` columns of padding, all padding filled with ``content``."""
+def patient(*tiles, seed=0, move=None):
+    """A bag of several slides, the second of them moved as a whole if told."""
+    slides = [bag(count, seed + index) for index, count in enumerate(tiles)]
+    if move:
+        slides[1] = slides[1]._replace(coords_um=move(slides[1].coords_um))
+    return join_bags(slides, "patient")
+
+
+def padded(batch: Batch, extra: int, content: float, slide: int = 0) -> Batch:
+    """The batch with ``extra`` columns of padding, all padding filled with ``content`` and of the given slide."""
     pad = torch.nn.functional.pad
     mask = pad(batch.mask, (0, extra), value=False)
     features, coords = (pad(tensor, (0, 0, 0, extra)) for tensor in (batch.features, batch.coords_um))
-    return Batch(*(t.masked_fill(~mask.unsqueeze(-1), content) for t in (features, coords)), mask)
+    slides = None if batch.slide is None else pad(batch.slide, (0, extra)).masked_fill(~mask, slide)
+    return Batch(*(t.masked_fill(~mask.unsqueeze(-1), content) for t in (features, coords)), mask, slides)
 
 
 # ---- bags and batches
@@ -183,13 +195,114 @@ def test_pixels_do_not_matter_only_micrometres_do(model, tmp_path):
     assert torch.equal(*(model(collate([one])).logits for one in bags))
 
 
-def test_tiles_of_other_slides_have_no_distance(model):
-    if model.uses_position == "absolute":
-        pytest.skip("declares that it uses positions in the frame of each slide")
-    batch = collate([bag(12, 1)])
-    apart = batch._replace(slide=torch.arange(12).unsqueeze(0) // 6)
-    moved = apart._replace(coords_um=apart.coords_um + 9000.0 * (apart.slide == 1).unsqueeze(-1))
-    assert_same(model(moved).logits, model(apart).logits)
+# ---- several slides of a patient
+
+TILES = (9, 14, 1)
+
+
+def knows_slides(model):
+    """Whether it matters which tiles are of one slide: where distances or neighbours do. Absolute positions are those
+    in each slide's own frame, and lie over each other whoever's they are."""
+    return model.uses_position in ("relative", "oriented") or isinstance(model, GraphNetwork | MilGnn)
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES.keys())
+def test_how_slides_lie_to_each_other_is_irrelevant(model, move):
+    """Also that no distance is ever one between slides: these change with each move, and those within do not."""
+    if model.uses_position == "oriented" and move is not MOVES["shifted"]:
+        pytest.skip("declares that it tells directions apart")
+    wanted, got = (model(collate([patient(*TILES, move=to)])) for to in (None, move))
+    if model.uses_position == "absolute":  # where a slide's tissue lies on its own glass matters
+        assert (got.logits - wanted.logits).abs().max() > 1e-4
+    else:
+        assert_same(got.logits, wanted.logits, 2e-4)
+        assert_same(got.attention, wanted.attention, 2e-4)
+
+
+def test_tiles_of_one_bag_that_are_of_different_slides_are_not_taken_for_tiles_of_one(model):
+    batch = collate([patient(*TILES)])
+    slides, one = model(batch).logits, model(batch._replace(slide=None)).logits
+    if knows_slides(model):
+        assert (slides - one).abs().max() > 1e-4
+    else:
+        assert torch.equal(slides, one)
+
+
+def test_only_who_shares_a_slide_matters_and_not_how_slides_are_numbered(model):
+    batch = collate([patient(*TILES), bag(17, 8)])
+    wanted, got = model(batch), model(batch._replace(slide=torch.tensor([7, -3, 1_000_000])[batch.slide]))
+    assert_same(got.logits, wanted.logits)
+    assert_same(got.attention, wanted.attention)
+
+
+@pytest.mark.parametrize("tiles", [TILES, (9, 9, 9)])
+def test_the_order_of_the_slides_is_irrelevant(model, tiles):
+    if model.ordered:
+        pytest.skip("declares that the order of the array counts, as it was published")
+    slides = [bag(count, seed) for seed, count in enumerate(tiles)]
+    first, second, third = slides
+    wanted = model(collate([join_bags(slides, "patient")]))
+    got = model(collate([join_bags([third, first, second], "patient")]))
+    assert_same(got.logits, wanted.logits)
+    assert_same(got.attention[0], wanted.attention[0].roll(len(third.features)))
+
+
+def test_the_order_of_tiles_is_irrelevant_even_where_slides_alternate(model):
+    if model.ordered:
+        pytest.skip("declares that the order of the array counts, as it was published")
+    one, order = patient(*TILES), torch.randperm(sum(TILES), generator=torch.Generator().manual_seed(5))
+    mixed = one._replace(features=one.features[order], coords_um=one.coords_um[order], slide=one.slide[order])
+    wanted, got = (model(collate([b])) for b in (one, mixed))
+    assert_same(got.logits, wanted.logits)
+    assert_same(got.attention[0], wanted.attention[0, order])
+
+
+def test_padding_is_invisible_whatever_slide_it_is_of(model):
+    batch = collate([patient(*TILES), bag(31, 5), patient(3, 2, seed=7)])
+    wanted = model(batch)
+    for slide in (1, 99):  # of a real one, and of one that is not there
+        got = model(padded(batch, 4, math.nan, slide))
+        assert_same(got.logits, wanted.logits)
+        assert_same(got.attention[:, :31], wanted.attention)
+        assert not got.attention[:, 31:].any()
+
+
+def test_a_batch_gives_what_its_bags_of_one_slide_and_of_several_give_alone(model):
+    bags = [patient(*TILES), bag(31, 5), patient(1, 1, seed=7)]
+    together = model(collate(bags))
+    for row, one in enumerate(bags):
+        alone = model(collate([one]))
+        assert_same(together.logits[row], alone.logits[0])
+        assert_same(together.attention[row, : len(one.features)], alone.attention[0])
+
+
+def test_a_slide_joined_with_none_is_the_slide_alone(model):
+    alone = collate([bag(23)])
+    wanted = model(alone).logits
+    assert torch.equal(model(collate([join_bags([bag(23)], "patient")])).logits, wanted)
+    assert_same(model(alone._replace(slide=torch.full((1, 23), 3))).logits, wanted)
+
+
+def test_gradients_reach_every_parameter_through_bags_of_several_slides(model):
+    batch = collate([patient(11, 12, 13, seed=10 * seed) for seed in range(4)])
+    (model(batch).logits * torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(0))).sum().backward()
+    starved = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not starved
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+ATTEND = ["das-mil", "das-mil-paper", "relative-discrete", "self-attention", "set-transformer"]
+
+
+@pytest.mark.parametrize("name", ATTEND)
+def test_large_bags_of_several_slides_are_treated_as_small_ones(name, monkeypatch):
+    model = build(name, DIM, CLASSES).eval()
+    batch = collate([patient(*TILES), bag(17, 8), patient(5, 20, seed=4)])
+    wanted = model(batch)
+    monkeypatch.setattr(public, "DENSE_TILES", 0)  # no arrays of all pairs
+    got = model(batch)
+    assert_same(got.logits, wanted.logits)
+    assert_same(got.attention, wanted.attention, 1e-4)
 
 
 # ---- a network like any other

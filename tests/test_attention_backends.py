@@ -146,6 +146,22 @@ def test_the_definition_is_what_the_equations_say(tiles, seed, masked, slides, s
     assert_close(distance_attention(*case, backend="reference", **options), brute(*case, **options))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("self_bias", [True, False])
+def test_how_slides_lie_to_each_other_changes_nothing(backend, self_bias):
+    """Each slide is shifted and turned by itself: distances between slides change, those within do not."""
+    case = in_dtype(random_case(tiles=40, self_bias=self_bias), torch.float32)
+    slide = torch.randint(-1, 2, (2, 40), generator=torch.Generator().manual_seed(1))
+    mask, coords = some_mask(2, 40), (64 * case[3]).round() / 64
+    turned = torch.stack([-coords[..., 1], coords[..., 0]], dim=-1)
+    moved = torch.where((slide == 1).unsqueeze(-1), turned, coords) + 128.0 * slide.unsqueeze(-1)
+    wanted, got = (outcome(backend, (*case[:3], xy, case[4]), mask=mask, slide=slide) for xy in (coords, moved))
+    assert_same_outcome(got, wanted, 1e-5, 1e-4)
+    renumbered = outcome(backend, (*case[:3], moved, case[4]), mask=mask, slide=torch.tensor([5, -9, 0])[slide])
+    assert_same_outcome(renumbered, wanted, 1e-5, 1e-4)
+    assert (outcome(backend, (*case[:3], coords, case[4]), mask=mask)[0] - wanted[0]).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("self_bias", [True, False])
 @pytest.mark.parametrize("phis", [1, 3])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.4])

@@ -195,6 +195,29 @@ def test_interpreted_kernels_agree_with_the_published_layer(name, interpreter):
     assert backward <= (LARGE_32 if "bigx" in name else GRADIENT_32)
 
 
+def errors_over_slides(self_bias: bool) -> dict[str, float]:
+    """Of attention in a bag of interleaved slides, and one of a single slide, against the definition in float64."""
+    from test_attention import random_case, some_mask
+    from test_attention_backends import in_dtype, outcome
+
+    case = random_case(tiles=100, self_bias=self_bias)
+    slide = torch.randint(0, 3, (2, 100), generator=torch.Generator().manual_seed(1)) * torch.tensor([[1], [0]])
+    options = {"mask": some_mask(2, 100), "slide": slide}
+    got = outcome("triton", in_dtype(case, torch.float32), **options)
+    wanted = outcome("reference", case, **options)
+    return {str(name): relative_error(x, y) for name, (x, y) in enumerate(zip(*map(_flat, (got, wanted)), strict=True))}
+
+
+def _flat(outcome: tuple[torch.Tensor, list[torch.Tensor]]) -> list[torch.Tensor]:
+    return [outcome[0], *outcome[1]]
+
+
+@pytest.mark.skipif(VERSION <= (3, 6), reason="the interpreter of Triton 3.6 cannot read the bounds of loops")
+@pytest.mark.parametrize("self_bias", [True, False])
+def test_interpreted_attention_in_bags_of_several_slides_is_the_definition(self_bias, interpreter):
+    assert_close(interpreter.submit(errors_over_slides, self_bias).result(), GRADIENT_32)
+
+
 # ---- compiled
 
 

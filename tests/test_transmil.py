@@ -390,7 +390,7 @@ def test_scale_does_not_matter_where_the_pitch_is_found():
 
 def test_slides_far_apart_are_two_grids():
     model, batch = made("transmil", tile_um=256.0), on_grid()
-    slide = (torch.arange(40) >= 20).long()
+    slide = (torch.arange(40) >= 25).long()
     above = batch.coords_um[0] + torch.stack([torch.zeros(40), 256.0 * 1000 * slide], dim=1)
     apart = model(with_coords(batch, above)).logits  # tissue far below other tissue, on one slide
     two_slides = batch._replace(slide=slide.unsqueeze(0))
@@ -412,7 +412,20 @@ def test_the_sequence_runs_by_slide_row_column_and_then_exact_place():
     coords = 256 * torch.tensor([[0.0, 3.0], [2.2, 0.1], [1.9, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     slide = torch.tensor([0, 0, 0, 0, 0, -1])
     order = build("transmil", 1, 2, **SMALL, tile_um=256.0).lay_out(torch.arange(6.0).view(-1, 1), coords, slide).order
-    assert order.tolist() == [5, 3, 2, 1, 4, 0]
+    assert order.tolist() == [3, 2, 1, 4, 0, 5]
+
+
+def test_slides_follow_each_other_by_their_tiles_and_not_by_their_numbers():
+    model, content = (
+        build("transmil", 1, 2, **SMALL, tile_um=256.0),
+        torch.tensor([[3.0], [1], [1], [1], [0], [0], [9]]),
+    )
+    for slide, wanted in (
+        ([7, 5, 7, 5, 0, 0, -2], [4, 5, 1, 3, 0, 2, 6]),
+        ([0, 1, 0, 1, 2, 2, 3], [4, 5, 1, 3, 0, 2, 6]),
+    ):
+        order = model.lay_out(content, 256.0 * torch.arange(7).unsqueeze(1).expand(-1, 2), torch.tensor(slide)).order
+        assert order.tolist() == wanted
 
 
 def test_neighbours_on_the_slide_count_and_not_those_in_the_array():

@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from wsi_mil.bags import Bag
+from wsi_mil.errors import SlideError
 from wsi_mil.slides import Slide
 
 # Dark blue, violet, orange, yellow: ordered in lightness, so that it also reads in grey and to the colour-blind.
@@ -21,7 +22,11 @@ def attention_png(slide: Slide, bag: Bag, attention: Float[np.ndarray, " tiles"]
         bag: its tiles.
         attention: one weight per tile; the largest gets the top of the colour scale, and covers most.
         side_px: about the longer side of the picture.
+
+    Raises:
+        SlideError: the bag is of several slides, which lie in no one picture.
     """
+    require_one_slide(bag)
     longest_um = max(slide.l0_size[0] * slide.mpp_x, slide.l0_size[1] * slide.mpp_y)
     thumbnail = slide.thumbnail(longest_um / side_px)
     picture = thumbnail.image.astype(float)
@@ -35,6 +40,19 @@ def attention_png(slide: Slide, bag: Bag, attention: Float[np.ndarray, " tiles"]
         window = picture[max(top, 0) : bottom, max(left, 0) : right]
         window[:] = (1 - share) * window + share * colour
     return png(picture.round().astype(np.uint8))
+
+
+def require_one_slide(bag: Bag) -> None:
+    """Refuse a bag of several slides, for what looks at the pixels of one.
+
+    Raises:
+        SlideError: names the slides.
+    """
+    if bag.slide is not None:
+        raise SlideError(
+            f"{bag.slide_id} is a bag of {len(bag.attrs['slide_ids'])} slides ({', '.join(bag.attrs['slide_ids'])}):"
+            " draw each from its own bag, with its share of the attention"
+        )
 
 
 def colours(strength: Float[np.ndarray, " tiles"]) -> Float[np.ndarray, "tiles 3"]:

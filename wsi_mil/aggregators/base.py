@@ -26,7 +26,9 @@ class Aggregator(nn.Module):
 
     A subclass sets the class variables and implements `forward`; `wsi_mil.aggregators.AGGREGATORS` names it.
     Its contract (``tests/test_aggregators.py``): padding and the order of tiles do not matter, a batch gives what its
-    bags give alone, and positions matter as ``uses_position`` declares. ``ordered`` declares the one exception.
+    bags give alone, and positions matter as ``uses_position`` declares. Tiles of different slides of a bag have no
+    distance and are no neighbours, and how slides are numbered or sorted does not matter. ``ordered`` declares the one
+    exception: to what is said of order.
 
     Args:
         dim: dimension of the features.

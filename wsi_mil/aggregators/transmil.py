@@ -187,8 +187,9 @@ class TransMil(TransMilPaper):
     cells are zeros and there are no copies. Tiles in one cell enter the convolution as their mean, and each gets what
     comes out. A shift of the slide changes nothing; turning or mirroring it does: a kernel knows left from right.
 
-    Landmarks and the value residual need a sequence: it runs by slide (in the order of their numbers), row and column,
-    so the order of the array is irrelevant. Features are standardised.
+    Landmarks and the value residual need a sequence: it runs by slide (that of the most tiles first, equal ones by what
+    they show), row and column, so neither the order of the array nor the numbers of the slides matter. Features are
+    standardised.
 
     ``Output.attention`` is that of `TransMilPaper`.
     """
@@ -202,9 +203,10 @@ class TransMil(TransMilPaper):
         self, features: Float[Tensor, "tiles dim"], coords_um: Float[Tensor, "tiles 2"], slide: Int[Tensor, " tiles"]
     ) -> Layout:
         """Put the tiles of a bag in sequence and on a grid."""
-        cells = find_cells(coords_um, slide, self.params.tile_um or typical_pitch_um(coords_um, slide))
         # Tiles of one place are told apart by a number that hardly ever is the same for different features.
         content = features.detach() @ torch.arange(1.0, self.dim + 1).sqrt().to(features)
+        slide = _ranked(slide, content)
+        cells = find_cells(coords_um, slide, self.params.tile_um or typical_pitch_um(coords_um, slide))
         order = _sorted_by(*cells.unbind(dim=1), *coords_um.unbind(dim=1), content)
         return Layout(order, cells[order])
 
@@ -257,6 +259,14 @@ def _side_by_side(layouts: Sequence[Layout]) -> Int[Tensor, "tokens 3"]:
         cells.append(layout.cells + layout.cells.new_tensor([first, 0, 0]))
         first += int(layout.cells[:, 0].max()) + 1
     return torch.cat(cells)
+
+
+def _ranked(slide: Int[Tensor, " tiles"], content: Float[Tensor, " tiles"]) -> Int[Tensor, " tiles"]:
+    """Number slides by what they are: from most to fewest tiles, equal ones by the sum of their content."""
+    _, slide, tiles = slide.unique(return_inverse=True, return_counts=True)
+    # In double precision, so that the order in which tiles are summed up decides nothing.
+    total = torch.zeros(len(tiles), dtype=torch.double, device=slide.device).index_add(0, slide, content.double())
+    return _sorted_by(-tiles, total).argsort()[slide]
 
 
 def _sorted_by(*keys: Tensor) -> Int[Tensor, " tiles"]:

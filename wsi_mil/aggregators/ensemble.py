@@ -1,0 +1,59 @@
+"""Several trained models that answer as one, each at its own temperature."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.bags import Batch
+from wsi_mil.errors import IncompatibleError
+
+_KNOWS = ("none", "relative", "oriented", "absolute")
+
+
+class Ensemble(Aggregator):
+    """The mean of the members' probabilities, each calibrated (`wsi_mil.calibration`).
+
+    Its probabilities are multiplied by its prior, then its logits are divided by its temperature (Guo et al. 2017,
+    arXiv 1706.04599).
+
+    ``Output.logits`` are the logarithms of the mean probabilities, so that a softmax gives these; ``Output.attention``
+    is the mean of the members'. It is made of trained models only, so it is in no registry.
+
+    Args:
+        members: models of the same features and classes.
+        temperatures: what the logits of each are divided by.
+        priors: what the probabilities of each are multiplied by, a number for each class; empty = 1.
+
+    Raises:
+        IncompatibleError: the members differ in their features or classes.
+    """
+
+    def __init__(
+        self, members: Sequence[Aggregator], temperatures: Sequence[float], priors: Sequence[Sequence[float]] = ()
+    ):
+        first = members[0]
+        if other := next((m for m in members if (m.dim, m.classes) != (first.dim, first.classes)), None):
+            raise IncompatibleError(
+                f"models of {first.dim} features and {first.classes} classes, and of {other.dim} and {other.classes},"
+                " make no ensemble: train them on the same features and labels"
+            )
+        super().__init__(first.dim, first.classes, first.params)
+        self.members, self.temperatures = nn.ModuleList(members), tuple(temperatures)
+        self.priors = [torch.tensor(prior or [1.0] * first.classes).double() for prior in priors or [()] * len(members)]
+        self.uses_position = max((member.uses_position for member in members), key=_KNOWS.index)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and attention of each bag."""
+        outputs = [member(batch) for member in self.members]
+        attention = torch.stack([output.attention for output in outputs]).mean(dim=0)
+        return Output(self._mean_of([output.logits for output in outputs]), attention)
+
+    def _mean_of(self, logits: list[Float[Tensor, "bags classes"]]) -> Float[Tensor, "bags classes"]:
+        calibration = zip(logits, self.temperatures, self.priors, strict=True)
+        warm = [(own.double() + prior.log().to(own.device)) / heat for own, heat, prior in calibration]
+        shares = torch.stack([one.log_softmax(dim=-1) for one in warm])
+        return shares.logsumexp(dim=0) - math.log(len(logits))
