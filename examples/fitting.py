@@ -12,6 +12,7 @@ from wsi_mil import metrics
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
 from wsi_mil.learning import Example, LearnParams, learn
+from wsi_mil.tasks import Classification
 
 
 class InMemory:
@@ -24,6 +25,11 @@ class InMemory:
     def targets(self) -> list[int]:
         """Their classes."""
         return [example.target for example in self.examples]
+
+    @property
+    def in_memory(self) -> bool:
+        """They all are."""
+        return True
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,9 +57,10 @@ def fit(kind: type[Aggregator], train: InMemory, val: InMemory, params: LearnPar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         chosen = kind.Params(**(lengths(kind, train, options) | options))
-        model = kind(features.shape[1], max(train.targets) + 1, chosen)
+        classes = tuple(map(str, range(max(train.targets) + 1)))
+        model = kind(features.shape[1], len(classes), chosen)
         model.fit_features(features.mean(dim=0).float(), features.std(dim=0, correction=0).float())
-        learn(model, train, val, params)
+        learn(model, Classification.balanced(classes, train.targets), train, val, params)
     return model
 
 

@@ -69,3 +69,13 @@ def _cgroup_quota() -> int | None:
     except (OSError, ValueError):
         return None
     return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def started_ranks() -> int:
+    """Processes that share one training, as torchrun or whoever started them says; 1 = this one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def is_first_rank() -> bool:
+    """Whether this process, of those that share a training, is the one that writes and talks."""
+    return started_ranks() == 1 or os.environ["RANK"] == "0"

@@ -4,16 +4,20 @@ A `Progress` counts slides (or epochs) and, beside them, tiles, so that the line
 """
 
 import logging
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
+
+from wsi_mil.executors import is_first_rank
 
 log = logging.getLogger("wsi_mil")
 console = Console(stderr=True)
@@ -79,6 +83,9 @@ class _Lines(Progress):
 @contextmanager
 def progress(name: str, total: int) -> Generator[Progress]:
     """Show the progress of ``total`` things called ``name``."""
+    if not is_first_rank():
+        yield Progress()
+        return
     if not console.is_terminal:
         yield _Lines(name, total)
         return
@@ -94,6 +101,95 @@ def progress(name: str, total: int) -> Generator[Progress]:
         yield _Bar(bar, name, total)
 
 
+class Epochs:
+    """Tells the epochs of a training. This base shows nothing."""
+
+    def tell(self, figures: Mapping[str, int | float], best: bool, bags_per_s: float) -> None:
+        """One epoch is over.
+
+        Args:
+            figures: what there is to say, by name; the first is the number of the epoch, from 0.
+            best: whether it is the best so far.
+            bags_per_s: how fast it trained.
+        """
+
+
+class _EpochLines(Epochs):
+    """A line for an epoch, at most one in some seconds; the last one always."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.first = total, done
+        self.start = self.spoke = time.monotonic()
+
+    def tell(self, figures: Mapping[str, int | float], best: bool, bags_per_s: float) -> None:
+        (number, *shown), now = _cells(figures), time.monotonic()
+        done = int(number) + 1
+        if done < self.total and now - self.spoke < _SECONDS_BETWEEN_LINES:
+            return
+        self.spoke = now
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {cell}" for name, cell in zip(list(figures)[1:], shown, strict=True)
+        )
+        left = (now - self.start) / max(done - self.first, 1) * (self.total - done)
+        mark = ", the best so far" if best else ""
+        log.info("epoch %d of %d: %s%s, %.1f bags/s, %.0f s left", done, self.total, told, mark, bags_per_s, left)
+
+
+class _EpochTable(Epochs):
+    """A table that grows, its last lines in sight, the best so far always among them."""
+
+    def __init__(self, live: Live, total: int, done: int) -> None:
+        self.live, self.total, self.first, self.start = live, total, done, time.monotonic()
+        self.rows: list[list[str]] = []
+        self.best: list[str] = []
+
+    def tell(self, figures: Mapping[str, int | float], best: bool, bags_per_s: float) -> None:
+        number, *shown = _cells(figures)
+        row = [str(int(number) + 1), *shown, f"{bags_per_s:.1f}"]
+        self.rows.append(row)
+        self.best = row if best else self.best
+        self.live.update(self._table(list(figures)), refresh=True)
+
+    def _table(self, names: list[str]) -> Table:
+        seconds, done = time.monotonic() - self.start, int(self.rows[-1][0])
+        left = time.strftime("%H:%M:%S", time.gmtime(seconds / max(done - self.first, 1) * (self.total - done)))
+        table = Table(caption=f"{done} of at most {self.total} epochs, {left} left at most; * the best so far")
+        for name in ("", *names, "bags/s"):
+            table.add_column(name.removeprefix("val_").replace("_", " "), justify="right")
+        room = max(console.height - 8, 3)
+        for row in [] if self.best in self.rows[-room:] or not self.best else [self.best]:
+            table.add_row("*", *row, style="bold", end_section=True)
+        for row in self.rows[-room:]:
+            table.add_row("*" if row is self.best else "", *row, style="bold" if row is self.best else None)
+        return table
+
+
+def _cells(figures: Mapping[str, int | float]) -> list[str]:
+    return ["–" if math.isnan(value) else f"{value:.4g}" for value in figures.values()]
+
+
+@contextmanager
+def epochs(total: int, done: int = 0) -> Generator[Epochs]:
+    """Show the epochs of a training: a live table on a terminal, plain lines elsewhere; nothing on ranks but the first.
+
+    Args:
+        total: how many there are at most.
+        done: how many were done before.
+    """
+    if not is_first_rank():
+        yield Epochs()
+    elif not console.is_terminal:
+        yield _EpochLines(total, done)
+    else:
+        with Live(console=console, auto_refresh=False) as live:
+            yield _EpochTable(live, total, done)
+
+
+def is_talking() -> bool:
+    """Whether `show_messages` was called."""
+    return bool(log.handlers)
+
+
 def show_messages(debug: bool = False) -> None:
     """Send the package's messages to stderr: through rich on a terminal, as plain lines elsewhere."""
     handler: logging.Handler
@@ -103,7 +199,8 @@ def show_messages(debug: bool = False) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname).1s %(message)s"))
     log.handlers = [handler]
-    log.setLevel(logging.DEBUG if debug else logging.INFO)
+    level = logging.DEBUG if debug else logging.INFO
+    log.setLevel(level if is_first_rank() else logging.ERROR)
 
 
 _WHOLE = 20

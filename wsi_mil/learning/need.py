@@ -1,0 +1,106 @@
+"""Whether a training fits into memory, found out beforehand on small bags.
+
+What a model keeps for its backward pass is counted on bags of some sizes and drawn on from there: along a line, unless
+it is seen to bend. With 8,000 tiles the peak of a step (``examples/bench_step.py``) is 1.0 to 1.8 times that for the
+models of the registry, and three times for relative-discrete, whose attention works block by block.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from wsi_mil.aggregators import Aggregator
+from wsi_mil.bags import Batch
+from wsi_mil.errors import TrainingError
+from wsi_mil.memory import available_memory
+
+PROBED = (512, 1024, 2048)
+"""Tiles of the bags that it is found out on: what is no larger than the last of them is not looked into."""
+_BENDS = 1.3
+_PEAK_TO_KEPT = 1.5
+_COPIES = 5  # of the features: this bag and the next one, each read as float16 and in use as float32, and one half done
+_TILE_UM = 256.0
+
+
+def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int = 0) -> None:
+    """Refuse a training whose largest bag will not fit.
+
+    Args:
+        model: on the device to train on.
+        slide_id: whose bag that is.
+        tiles: how many of its tiles are trained on.
+        reserved: bytes of the machine's memory that will be filled otherwise.
+
+    Raises:
+        TrainingError: names the slide, what it needs and what there is.
+    """
+    if tiles <= PROBED[-1]:
+        return
+    device = next(model.parameters()).device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory() - reserved
+    kept = {count: kept_bytes(model, count) for count in PROBED}
+    if (need := step_bytes(kept, model.dim, tiles)) <= free:
+        return
+    fitting = tiles
+    while fitting > PROBED[0] and step_bytes(kept, model.dim, fitting) > free:
+        fitting = int(fitting * 0.9)
+    digits = 10 ** (len(str(fitting)) - 2)
+    raise TrainingError(
+        f"{slide_id} has {tiles:,} tiles, and to train on all of them takes about {need / 2**30:.1f} GiB where"
+        f" {max(free, 0) / 2**30:.1f} GiB are free: add --max-tiles {fitting // digits * digits} to train on so many of"
+        " a slide, drawn anew each epoch, or choose another --aggregator"
+    )
+
+
+def step_bytes(kept: dict[int, int], dim: int, tiles: int) -> float:
+    """What a step on one bag takes at its peak, by what small bags make a model keep.
+
+    Args:
+        kept: bytes by number of tiles, of three bags, each twice as large as the one before.
+        dim: of the features.
+        tiles: of the bag.
+    """
+    small, middle, large = sorted(kept)
+    first, second = ((kept[b] - kept[a]) / (b - a) for a, b in ((small, middle), (middle, large)))
+    beyond = tiles - large
+    drawn_on = kept[large] + second * beyond
+    if second > _BENDS * first:
+        bend = (second - first) / (large - small)
+        drawn_on += bend * beyond * (tiles - middle)
+    return _PEAK_TO_KEPT * drawn_on + _COPIES * 4 * dim * tiles
+
+
+def kept_bytes(model: Aggregator, tiles: int) -> int:
+    """Bytes that a model in training keeps of one bag for its backward pass, beside its own weights."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        probe = deepcopy(model).train()
+        weights = {tensor.untyped_storage().data_ptr() for tensor in _tensors(probe)}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = probe(_section(tiles, model.dim).to(device)).logits
+        del logits
+    return sum(kept.values())
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _section(tiles: int, dim: int) -> Batch:
+    """A section of tiles side by side."""
+    side = int((tiles - 1) ** 0.5) + 1
+    cells = torch.arange(tiles)
+    coords_um = _TILE_UM * torch.stack([cells % side, cells // side], dim=1).float()
+    return Batch(torch.randn(1, tiles, dim), coords_um[None], torch.ones(1, tiles, dtype=torch.bool))

@@ -1,0 +1,163 @@
+"""Devices, precisions and processes, by Lightning Fabric. The only door to it.
+
+Every process (rank) runs the same loop on its share of the bags of each step, and gradients are added up by hand and
+not by DDP's wrapper: the sum is then the one device's, to rounding, also where a step has fewer bags than there are
+ranks and where a model leaves parameters unused. `--devices N` starts the processes here and gets back what rank 0
+wrote; under torchrun they are there already, and each gets all of it.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from wsi_mil import errors, store
+from wsi_mil.devices import pick_precision
+from wsi_mil.errors import OptionError, WsiMilError
+from wsi_mil.executors import started_ranks
+from wsi_mil.progress import is_talking, show_messages
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_ERROR = "error.json"
+
+
+def make_fabric(devices: int, device: torch.device, precision: str) -> "Fabric":
+    """A Fabric for this process, or, where `starts_processes`, for those that `spawn` will start.
+
+    Args:
+        devices: how many share the work; what torchrun started goes before.
+        device: where; with several devices only its kind counts.
+        precision: a name of `wsi_mil.devices.PRECISIONS`, or auto, which is fp32.
+
+    Raises:
+        OptionError: there are not so many devices, or the precision makes no sense there.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it draws lines around each start
+    numbers: Any = _PRECISIONS[pick_precision(precision, "fp32", device)]
+    kind, started = device.type, started_ranks()
+    if started > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", started))
+        _require(here, device)
+        return Fabric(
+            accelerator=kind,
+            strategy="ddp",
+            devices=here,
+            num_nodes=started // here,
+            precision=numbers,
+            plugins=[TorchElasticEnvironment()],
+        )
+    if devices > 1:
+        _require(devices, device)
+        return Fabric(accelerator=kind, strategy="ddp_spawn", devices=devices, precision=numbers)
+    only: Any = [device.index or 0] if kind == "cuda" else 1
+    return Fabric(accelerator=kind, devices=only, precision=numbers)
+
+
+def _require(devices: int, device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    if device.index:
+        raise OptionError(
+            f"--devices {devices} --device {device}: several devices are the first ones: leave out the :I"
+        )
+    if devices > (there := torch.cuda.device_count()):
+        raise OptionError(f"--devices {devices}: {there} CUDA devices are here: give --devices {there}")
+
+
+def starts_processes(fabric: "Fabric") -> bool:
+    """Whether the ranks are processes that are still to be started."""
+    return fabric.world_size > 1 and started_ranks() == 1
+
+
+def spawn(fabric: "Fabric", work: "Callable[[Fabric, Any, Path], None]", job: Any, folder: Path) -> None:
+    """Start the processes of all ranks, run ``work(fabric, job, folder)`` in each, and wait for them.
+
+    Args:
+        fabric: as `make_fabric` made it.
+        work: a function of a module, so that the processes find it.
+        job: what it is given; must pickle.
+        folder: where rank 0 leaves its results.
+
+    Raises:
+        WsiMilError: what any of them raised.
+    """
+    threads = max(1, torch.get_num_threads() // fabric.world_size)
+    start: Any = _on_rank
+    try:
+        fabric.launch(start, work, job, folder, threads, is_talking())
+    except torch.multiprocessing.ProcessRaisedException as error:
+        if not (folder / _ERROR).exists():
+            raise
+        told = json.loads((folder / _ERROR).read_text())
+        raise getattr(errors, told["kind"])(told["message"]) from error
+
+
+def _on_rank(
+    fabric: "Fabric",
+    work: "Callable[[Fabric, Any, Path], None]",
+    job: Any,
+    folder: Path,
+    threads: int,
+    talks: bool,
+) -> None:
+    """What a started process does."""
+    os.environ |= {"RANK": str(fabric.global_rank), "WORLD_SIZE": str(fabric.world_size)}
+    torch.set_num_threads(threads)
+    if talks:
+        show_messages()
+    try:
+        work(fabric, job, folder)
+    except WsiMilError as error:
+        told = {"kind": type(error).__name__, "message": str(error)}
+        store.write_bytes(folder / _ERROR, json.dumps(told).encode())
+        raise
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def add_up(fabric: "Fabric", tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The sum of a tensor over the ranks, the same on each."""
+    if fabric.world_size == 1:
+        return tensor
+    total = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
+
+
+def add_up_gradients(fabric: "Fabric", parameters: list[torch.nn.Parameter]) -> None:
+    """Give every rank the sum of all ranks' gradients; a parameter that had none on any rank gets none."""
+    if fabric.world_size == 1:
+        return
+    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=fabric.device)
+    total = add_up(fabric, torch.cat([*(piece.flatten() for piece in pieces), used]))
+    sums = total[: -len(parameters)].split([p.numel() for p in parameters])
+    for parameter, gradient, count in zip(parameters, sums, total[-len(parameters) :].tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter).clone() if count else None
+
+
+def agree(fabric: "Fabric", wanted: bool) -> bool:
+    """What rank 0 wants, on every rank."""
+    mine = float(wanted and fabric.global_rank == 0)
+    return bool(add_up(fabric, torch.tensor(mine)).item())
+
+
+def gather_bytes(fabric: "Fabric", mine: Shaped[Tensor, " bytes"]) -> list[Tensor]:
+    """A tensor of bytes of one length from every rank, in the order of ranks."""
+    if fabric.world_size == 1:
+        return [mine]
+    rows = torch.zeros(fabric.world_size, len(mine), dtype=torch.int64)
+    rows[fabric.global_rank] = mine
+    return list(add_up(fabric, rows).to(torch.uint8).cpu())
