@@ -22,7 +22,7 @@ from torch import nn
 
 from wsi_mil import checkpoint, cli
 from wsi_mil.aggregators import build
-from wsi_mil.checkpoint import Checkpoint, Recipe
+from wsi_mil.checkpoint import Checkpoint, Part, Recipe
 from wsi_mil.encoders import add_weights, cache, find_encoder, load_encoder, pretrained, sources
 from wsi_mil.encoders._hub import hub_file
 from wsi_mil.encoders._timm import import_timm
@@ -500,7 +500,7 @@ def trained_on(path: Path, encoder) -> Path:
     network = build("mean", encoder.dim, 2)
     made = Checkpoint(
         aggregator="mean",
-        options={},
+        parts=(Part({}),),
         dim=encoder.dim,
         classes=("neg", "pos"),
         recipe=Recipe(encoder.name, encoder.weights_sha256, 256.0, 160),

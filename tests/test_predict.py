@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from planted import plant, plant_cohort
 from wsi_mil import cli, devices, train, workflow
 from wsi_mil import predict as predictor
 from wsi_mil.bags import collate, read_bag
-from wsi_mil.checkpoint import Checkpoint, Recipe, load, save
+from wsi_mil.checkpoint import Checkpoint, Part, Recipe, load, save
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.errors import ArtifactError, ArtifactStale, IncompatibleError, OptionError
 from wsi_mil.extract import ExtractParams
@@ -21,7 +22,7 @@ from wsi_mil.predict import PredictOptions, find_bags, predict_bags
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.stain import stain_recipe
 from wsi_mil.train import CHECKPOINT, TrainParams
-from wsi_mil.workflow import Folders
+from wsi_mil.workflow import Folders, LabelTable
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in ((0, "model"), (1, "other")):
         params = TrainParams("das-mil", learn=LearnParams(epochs=2, seed=seed))
         trained = train.fit(
-            workflow.labelled(labels, folders), folders.feats, params, folders.distances, torch.device("cpu")
+            workflow.labelled(LabelTable(labels), folders),
+            folders.feats,
+            params,
+            folders.distances,
+            torch.device("cpu"),
         )
         train.publish(trained, root / name, {})
     return root
@@ -144,7 +149,7 @@ def checkpoint_of(encoder: Encoder, **extract: object) -> Checkpoint:
     made = dataclasses.asdict(ExtractParams.of(encoder)) | extract
     told = {key: made.get(key) for key in ("preprocessing", "network")}
     recipe = Recipe(encoder.name, encoder.weights_sha256, 256.0, 160, **told)
-    return Checkpoint("mean", {}, encoder.dim, ("a", "b"), recipe, encoder.weights, {}, made, {}, {})
+    return Checkpoint("mean", (Part({}),), encoder.dim, ("a", "b"), recipe, encoder.weights, {}, made, {}, {})
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -235,10 +240,23 @@ def test_an_empty_folder_of_bags_is_refused(tmp_path: Path) -> None:
 
 def test_a_table_of_predictions_comes_back(tmp_path: Path) -> None:
     rows = [
-        Prediction("a", "done", (0.25, 0.75), 10, "x", "val"),
+        Prediction("a", "done", (0.25, 0.75), 10, "x", "val", predicted="y", patient_id="p", fold="3"),
         Prediction("b,c", "failed", error='it says "no"'),
     ]
     write_predictions(tmp_path / "p.csv", rows, ("x", "y"), "abc")
     assert read_predictions(tmp_path / "p.csv") == (rows, ("x", "y"), "abc")
-    assert rows[0].predicted(("x", "y")) == "y"
-    assert rows[1].predicted(("x", "y")) == ""
+
+
+def test_a_table_of_the_first_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(
+        "slide_id,status,predicted,p_x,p_y,tiles,label,split,error,model\na,done,y,0.25,0.75,10,x,val,,abc\n"
+    )
+    wanted = Prediction("a", "done", (0.25, 0.75), 10, "x", "val", predicted="y")
+    assert read_predictions(tmp_path / "p.csv") == ([wanted], ("x", "y"), "abc")
+
+
+def test_a_model_decides_at_its_threshold_and_at_the_most_probable_without_one() -> None:
+    recipe = Recipe("toy", "0", 256.0, 224)
+    made = Checkpoint("mean", (Part({}),), 6, ("x", "y"), recipe, "built-in", {}, {}, {}, {}, threshold=0.3)
+    assert [made.decide(p) for p in ((0.75, 0.25), (0.7, 0.3), (0.1, 0.9), ())] == ["x", "y", "y", ""]
+    assert replace(made, threshold=None).decide((0.7, 0.3)) == "x"

@@ -2,6 +2,7 @@ import csv
 import itertools
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from planted import DIM, plant, plant_cohort
 
-from wsi_mil import checkpoint, learning, store, train, workflow
+from wsi_mil import checkpoint, learning, store, train, training_bags, workflow
 from wsi_mil.aggregators import AGGREGATORS, build, params_of
 from wsi_mil.bags import collate, read_bag
+from wsi_mil.checkpoint import Part
 from wsi_mil.errors import (
     ArtifactError,
     ArtifactStale,
@@ -23,10 +25,10 @@ from wsi_mil.errors import (
     TrainingError,
     WeightsError,
 )
-from wsi_mil.learning import Epoch, LearnParams
+from wsi_mil.learning import LearnParams, RunParams, need
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 from wsi_mil.weights import save_tensors
-from wsi_mil.workflow import Folders
+from wsi_mil.workflow import Folders, LabelTable
 
 QUICK = LearnParams(epochs=12, patience=12, lr=3e-3)
 
@@ -34,7 +36,7 @@ QUICK = LearnParams(epochs=12, patience=12, lr=3e-3)
 def fit(root: Path, aggregator: str = "abmil", **learn: object) -> Trained:
     folders = Folders.under(root)
     params = TrainParams(aggregator, learn=replace(QUICK, **learn))
-    cohort = workflow.labelled(root / "labels.csv", folders)
+    cohort = workflow.labelled(LabelTable(root / "labels.csv"), folders)
     return train.fit(cohort, folders.feats, params, folders.distances, torch.device("cpu"))
 
 
@@ -86,6 +88,72 @@ def test_statistics_and_length_scales_come_from_training_patients_only(tmp_path:
     assert before.checkpoint.options == after.checkpoint.options
 
 
+@pytest.mark.parametrize("what", ["labels", "features"])
+def test_test_slides_decide_nothing(tmp_path: Path, what: str) -> None:
+    """Neither the weights nor the epoch that is kept: what was chosen by test slides could not be tested on them."""
+    labels = plant_cohort(tmp_path, slides=24, test=8)
+    before = fit(tmp_path, epochs=6, lr=0.02)
+    if what == "labels":
+        lines = labels.read_text().splitlines()
+        swapped = {"neg,test": "pos,test", "pos,test": "neg,test"}
+        lines = [re.sub("(neg|pos),test", lambda found: swapped[found[0]], line) for line in lines]
+        labels.write_text("\n".join(lines) + "\n")
+    else:
+        for index in range(16, 24):
+            plant(tmp_path / "feats", f"s{index:02d}", not index % 2, seed=100 + index, tiles=20)
+    after = fit(tmp_path, epochs=6, lr=0.02)
+    assert before.history == after.history
+    assert before.auroc("test") != after.auroc("test")
+    for name, tensor in before.checkpoint.state.items():
+        assert torch.equal(tensor, after.checkpoint.state[name]), name
+
+
+def test_a_bag_that_does_not_fit_into_memory_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path)
+    monkeypatch.setattr(need, "PROBED", (4, 8, 16))
+    monkeypatch.setattr(need, "available_memory", lambda: 10_000)
+    with pytest.raises(TrainingError, match=r"^s23 has 30 tiles, .* add --max-tiles"):
+        fit(tmp_path)
+    assert fit(tmp_path, max_tiles=16, epochs=1).history
+
+
+def test_bags_too_many_for_memory_are_read_again_and_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path, slides=12)
+    read: list[Path] = []
+    monkeypatch.setattr(training_bags, "read_bag", lambda path: (read.append(path), read_bag(path))[1])
+    states = []
+    for free in (1 << 40, 0):
+        monkeypatch.setattr(training_bags, "available_memory", lambda free=free: free)
+        read.clear()
+        states.append(fit(tmp_path, epochs=3).checkpoint.state)
+        assert (len(read) == 12) == (free > 0)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.slow
+def test_a_cohort_is_learnt_from_by_two_processes(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=12)
+    labels, folders = tmp_path / "labels.csv", Folders.under(tmp_path)
+    params = TrainParams("abmil", {"dropout": 0.0}, learn=replace(QUICK, epochs=3))
+    trained = [
+        workflow.train_model(
+            LabelTable(labels), replace(folders, model=tmp_path / f"on{devices}"), params, "cpu", run=run
+        )
+        for devices in (1, 2)
+        for run in [RunParams(devices)]
+    ]
+    one, two = (made.checkpoint.state for made in trained if made is not None)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    assert {path.name for path in folders.model.with_name("on2").iterdir()} == {
+        path.name for path in folders.model.with_name("on1").iterdir()
+    }
+
+
 def test_length_scales_run_from_one_tile_step_to_the_section(tmp_path: Path) -> None:
     plant_cohort(tmp_path)
     scales = fit(tmp_path, "das-mil", epochs=1).checkpoint.options["length_scales_um"]
@@ -106,13 +174,6 @@ def test_the_published_model_trains_without_length_scales(tmp_path: Path) -> Non
     assert checkpoint.load(path).model().params == params_of("das-mil-paper", {})
 
 
-def test_class_weights_balance() -> None:
-    weights = learning.class_weights([0, 0, 0, 1], 2)
-    assert weights.tolist() == pytest.approx([2 / 3, 2.0])
-    with pytest.raises(TrainingError, match="class number 1"):
-        learning.class_weights([0, 0], 2)
-
-
 def test_a_loss_that_is_not_finite_stops_with_a_word(tmp_path: Path) -> None:
     plant_cohort(tmp_path)
     with pytest.raises(TrainingError, match="--lr"):
@@ -126,10 +187,11 @@ def test_publishing_writes_all_tables_and_the_checkpoint_rebuilds_the_model(tmp_
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert names == {"checkpoint.safetensors", "history.csv", "splits.csv", "predictions.csv", "report.html"}
     with (tmp_path / "model" / "history.csv").open() as file:
-        assert list(csv.DictReader(file))[1].keys() == set(Epoch._fields)
+        assert list(csv.DictReader(file))[1].keys() == set(trained.history[1].row())
     back = checkpoint.load(path)
-    assert replace(back, state={}) == replace(trained.checkpoint, state={}, options=back.options)
-    model = back.model()
+    assert replace(back, state={}) == replace(trained.checkpoint, state={}, parts=back.parts)
+    assert back.parts[0].temperature == trained.checkpoint.parts[0].temperature
+    (model,) = back.members()
     assert not model.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, trained.checkpoint.state[name])
@@ -153,12 +215,12 @@ def test_the_checkpoint_is_written_last(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_finished_training_is_not_repeated_and_another_is_refused(tmp_path: Path) -> None:
     labels = plant_cohort(tmp_path)
     folders, params = Folders.under(tmp_path), TrainParams("abmil", learn=replace(QUICK, epochs=1))
-    assert workflow.train_model(labels, folders, params, "cpu") is not None
-    assert workflow.train_model(labels, folders, params, "cpu") is None
+    assert workflow.train_model(LabelTable(labels), folders, params, "cpu") is not None
+    assert workflow.train_model(LabelTable(labels), folders, params, "cpu") is None
     other = TrainParams("abmil", learn=replace(QUICK, epochs=2))
     with pytest.raises(ArtifactStale, match=r"epochs was 1, now 2\. Add --overwrite"):
-        workflow.train_model(labels, folders, other, "cpu")
-    assert workflow.train_model(labels, folders, other, "cpu", overwrite=True) is not None
+        workflow.train_model(LabelTable(labels), folders, other, "cpu")
+    assert workflow.train_model(LabelTable(labels), folders, other, "cpu", overwrite=True) is not None
 
 
 def test_bags_of_different_make_are_refused_with_both_named(tmp_path: Path) -> None:
@@ -180,7 +242,7 @@ def test_features_of_other_tiles_than_those_that_lie_there_are_refused(tmp_path:
     labels = plant_cohort(tmp_path)
     store.write(tmp_path / "tiles" / "s03.h5", store.Artifact({}, {"stage": "tile", "fingerprint": "new"}))
     with pytest.raises(ArtifactStale, match=r"s03\.h5 was made from other tiles"):
-        workflow.labelled(labels, Folders.under(tmp_path))
+        workflow.labelled(LabelTable(labels), Folders.under(tmp_path))
 
 
 def test_what_holds_no_features_is_refused_by_name(tmp_path: Path) -> None:
@@ -188,7 +250,7 @@ def test_what_holds_no_features_is_refused_by_name(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "feats" / "foreign.h5", "w") as file:
         file["features"] = [[1.0]]
     with pytest.raises(ArtifactError, match=r"foreign\.h5 holds no features of wsimil: name a folder"):
-        workflow.labelled(labels, Folders.under(tmp_path))
+        workflow.labelled(LabelTable(labels), Folders.under(tmp_path))
 
 
 def test_publishing_over_another_training_leaves_no_mixture_that_counts_as_whole(
@@ -208,7 +270,7 @@ def test_every_aggregator_comes_back_from_its_checkpoint(tmp_path: Path, name: s
     model = build(name, DIM, 3).eval()
     recipe = checkpoint.Recipe("toy", "0", 256.0, 224)
     made = checkpoint.Checkpoint(
-        name, asdict(model.params), DIM, ("a", "b", "c"), recipe, "built-in", {}, {}, {}, model.state_dict()
+        name, (Part(asdict(model.params)),), DIM, ("a", "b", "c"), recipe, "built-in", {}, {}, {}, model.state_dict()
     )
     checkpoint.save(tmp_path / "c.safetensors", made)
     plant(tmp_path, "s", positive=True, seed=0)
@@ -234,7 +296,9 @@ def test_checkpoints_of_the_first_version_still_load(tmp_path: Path, name: str, 
     assert set(model.state_dict()) == known
     options = {key: value for key, value in asdict(model.params).items() if key not in LATER_OPTIONS}
     recipe = checkpoint.Recipe("toy", "0", 256.0, 224)
-    made = checkpoint.Checkpoint(name, options, DIM, ("a", "b"), recipe, "built-in", {}, {}, {}, model.state_dict())
+    made = checkpoint.Checkpoint(
+        name, (Part(options),), DIM, ("a", "b"), recipe, "built-in", {}, {}, {}, model.state_dict()
+    )
     checkpoint.save(tmp_path / "c.safetensors", made)
     assert checkpoint.load(tmp_path / "c.safetensors").model().params == model.params
 
@@ -242,7 +306,9 @@ def test_checkpoints_of_the_first_version_still_load(tmp_path: Path, name: str, 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     model = build("abmil", DIM, 2)
     recipe = checkpoint.Recipe("toy", "0", 256.0, 224)
-    made = checkpoint.Checkpoint("das-mil", {}, DIM, ("a", "b"), recipe, "built-in", {}, {}, {}, model.state_dict())
+    made = checkpoint.Checkpoint(
+        "das-mil", (Part({}),), DIM, ("a", "b"), recipe, "built-in", {}, {}, {}, model.state_dict()
+    )
     checkpoint.save(tmp_path / "c.safetensors", made)
     with pytest.raises(WeightsError, match="another version of wsimil"):
         checkpoint.load(tmp_path / "c.safetensors").model()
@@ -254,10 +320,10 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_empty_slides_are_left_out_and_unseen_ones_refused(tmp_path: Path) -> None:
     labels = plant_cohort(tmp_path)
     plant(tmp_path / "feats", "s04", positive=False, seed=4, tiles=0)
-    assert "s04" in workflow.labelled(labels, Folders.under(tmp_path)).left_out
+    assert "s04" in workflow.labelled(LabelTable(labels), Folders.under(tmp_path)).left_out
     labels.write_text(labels.read_text() + "ghost,pos\n")
     with pytest.raises(TableError, match="no stage has seen a slide ghost"):
-        workflow.labelled(labels, Folders.under(tmp_path))
+        workflow.labelled(LabelTable(labels), Folders.under(tmp_path))
 
 
 def test_a_slide_that_is_tiled_but_not_extracted_is_refused_with_the_command(tmp_path: Path) -> None:
@@ -265,7 +331,7 @@ def test_a_slide_that_is_tiled_but_not_extracted_is_refused_with_the_command(tmp
     store.write(tmp_path / "tiles" / "late.h5", store.Artifact({"coords": np.zeros((1, 2), np.int64)}))
     labels.write_text(labels.read_text() + "late,pos\n")
     with pytest.raises(TableError, match="late has no features yet: run `wsimil extract`"):
-        workflow.labelled(labels, Folders.under(tmp_path))
+        workflow.labelled(LabelTable(labels), Folders.under(tmp_path))
 
 
 def test_a_checkpoint_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -286,6 +352,9 @@ def test_a_checkpoint_of_somebody_else_is_refused(tmp_path: Path) -> None:
         (lambda: LearnParams(lr=-1.0), "--lr"),
         (lambda: LearnParams(weight_decay=-1.0), "--weight-decay"),
         (lambda: LearnParams(seed=-1), "--seed -1"),
+        (lambda: LearnParams(clip=-1.0), "--clip -1"),
+        (lambda: LearnParams(max_tiles=-1), "--max-tiles -1"),
+        (lambda: LearnParams(precision="half"), "--precision half: give auto, fp32, bf16, fp16"),
         (lambda: TrainParams(options={"foo": 1}), "--option foo: das-mil has no such option; it has hidden"),
         (lambda: TrainParams(options={"heads": "abc"}), "--option heads=abc: give a whole number"),
         (lambda: TrainParams(options={"heads": True}), "--option heads=True: give a whole number"),

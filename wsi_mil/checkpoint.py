@@ -7,16 +7,16 @@ tile geometry, how it was trained and on which cohort, and versions.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wsi_mil import __version__
-from wsi_mil.aggregators import Aggregator, build
+from wsi_mil.aggregators import Aggregator, Ensemble, build
 from wsi_mil.bags import FEATURE_STAGES, UNKNOWN
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
 from wsi_mil.stain import stain_recipe
@@ -94,14 +94,25 @@ def _briefly(ours: Any, theirs: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
+class Part(NamedTuple):
+    """One of the models that answer together."""
+
+    options: dict[str, Any]
+    """Options of the aggregator."""
+    temperature: float = 1.0
+    """What its logits are divided by, so that its probabilities are calibrated on its validation patients."""
+    prior: tuple[float, ...] = ()
+    """What its probabilities are multiplied by before that: the share of each class in training; none = 1 each."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained aggregator and where it came from."""
+    """A trained aggregator, or an ensemble of several of one kind, and where it came from."""
 
     aggregator: str
     """Registry name."""
-    options: dict[str, Any]
-    """Options of the aggregator."""
+    parts: tuple[Part, ...]
+    """The models: one, or as many as there were rounds of cross-validation."""
     dim: int
     """Length of a feature vector."""
     classes: tuple[str, ...]
@@ -117,15 +128,77 @@ class Checkpoint:
     training: dict[str, Any]
     """Training parameters, cohort hash and figures."""
     state: dict[str, Tensor] = field(repr=False)
-    """Weights by name."""
+    """Weights by name; where there are several parts, ``0.`` and so on comes before."""
+    threshold: float | None = None
+    """Of two classes, the least probability of the last at which the model decides for it; None: the most probable."""
+    unit: str = "slide"
+    """What a bag was in training: a slide, or all slides of a patient."""
     version: str = __version__
     """The wsi_mil that wrote it."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the first model."""
+        return self.parts[0].options
+
+    def members(self) -> list[Aggregator]:
+        """Rebuild the trained models, in evaluation mode."""
+        several = len(self.parts) > 1
+        states = [_below(self.state, f"{index}.") if several else self.state for index in range(len(self.parts))]
+        models = [build(self.aggregator, self.dim, len(self.classes), **part.options) for part in self.parts]
+        for model, state in zip(models, states, strict=True):
+            load_strictly(model, state, "the checkpoint (of another version of wsimil?)")
+        return [model.eval() for model in models]
+
     def model(self) -> Aggregator:
-        """Rebuild the trained model, in evaluation mode."""
-        model = build(self.aggregator, self.dim, len(self.classes), **self.options)
-        load_strictly(model, self.state, "the checkpoint (of another version of wsimil?)")
-        return model.eval()
+        """Rebuild what answers, in evaluation mode: its softmax gives calibrated probabilities."""
+        models = self.members()
+        if self.parts == (Part(self.options),):
+            return models[0]
+        return Ensemble(models, [part.temperature for part in self.parts], [part.prior for part in self.parts]).eval()
+
+    def decide(self, probabilities: Sequence[float]) -> str:
+        """The class that calibrated probabilities, one per class, lead to; none of none."""
+        if not probabilities:
+            return ""
+        if self.threshold is not None:
+            return self.classes[int(probabilities[1] >= self.threshold)]
+        return self.classes[max(range(len(self.classes)), key=probabilities.__getitem__)]
+
+
+def ensemble(checkpoints: Sequence[Checkpoint], training: dict[str, Any]) -> Checkpoint:
+    """Put trained models of one kind together into one checkpoint; the threshold is the mean of theirs.
+
+    Args:
+        checkpoints: models of the same features and classes, one part each.
+        training: how the ensemble came about.
+
+    Raises:
+        IncompatibleError: they do not belong together.
+    """
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        first.recipe.require(other.recipe, "a model of the ensemble")
+        if (first.aggregator, first.classes, first.dim) != (other.aggregator, other.classes, other.dim):
+            raise IncompatibleError("models of other kinds, classes or features make no ensemble: train them alike")
+    several = len(checkpoints) > 1
+    thresholds = [made.threshold for made in checkpoints if made.threshold is not None]
+    return dataclasses.replace(
+        first,
+        parts=tuple(part for made in checkpoints for part in made.parts),
+        training=training,
+        state={
+            f"{index}.{name}" if several else name: tensor
+            for index, made in enumerate(checkpoints)
+            for name, tensor in made.state.items()
+        },
+        threshold=sum(thresholds) / len(thresholds) if thresholds else None,
+    )
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start so, without that."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -150,6 +223,9 @@ def load(path: Path) -> Checkpoint:
         header = json.loads(metadata[_KEY])
         header["recipe"] = Recipe(**header["recipe"])
         header["classes"] = tuple(header["classes"])
+        if "options" in header:  # wsimil 0.1 wrote one model, and no temperature
+            header["parts"] = [[header.pop("options")]]
+        header["parts"] = tuple(Part(part[0], *part[1:2], *map(tuple, part[2:])) for part in header["parts"])
         return Checkpoint(**header, state=state)
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is a checkpoint of another version of wsimil ({error}): train it again") from error

@@ -163,9 +163,11 @@ def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
 
 def _answers(model: Checkpoint, bags: Iterable[Item], options: PredictOptions) -> list[Prediction]:
     network = model.model().to(options.device)
+    if model.unit == "patient":
+        log.warning("the model learnt from all slides of a patient together, and is asked about each slide alone here")
     rows = []
     for item in bags:
-        answer = attempt(_answer, model.recipe, network, item)
+        answer = attempt(_answer, model, network, item)
         if isinstance(answer, Exception):
             log.error("%s: %s", item.slide_id, one_line(answer))
             answer = Prediction(item.slide_id, "failed", error=one_line(answer))
@@ -173,9 +175,9 @@ def _answers(model: Checkpoint, bags: Iterable[Item], options: PredictOptions) -
     return rows
 
 
-def _answer(recipe: Recipe, network: Aggregator, item: Item) -> Prediction:
+def _answer(model: Checkpoint, network: Aggregator, item: Item) -> Prediction:
     bag = read_bag(item.source)
-    recipe.require(Recipe.of(bag.attrs), item.source)
+    model.recipe.require(Recipe.of(bag.attrs), item.source)
     if not len(bag.features):
         return Prediction(item.slide_id, "empty", error=bag.attrs.get("reason", ""))
     if bag.features.shape[1] != network.dim:
@@ -183,7 +185,8 @@ def _answer(recipe: Recipe, network: Aggregator, item: Item) -> Prediction:
             f"{item.source} has {bag.features.shape[1]} features per tile, the model was trained on {network.dim}: name"
             " features of the same encoder"
         )
-    return Prediction(item.slide_id, "done", tuple(infer(network, bag).probabilities.tolist()), len(bag.features))
+    probabilities = tuple(infer(network, bag).probabilities.tolist())
+    return Prediction(item.slide_id, "done", probabilities, len(bag.features), predicted=model.decide(probabilities))
 
 
 def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> list[Prediction]:

@@ -7,34 +7,35 @@ the distances and the statistics of the features come from the training patients
 
 import csv
 import dataclasses
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from wsi_mil import checkpoint, distances, learning, metrics, store
 from wsi_mil.aggregators import Aggregator, build, infer, params_of
 from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
-from wsi_mil.bags import Bag, read_bag
-from wsi_mil.checkpoint import Checkpoint, Recipe
-from wsi_mil.cohort import Cohort, Member, split
-from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, TrainingError
-from wsi_mil.learning import Epoch, Example, LearnParams
+from wsi_mil.calibration import Calibration, applied, calibrated
+from wsi_mil.checkpoint import Checkpoint, Part, Recipe
+from wsi_mil.cohort import Cohort, Member, Unit, split
+from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
+from wsi_mil.learning import Epoch, LearnParams, RunParams
 from wsi_mil.predictions import Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
+from wsi_mil.tasks import Classification
+from wsi_mil.training_bags import Bags, UnitExamples, feature_statistics, require_one_recipe
 
 CHECKPOINT = "checkpoint.safetensors"
-_MEMORY_FOR_BAGS = 4 << 30
 _TILES_WORTH_THREADS = 1000
+_IN_MEMORY = RunParams()
 
 
 @dataclass(frozen=True)
@@ -75,40 +76,10 @@ class Trained:
         return metrics.auroc(targets, np.array([row.probabilities for row in rows]))
 
 
-class Bags:
-    """The bags of a cohort, read when asked for, and kept while all of them fit into memory."""
-
-    def __init__(self, folder: Path, members: Iterable[Member]) -> None:
-        self.paths = {member.slide_id: artifact_path(folder, member.slide_id) for member in members}
-        # float16 on disk becomes float32 in memory
-        self._keep = 2 * sum(path.stat().st_size for path in self.paths.values()) < _MEMORY_FOR_BAGS
-        self._kept: dict[str, Bag] = {}
-
-    def __getitem__(self, slide_id: str) -> Bag:
-        bag = self._kept.get(slide_id) or read_bag(self.paths[slide_id])
-        if self._keep:
-            self._kept[slide_id] = bag
-        return bag
-
-
-class MemberExamples:
-    """Members of a cohort as examples to learn from, read one by one."""
-
-    def __init__(self, bags: Bags, members: list[Member], classes: tuple[str, ...]) -> None:
-        self.bags, self.members = bags, members
-        self.targets = [classes.index(member.label) for member in members]
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> Example:
-        return Example(self.bags[self.members[index].slide_id], self.targets[index])
-
-
 def fingerprint(cohort: Cohort, folder: Path, params: TrainParams) -> str:
     """Hash of everything that decides a training: parameters, cohort and bags."""
     prints = [store.read_attrs(artifact_path(folder, member.slide_id))["fingerprint"] for member in cohort.members]
-    return store.fingerprint("train", 1, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
+    return store.fingerprint("train", 2, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
 
 
 def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = False) -> bool:
@@ -123,7 +94,9 @@ def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = F
     training = checkpoint.load(path).training
     if training["fingerprint"] == print_:
         return True
-    before, now = _flat(training["params"]), _flat(dataclasses.asdict(params))
+    # what an earlier version did not ask for was what is the default now
+    before = _flat(dataclasses.asdict(TrainParams(params.aggregator))) | _flat(training["params"])
+    now = _flat(dataclasses.asdict(params))
     changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
     why = "; ".join(changed) or "the labels, the features or the version of wsimil have changed"
     raise ArtifactStale(
@@ -135,7 +108,14 @@ def _flat(params: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if key != "learn"} | params["learn"]
 
 
-def fit(cohort: Cohort, folder: Path, params: TrainParams, distances_folder: Path, device: torch.device) -> Trained:
+def fit(
+    cohort: Cohort,
+    folder: Path,
+    params: TrainParams,
+    distances_folder: Path,
+    device: torch.device,
+    run: RunParams = _IN_MEMORY,
+) -> Trained:
     """Train an aggregator.
 
     Args:
@@ -144,81 +124,114 @@ def fit(cohort: Cohort, folder: Path, params: TrainParams, distances_folder: Pat
         params: how to train.
         distances_folder: where the artifacts of `wsimil distances` lie; what is absent or stale there is made.
         device: where to train.
+        run: how to go about it; ``run.folder`` is where an interrupted training is gone on with.
 
     Raises:
         IncompatibleError: the bags were not all made in the same way.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the largest bag will not fit into memory.
+        ArtifactStale: another training was interrupted in ``run.folder``.
     """
     print_ = fingerprint(cohort, folder, params)
+    run = dataclasses.replace(run, fingerprint=print_)
     cohort = split(cohort, params.val_fraction, params.learn.seed)
-    bags = Bags(folder, cohort.members)
-    _require_one_recipe(bags)
-    dim, options = bags[cohort.members[0].slide_id].features.shape[1], dict(params.options)
+    bags = Bags(folder, cohort.units)
+    require_one_recipe(bags)
+    options = dict(params.options)
     if _wants_length_scales(params):
         options["length_scales_um"] = _length_scales(cohort, folder, distances_folder, params)
-    train, val = (MemberExamples(bags, cohort.part(part), cohort.classes) for part in ("train", "val"))
+    train, val = (UnitExamples(bags, _units(cohort, part), cohort.classes) for part in ("train", "val"))
+    task = Classification.balanced(cohort.classes, train.targets)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(params.learn.seed)
-        model = build(params.aggregator, dim, len(cohort.classes), **options)
-        statistics = _feature_statistics(example.bag for example in _each(train))
+        model = build(params.aggregator, bags.dim, task.outputs, **options)
+        statistics = feature_statistics(example.bag for example in train)
         model.fit_features(statistics.mean, statistics.std)
         model.to(device)
+        _require_memory(model, train, params.learn.max_tiles)
         with _threads_for(statistics.tiles / len(train)):
-            history = learning.learn(model, train, val, params.learn)
-            predictions = tuple(_predict(model, bags[member.slide_id], member) for member in cohort.members)
-    training = {
-        "params": dataclasses.asdict(params),
-        "fingerprint": print_,
-        "cohort": cohort.digest,
-        "slides": dict(Counter(member.split for member in cohort.members)),
-        "best": learning.best_epoch(history)._asdict(),
-        "versions": checkpoint.versions(),
-    }
-    made = _checkpoint(model, cohort.classes, bags[cohort.members[0].slide_id].attrs, training)
+            history = learning.learn(model, task, train, val, params.learn, run)
+            scores = np.stack([infer(model, bags[unit.bag_id]).probabilities for unit in cohort.units])
+    targets = np.array([cohort.classes.index(unit.label) for unit in cohort.units])
+    val_rows = np.array([unit.split == "val" for unit in cohort.units])
+    calibration = calibrated(targets[val_rows], scores[val_rows], _shares(train.targets, task.outputs))
+    training = _facts(cohort, params, print_, history)
+    made = _checkpoint(model, cohort, store.read_attrs(bags.first), training, calibration)
+    rows = zip(cohort.units, applied(scores, calibration).tolist(), strict=True)
+    predictions = tuple(_prediction(made, unit, row, bags.tiles(unit.bag_id)) for unit, row in rows)
     return Trained(made, cohort, tuple(history), predictions)
 
 
+def _facts(cohort: Cohort, params: TrainParams, print_: str, history: list[Epoch]) -> dict[str, Any]:
+    """What a checkpoint says of how it was trained."""
+    return {
+        "params": dataclasses.asdict(params),
+        "fingerprint": print_,
+        "cohort": cohort.digest,
+        "patients": sorted({patient_hash(m.patient_id) for m in cohort.members if m.split in ("train", "val")}),
+        "trained_slides": sorted(patient_hash(m.slide_id) for m in cohort.members if m.split in ("train", "val")),
+        "slides": dict(Counter(member.split for member in cohort.members)),
+        "best": learning.best_epoch(history).row(),
+        "versions": checkpoint.versions(),
+    }
+
+
+def _shares(targets: list[int], classes: int) -> tuple[float, ...]:
+    """How frequent each class is; each the same where they all are, so that rounding changes nothing."""
+    counts = np.bincount(targets, minlength=classes)
+    return tuple((counts / counts.sum()).tolist())
+
+
+def _units(cohort: Cohort, part: str) -> list[Unit]:
+    return [unit for unit in cohort.units if unit.split == part]
+
+
+def _require_memory(model: Aggregator, train: UnitExamples, max_tiles: int) -> None:
+    """Refuse before the first step what would fail, or be killed, hours later."""
+    tiles, bag_id = max((train.bags.tiles(unit.bag_id), unit.bag_id) for unit in train.units)
+    learning.require_memory(model, bag_id, min(tiles, max_tiles or tiles), train.bags.reserved)
+
+
 def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
-    """Write a training into a folder: tables, given files, and last of all the checkpoint; return its path."""
+    """Write a training into a folder: tables, given files, and last of all the checkpoint; return its path.
+
+    What it would have been gone on with is removed.
+    """
     (out / CHECKPOINT).unlink(missing_ok=True)  # from here on what lies here belongs to no whole training
     with store.replacing_text(out / "history.csv") as file:
-        csv.writer(file).writerows([Epoch._fields, *trained.history])
+        rows = [epoch.row() for epoch in trained.history]
+        csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
     with store.replacing_text(out / "splits.csv") as file:
         csv.writer(file).writerows([Member._fields, *trained.cohort.members])
     write_predictions(out / "predictions.csv", trained.predictions, trained.checkpoint.classes, "this")
     for name, data in files.items():
         store.write_bytes(out / name, data)
     checkpoint.save(out / CHECKPOINT, trained.checkpoint)
+    learning.discard(out)
     return out / CHECKPOINT
 
 
+def patient_hash(patient_id: str) -> str:
+    """What a checkpoint knows a patient, or a slide, by: no name, though who has a list of names can look it up."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
+
+
 def _checkpoint(
-    model: Aggregator, classes: tuple[str, ...], attrs: dict[str, Any], training: dict[str, Any]
+    model: Aggregator, cohort: Cohort, attrs: dict[str, Any], training: dict[str, Any], calibration: Calibration
 ) -> Checkpoint:
     return Checkpoint(
         aggregator=training["params"]["aggregator"],
-        options=dataclasses.asdict(model.params),
+        parts=(Part(dataclasses.asdict(model.params), calibration.temperature, calibration.prior),),
         dim=model.dim,
-        classes=classes,
+        classes=cohort.classes,
         recipe=Recipe.of(attrs),
         encoder_weights=attrs["encoder_weights"],
         tile_params=json.loads(attrs["tile_params"]),
         extract_params=json.loads(attrs["params"]),
         training=training,
         state=model.state_dict(),
+        threshold=calibration.threshold,
+        unit=cohort.unit,
     )
-
-
-def _require_one_recipe(bags: Bags) -> None:
-    attrs = {path: store.read_attrs(path) for path in bags.paths.values()}
-    first_path, first = next(iter(attrs.items()))
-    for path, other in attrs.items():
-        Recipe.of(first).require(Recipe.of(other), path)
-        for key in ("tile_params", "params"):
-            if first[key] != other[key]:
-                raise IncompatibleError(
-                    f"{path} was made with {other[key]}, {first_path} with {first[key]}: make one of them again"
-                )
 
 
 def _wants_length_scales(params: TrainParams) -> bool:
@@ -239,24 +252,6 @@ def _length_scales(cohort: Cohort, folder: Path, distances_folder: Path, params:
     return length_scales(nearest, farthest, params_of(params.aggregator, params.options).heads)
 
 
-class _Statistics(NamedTuple):
-    mean: Float[Tensor, " dim"]
-    std: Float[Tensor, " dim"]
-    tiles: int
-
-
-def _feature_statistics(bags: Iterable[Bag]) -> _Statistics:
-    """Mean and standard deviation of each feature over all tiles of the training slides, and how many those are."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for bag in bags:
-        features = bag.features.double()
-        count += len(features)
-        total = total + features.sum(dim=0)
-        squares = squares + features.square().sum(dim=0)
-    mean = total / count
-    return _Statistics(mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float(), count)
-
-
 @contextmanager
 def _threads_for(tiles_per_bag: float) -> Generator[None]:
     """Let torch use one thread for small bags: more cost them more than they give, and tenfold on a busy machine."""
@@ -268,10 +263,7 @@ def _threads_for(tiles_per_bag: float) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def _each(examples: MemberExamples) -> Iterable[Example]:
-    return (examples[index] for index in range(len(examples)))
-
-
-def _predict(model: Aggregator, bag: Bag, member: Member) -> Prediction:
-    probabilities = tuple(infer(model, bag).probabilities.tolist())
-    return Prediction(member.slide_id, "done", probabilities, len(bag.features), member.label, member.split)
+def _prediction(made: Checkpoint, unit: Unit, probabilities: list[float], tiles: int) -> Prediction:
+    known = {"label": unit.label, "split": unit.split, "patient_id": unit.patient_id, "fold": unit.fold}
+    decided = made.decide(probabilities)
+    return Prediction(unit.bag_id, "done", tuple(probabilities), tiles, predicted=decided, **known)
