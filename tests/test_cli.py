@@ -12,7 +12,7 @@ from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_tile
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
-from wsi_mil.learning import LearnParams
+from wsi_mil.learning import LearnParams, RunParams
 from wsi_mil.tiling import TileParams
 
 COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "encoders"]
@@ -78,7 +78,8 @@ def _default(command: object, name: str) -> object:
 def test_defaults_are_those_of_the_parameters() -> None:
     """The command line repeats defaults, because taking them from the modules would load those for --help."""
     learn = {field.name: field.default for field in dataclasses.fields(LearnParams)}
-    for name in ("epochs", "patience", "lr", "weight_decay", "bags_per_step", "seed"):
+    learn |= {name: getattr(RunParams(), name) for name in ("devices", "save_every_minutes", "overwrite")}
+    for name in learn:
         assert _default(cli.train, name) == learn[name], name
     tile = {field.name: field.default for field in dataclasses.fields(TileParams)}
     tile |= {"overlap": tile.pop("overlap_px"), "holes": tile.pop("holes_mm2")}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wsi_mil.interop import PeerOptions
     from wsi_mil.stage import RunOptions
     from wsi_mil.tiling import TileParams
+    from wsi_mil.workflow import LabelTable
 
 
 class Stain(StrEnum):
@@ -31,6 +32,13 @@ class Reader(StrEnum):
     AUTO = "auto"
     DIRECT = "direct"
     OPENSLIDE = "openslide"
+
+
+class Unit(StrEnum):
+    """What a bag is: `wsi_mil.cohort.UNITS`."""
+
+    SLIDE = "slide"
+    PATIENT = "patient"
 
 
 class Store(StrEnum):
@@ -107,6 +115,19 @@ Precision = Annotated[
     str,
     typer.Option("--precision", help="Of the encoder: auto (its authors' on a GPU, else fp32), fp32, bf16 or fp16."),
 ]
+Numbers = Annotated[
+    str, typer.Option("--precision", help="Of the forward pass: auto (fp32), fp32, bf16, or fp16 on a GPU.")
+]
+Devices = Annotated[int, typer.Option("--devices", help="GPUs, or processes on a CPU, that share each step.")]
+BagsPerStep = Annotated[int, typer.Option("--bags-per-step", help="Bags averaged for one step.")]
+Clip = Annotated[float, typer.Option("--clip", help="Shorten gradients to this length; 0: never.")]
+TrainTiles = Annotated[
+    int, typer.Option("--max-tiles", help="Train on so many tiles of a slide, drawn anew each epoch; 0: all.")
+]
+SaveEvery = Annotated[
+    float,
+    typer.Option("--save-every-minutes", help="How often to save, beside each epoch's end, where to go on from."),
+]
 AllowMpp = Annotated[
     bool, typer.Option("--allow-mpp-mismatch", help="Take tiles of any um/px, whatever the encoder was trained on.")
 ]
@@ -114,6 +135,30 @@ StainMethod = Annotated[
     Stain, typer.Option("--stain", help="Bring each slide's colours to a reference before the encoder.")
 ]
 For = Annotated[str | None, typer.Option("--for", metavar="ENCODER", help="Tiles as that encoder's authors made them.")]
+Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder that holds it.")]
+Target = Annotated[str, typer.Option("--target", metavar="COLUMN", help="The column of --labels to learn.")]
+Positive = Annotated[
+    str | None,
+    typer.Option("--positive", metavar="CLASS", help="Of two classes the one to find; else the last by name."),
+]
+UnitName = Annotated[
+    Unit, typer.Option("--unit", help="A bag is a slide, or all slides of a patient (no distance between slides).")
+]
+SlidesTable = Annotated[
+    Path | None, typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.")
+]
+By = Annotated[
+    list[str] | None, typer.Option("--by", metavar="COLUMN", help="Figures for each value of this column, too.")
+]
+Resamples = Annotated[int, typer.Option("--resamples", help="Of the bootstrap, for intervals.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="At most so many passes.")]
+Patience = Annotated[int, typer.Option("--patience", help="Stop after so many without a better validation.")]
+LearningRate = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", help="Weight decay.")]
+ValFraction = Annotated[float, typer.Option("--val-fraction", help="Share of patients to validate on.")]
+Aggregators = Annotated[
+    list[str] | None, typer.Option("--aggregator", help="A model to judge; may be repeated.  [default: das-mil]")
+]
 Aggregator = Annotated[str, typer.Option("--aggregator", help="The model to train.")]
 Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An aggregator's option.")]
 TilePx = Annotated[
@@ -208,6 +253,16 @@ def peer_options(slides: Path | None, table: Path | None, mpp: float | None, enc
     from wsi_mil.interop import PeerOptions
 
     return PeerOptions(slides, table, mpp, encoder)
+
+
+def label_table(
+    labels: Path, slides: Path | None, target: str, positive: str | None, unit: Unit, by: list[str] | None
+) -> "LabelTable":
+    """Where labels are, and what of them counts."""
+    from wsi_mil.cohort import CohortParams
+    from wsi_mil.workflow import LabelTable
+
+    return LabelTable(labels, slides, CohortParams(target, str(unit), tuple(by or ()), positive=positive or ""))
 
 
 def run_options(overwrite: bool, workers: int, shard: str) -> "RunOptions":

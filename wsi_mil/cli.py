@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import cli_demo, cli_interop, cli_tile, cli_weights
+from wsi_mil import cli_demo, cli_evaluate, cli_interop, cli_tile, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
@@ -17,36 +17,53 @@ from wsi_mil.arguments import (
     BagMpp,
     Bags,
     BagSlides,
+    BagsPerStep,
     BagTable,
     Batch,
+    Clip,
     Device,
+    Devices,
     Distances,
     Encoders,
+    Epochs,
     FastDecode,
     Labels,
+    LearningRate,
     Mpp,
+    Numbers,
     Options,
     Out,
     Overwrite,
+    Patience,
+    Positive,
     Precision,
     Reader,
     ReaderName,
+    SaveEvery,
     Seed,
     Shard,
+    SlidesTable,
     Stain,
     StainMethod,
     Store,
+    Target,
     TileMpp,
     TilePx,
     Tiles,
     TileUm,
+    TrainTiles,
     TrustCheckpoint,
+    Unit,
+    UnitName,
+    ValFraction,
     Version,
+    WeightDecay,
     Weights,
     WeightsOf,
     Workers,
     encoder_weights,
     key_values,
+    label_table,
     peer_options,
     run_options,
     tile_params,
@@ -63,6 +80,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(cli_evaluate.app)
 app.add_typer(cli_weights.app)
 app.add_typer(cli_interop.app)
 app.add_typer(cli_demo.app)
@@ -139,12 +157,19 @@ def train(
     out: Out = Path("model"),
     aggregator: Aggregator = "das-mil",
     option: Options = None,
-    epochs: Annotated[int, typer.Option("--epochs", help="At most so many passes.")] = 60,
-    patience: Annotated[int, typer.Option("--patience", help="Stop after so many without a better validation.")] = 20,
-    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Weight decay.")] = 1e-2,
-    bags_per_step: Annotated[int, typer.Option("--bags-per-step", help="Bags averaged for one step.")] = 2,
-    val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of patients to validate on.")] = 0.2,
+    epochs: Epochs = 60,
+    patience: Patience = 20,
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 1e-2,
+    bags_per_step: BagsPerStep = 2,
+    clip: Clip = 1.0,
+    precision: Numbers = "auto",
+    max_tiles: TrainTiles = 0,
+    val_fraction: ValFraction = 0.2,
+    target: Target = "label",
+    positive: Positive = None,
+    unit: UnitName = Unit.SLIDE,
+    slides_table: SlidesTable = None,
     seed: Seed = 0,
     tiles: Tiles = Path("tiles"),
     distances_: Distances = Path("distances"),
@@ -153,17 +178,21 @@ def train(
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
     device: Device = "auto",
+    devices: Devices = 1,
+    save_every_minutes: SaveEvery = 10.0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a slide-level model on labelled slides."""
+    """Train a slide-level model on labelled slides; what was interrupted is gone on with."""
     from wsi_mil import workflow
-    from wsi_mil.learning import LearnParams
+    from wsi_mil.learning import LearnParams, RunParams
     from wsi_mil.train import TrainParams
 
-    learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed)
+    learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
+    how = RunParams(devices, save_every_minutes=save_every_minutes)
     params = TrainParams(aggregator, key_values(option), val_fraction, learn)
     folders, peers = workflow.Folders(tiles, bags, distances_, out), peer_options(slides, table, mpp, encoder)
-    show_training(workflow.train_model(labels, folders, params, device, overwrite, peers), out)
+    told = label_table(labels, slides_table, target, positive, unit, None)
+    show_training(workflow.train_model(told, folders, params, device, overwrite, peers, how), out)
 
 
 @app.command()
@@ -240,7 +269,8 @@ def run(
     plan = workflow.Plan(params, encoding, training, slide_mpp)
     folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
     with naming_failures() as failed:
-        show_training(workflow.run_all(slides, labels, folders, plan, options, failed), folders.model)
+        told = workflow.LabelTable(labels)
+        show_training(workflow.run_all(slides, told, folders, plan, options, failed), folders.model)
 
 
 @app.command()

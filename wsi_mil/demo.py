@@ -71,7 +71,9 @@ def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> li
     )
     learn = LearnParams(epochs=2) if quick else LearnParams()
     _say(f"wsimil train --bags {folders.feats} --labels {out / 'labels.csv'} --out {folders.model} --overwrite")
-    trained = workflow.train_model(out / "labels.csv", folders, TrainParams(learn=learn), "auto", overwrite=True)
+    trained = workflow.train_model(
+        workflow.LabelTable(out / "labels.csv"), folders, TrainParams(learn=learn), "auto", overwrite=True
+    )
     if trained is None:
         raise AssertionError("a training that overwrites is never found finished")
     scores = [_score(name, out, folders, learn, seeds, trained) for name in MODELS]
@@ -97,7 +99,7 @@ def _score(
     name: str, out: Path, folders: workflow.Folders, learn: LearnParams, seeds: int, published: Trained
 ) -> Score:
     """Train one model with several seeds; the training that was published is one of them."""
-    labelled, device = workflow.labelled(out / "labels.csv", folders), workflow.pick_device()
+    labelled, device = workflow.labelled(workflow.LabelTable(out / "labels.csv"), folders), workflow.pick_device()
     aurocs = []
     for seed in range(seeds):
         params = TrainParams(name, learn=replace(learn, seed=seed))

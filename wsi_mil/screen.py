@@ -12,6 +12,7 @@ from wsi_mil.errors import one_line
 
 if TYPE_CHECKING:
     from wsi_mil.encoders import EncoderSpec
+    from wsi_mil.evaluation import Study
     from wsi_mil.predictions import Prediction
     from wsi_mil.runs import Report
     from wsi_mil.train import Trained
@@ -52,10 +53,13 @@ def naming_failures() -> "Generator[dict[str, Exception]]":
 
 
 def show_training(trained: "Trained | None", out: Path) -> None:
-    """Print the AUROC of each split."""
+    """Print the AUROC of each split; of several processes that share a training, in the first alone."""
+    from wsi_mil.executors import is_first_rank
     from wsi_mil.progress import print_table
     from wsi_mil.report import number
 
+    if not is_first_rank():
+        return
     if trained is None:
         typer.echo(f"{out} holds this very training already")
         return
@@ -67,15 +71,35 @@ def show_training(trained: "Trained | None", out: Path) -> None:
     )
 
 
+def show_study(study: "Study", out: Path) -> None:
+    """Print the figures of each model, what they differ by, whether space mattered, and a plain line of AUROC."""
+    from wsi_mil.progress import print_table
+    from wsi_mil.report import shown
+
+    rows = [[name, *(shown(found.figures[name]) for found in study.judged)] for name in study.judged[0].figures]
+    print_table(f"{out / 'metrics.csv'}", ["figure", *(found.name for found in study.judged)], rows)
+    if study.comparisons:
+        pairs = [
+            [f"{c.first} - {c.second}", shown(c.difference), f"{c.holm_delong:.3g}", f"{c.holm_mcnemar:.3g}"]
+            for c in study.comparisons
+        ]
+        print_table(f"{out / 'comparison.csv'}", ["models", "difference in AUROC", "p, DeLong", "p, McNemar"], pairs)
+    for note in study.notes:
+        typer.echo(f"note: {note}", err=True)
+    if study.spatial is not None:
+        typer.echo(study.spatial.sentence)
+    for found in study.judged:
+        name = f"{found.name}: " if len(study.judged) > 1 else ""
+        typer.echo(f"{name}AUROC {shown(found.figures['AUROC'])}")
+
+
 def show_predictions(rows: "list[Prediction]", path: Path, out: Path) -> None:
     """Print the predictions, name the slides that failed, and leave with 1 if any did."""
     from wsi_mil import checkpoint
     from wsi_mil.progress import print_table
 
     classes = checkpoint.load(path).classes
-    shown = [
-        [row.slide_id, row.predicted(classes) or row.status, *(f"{p:.3f}" for p in row.probabilities)] for row in rows
-    ]
+    shown = [[row.slide_id, row.predicted or row.status, *(f"{p:.3f}" for p in row.probabilities)] for row in rows]
     print_table(f"{out / 'predictions.csv'}", ["slide", "predicted", *classes], shown)
     failed: Mapping[str, str] = {row.slide_id: row.error for row in rows if row.status == "failed"}
     name_failures(failed)

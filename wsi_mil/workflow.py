@@ -2,34 +2,32 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from wsi_mil import distances, extract, store, train
-from wsi_mil.aggregators import infer
-from wsi_mil.bags import FEATURE_STAGES, Bag, read_bag
-from wsi_mil.cohort import Cohort, Seen, read_cohort, read_slides_table, some_names
+from wsi_mil.bags import FEATURE_STAGES
+from wsi_mil.cohort import Cohort, CohortParams, Seen, read_cohort, read_slides_table, some_names
 from wsi_mil.contact_sheet import write_contact_sheet
 from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
-from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError, one_line
-from wsi_mil.explain import attention_png
+from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError
+from wsi_mil.executors import is_first_rank
 from wsi_mil.interop import PeerOptions, own_bags
+from wsi_mil.learning import RunParams, discard
 from wsi_mil.regions import Drawings, RegionParams
-from wsi_mil.report import Picture, training_page
+from wsi_mil.report import attention_pictures, training_card, training_page
 from wsi_mil.runs import Report, failures
-from wsi_mil.slides import find_slides, open_slide, require_mpp
-from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
+from wsi_mil.slides import find_slides, require_mpp
+from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, run
 from wsi_mil.tiling import SETTINGS, TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 
 log = logging.getLogger(__name__)
 
 _AS_FILES_SAY = PeerOptions()
+_ONE_DEVICE = RunParams()
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,18 @@ class Folders:
     def under(cls, folder: Path) -> "Folders":
         """The default folders, below another folder than the working one."""
         return cls(*(folder / path for path in (cls.tiles, cls.feats, cls.distances, cls.model)))
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Where the labels are, and what of them counts."""
+
+    path: Path
+    """Table of labels."""
+    slides: Path | None = None
+    """Table of slides and their patients, where ``path`` has one row per patient."""
+    params: CohortParams = field(default_factory=CohortParams)
+    """What is read of it."""
 
 
 def tile(
@@ -133,16 +143,27 @@ def measure_distances(
 
 
 def train_model(
-    labels: Path,
+    labels: LabelTable,
     folders: Folders,
     params: TrainParams,
     device: str,
     overwrite: bool = False,
     peers: PeerOptions = _AS_FILES_SAY,
+    run: RunParams = _ONE_DEVICE,
 ) -> Trained | None:
     """Run stage 4: read the cohort, train, write the report and the checkpoint.
 
-    Features that another program made are converted first; those that cannot be are left out and named.
+    Features that another program made are converted first; those that cannot be are left out and named. A training
+    that was interrupted is gone on with, also where ``overwrite`` is given: it ends as it would have.
+
+    Args:
+        labels: the table of labels.
+        folders: where the artifacts lie, and where the model goes.
+        params: how to train.
+        device: where to train.
+        overwrite: train also where another model lies, or another training was interrupted, and give it up.
+        peers: what is known of features that another program made.
+        run: how to go about it; its folder is ``folders.model``.
 
     Returns:
         The training, or None if ``folders.model`` already holds this very one.
@@ -152,10 +173,14 @@ def train_model(
     print_ = train.fingerprint(cohort, folders.feats, params)
     if train.is_finished(folders.model, print_, params, overwrite):
         log.info("%s holds this very training already", folders.model)
+        discard(folders.model)
         return None
-    trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device))
-    pictures = attention_pictures(trained, folders.feats)
-    train.publish(trained, folders.model, {"report.html": training_page(trained, pictures)})
+    run = replace(run, folder=folders.model, overwrite=overwrite)
+    trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device), run)
+    if is_first_rank():  # the others, if torchrun started some, have learnt the same
+        pictures = attention_pictures(trained, folders.feats)
+        pages = {"report.html": training_page(trained, pictures), "model_card.md": training_card(trained)}
+        train.publish(trained, folders.model, pages)
     return trained
 
 
@@ -179,7 +204,7 @@ class Plan:
 
 
 def run_all(
-    slides: Path, labels: Path, folders: Folders, plan: Plan, options: RunOptions, failed: dict[str, Exception]
+    slides: Path, labels: LabelTable, folders: Folders, plan: Plan, options: RunOptions, failed: dict[str, Exception]
 ) -> Trained | None:
     """Run stages 1 to 4; slides that fail are left out of what follows.
 
@@ -194,7 +219,8 @@ def run_all(
     Returns:
         The training, or None if it was there already.
     """
-    read_cohort(labels, Seen([slide.slide_id for slide in find_slides(slides)], {}, {}))
+    seen = Seen([slide.slide_id for slide in find_slides(slides)], {}, {})
+    read_cohort(labels.path, seen, labels.params, labels.slides)
     plan.encoding.require_geometry(plan.tile, slides)
     encoders = plan.encoding.load()
     failed |= tile(slides, folders.tiles, plan.tile, options, mpp=plan.slide_mpp).failed
@@ -206,7 +232,7 @@ def run_all(
     return train_model(labels, folders, plan.train, plan.encoding.device, options.overwrite)
 
 
-def labelled(labels: Path, folders: Folders) -> Cohort:
+def labelled(labels: LabelTable, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
     features = {item.slide_id: store.read_attrs(item.source) for item in extract.bag_items(folders.feats)}
     _refuse_other_features(folders, features)
@@ -219,7 +245,8 @@ def labelled(labels: Path, folders: Folders) -> Cohort:
         unusable[slide_id] = f"it is empty: {features[slide_id].get('reason', 'no tissue')}"
     tiled = {item.slide_id for item in artifact_items(folders.tiles)} if folders.tiles.exists() else set()
     waiting = tiled - usable - unusable.keys()
-    return read_cohort(labels, Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`")))
+    seen = Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`"))
+    return read_cohort(labels.path, seen, labels.params, labels.slides)
 
 
 def _refuse_other_features(folders: Folders, features: dict[str, dict[str, Any]]) -> None:
@@ -241,37 +268,6 @@ def _refuse_other_features(folders: Folders, features: dict[str, dict[str, Any]]
                 f"{path} was made from other tiles than {tiles}: run `wsimil extract --overwrite`, or name the right"
                 " folder by --tiles"
             )
-
-
-def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> list[Picture]:
-    """Draw the attention over the slides that were judged best, ``per_class`` of each class, none of them trained on.
-
-    Slides whose file has moved or cannot be read are passed over, with a message.
-    """
-    made = trained.checkpoint
-    model = made.model()
-    pictures = []
-    for index, name in enumerate(made.classes):
-        unseen = [row for row in trained.predictions if row.label == name and row.split != "train"]
-        best = sorted(unseen, key=lambda row: -row.probabilities[index])[:per_class]
-        for row in best:
-            bag = read_bag(artifact_path(feats, row.slide_id))
-            answer = f"predicted {row.predicted(made.classes)}, {name} with probability {row.probabilities[index]:.3f}"
-            caption = f"{row.slide_id} ({row.split}): label {name}; {answer}"
-            drawn = attempt(_attention_png, bag, infer(model, bag).attention)
-            if isinstance(drawn, Exception):  # a picture is not worth the training
-                log.warning("no picture of %s in the report: %s", row.slide_id, one_line(drawn))
-            else:
-                pictures.append(Picture(caption, drawn))
-    return pictures
-
-
-def _attention_png(bag: Bag, attention: Float[np.ndarray, " tiles"]) -> bytes:
-    if "slide_path" not in bag.attrs:
-        raise SlideError("its features do not tell where the slide is: name the folder of slides by --slides")
-    mpp = bag.attrs["mpp_x"] if bag.attrs["mpp_source"] == "option" else None
-    with open_slide(Path(bag.attrs["slide_path"]), mpp) as slide:
-        return attention_png(slide, bag, attention)
 
 
 def checkpoint_at(path: Path) -> Path:

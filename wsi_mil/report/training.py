@@ -1,78 +1,10 @@
-"""One self-contained HTML page per run."""
+"""The page of one training."""
 
-import base64
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from wsi_mil.learning import best_epoch
-from wsi_mil.pages import render
+from wsi_mil.report.page import Chart, Curve, Picture, Section, number, page
 from wsi_mil.train import Trained
-
-Cells = tuple[str, ...]
-
-
-class Picture(NamedTuple):
-    """An image with its caption."""
-
-    caption: str
-    data: bytes
-    """PNG or JPEG."""
-
-    @property
-    def source(self) -> str:
-        """The image as a data URI."""
-        kind = "png" if self.data.startswith(b"\x89PNG") else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
-
-
-class Curve(NamedTuple):
-    """One line of a chart."""
-
-    name: str
-    values: tuple[float, ...]
-
-
-class Chart(NamedTuple):
-    """Lines over the epochs."""
-
-    caption: str
-    curves: tuple[Curve, ...]
-    least_top: float = 0.0
-    """The upper edge is at least here."""
-    width: int = 640
-    height: int = 240
-
-    @property
-    def top(self) -> float:
-        """The value at the upper edge."""
-        values = [value for curve in self.curves for value in curve.values if math.isfinite(value)]
-        return max([*values, self.least_top]) or 1.0
-
-    def points(self, curve: Curve) -> str:
-        """A curve as the points of an SVG polyline: x over the whole width, 0 at the lower edge."""
-        step = self.width / max(len(curve.values) - 1, 1)
-        scale = self.height / (self.top or 1.0)
-        heights = ((index * step, self.height - value * scale) for index, value in enumerate(curve.values))
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in heights if math.isfinite(y))
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page; what is empty is left out."""
-
-    heading: str
-    text: str = ""
-    header: Cells = ()
-    rows: Sequence[Cells] = ()
-    charts: Sequence[Chart] = ()
-    pictures: Sequence[Picture] = ()
-
-
-def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
-    """Render a page."""
-    return render("report.html", title=title, lead=lead, sections=sections)
 
 
 def training_page(trained: Trained, pictures: Sequence[Picture] = ()) -> bytes:
@@ -87,11 +19,6 @@ def training_page(trained: Trained, pictures: Sequence[Picture] = ()) -> bytes:
     shown = Section("Slides", legend if pictures else "", pictures=pictures)
     sections = [_cohort(trained), _curves(trained), _judged(trained), shown]
     return page("Training report", lead, [*sections, _provenance(trained)])
-
-
-def number(value: float) -> str:
-    """A figure with three decimals, or a dash where it is undefined."""
-    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _cohort(trained: Trained) -> Section:
@@ -115,14 +42,23 @@ def _curves(trained: Trained) -> Section:
             Curve("validation", tuple(epoch.val_loss for epoch in history)),
         ),
     )
-    auroc = Chart("Validation AUROC", (Curve("validation", tuple(epoch.val_auroc for epoch in history)),), 1.0)
-    return Section("Learning curves", charts=(losses, auroc))
+    names = history[0].figures if history else {}
+    figures = Chart(
+        "Figures on validation",
+        tuple(Curve(_plain(name), tuple(epoch.figures[name] for epoch in history)) for name in names),
+        1.0,
+    )
+    return Section("Learning curves", charts=(losses, figures))
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("val_").replace("_", " ").replace("auroc", "AUROC")
 
 
 def _judged(trained: Trained) -> Section:
     classes = trained.checkpoint.classes
     rows = [
-        (row.slide_id, row.split, row.label, row.predicted(classes), *(f"{p:.3f}" for p in row.probabilities))
+        (row.slide_id, row.split, row.label, row.predicted, *(f"{p:.3f}" for p in row.probabilities))
         for row in trained.predictions
         if row.split != "train"
     ]

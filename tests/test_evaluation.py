@@ -1,0 +1,437 @@
+"""Cross-validation, evaluation and comparison, on features with a planted signal."""
+
+import csv
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted import DIM, plant, plant_cohort
+
+from wsi_mil import checkpoint, evaluation, studies, train, workflow
+from wsi_mil.aggregators import Ensemble, build
+from wsi_mil.bags import collate, read_bag
+from wsi_mil.calibration import applied, calibrated
+from wsi_mil.cohort import draw_folds, nested
+from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError
+from wsi_mil.evaluation import Answers, CrossvalParams, Place, compare, crossval, folded, judge
+from wsi_mil.interop import PeerOptions
+from wsi_mil.learning import LearnParams
+from wsi_mil.metrics import Resampling
+from wsi_mil.predictions import Prediction, read_predictions
+from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.workflow import Folders, LabelTable
+
+QUICK = LearnParams(epochs=6, patience=6, lr=3e-3)
+CPU = torch.device("cpu")
+FEW = Resampling(0, 200)
+
+
+def validated(root: Path, **changed: object) -> tuple[evaluation.Validated, ...]:
+    base = TrainParams("abmil", learn=QUICK)
+    params = replace(CrossvalParams(base, ("abmil",), folds=3), **changed)
+    folders = Folders.under(root)
+    cohort = folded(workflow.labelled(LabelTable(root / "labels.csv"), folders), params)
+    place = Place(folders.feats, folders.distances, root / "crossval")
+    return tuple(crossval(cohort, place, params, CPU))
+
+
+def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=24)
+    (found,) = validated(tmp_path)
+    assert sorted(row.slide_id for row in found.rows) == [f"s{index:02d}" for index in range(24)]
+    answers = Answers.of(found.rows, found.ensemble.classes)
+    assert judge("abmil", answers, FEW).figures["AUROC"].value > 0.9
+    for fold in ("1", "2", "3"):
+        made = checkpoint.load(tmp_path / "crossval" / "abmil" / f"fold-{fold}" / CHECKPOINT)
+        tested = {row.patient_id for row in found.rows if row.fold == fold}
+        assert not {train.patient_hash(patient) for patient in tested} & set(made.training["patients"])
+    assert len(found.ensemble.parts) == 3
+    assert len(found.ensemble.training["patients"]) == 24
+
+
+def test_what_a_round_learns_and_chooses_does_not_depend_on_whom_it_tests(tmp_path: Path) -> None:
+    """Nothing of the reported fold takes part in stopping, calibration or the threshold (as it did in STAMP, DSMIL)."""
+    labels = LabelTable(plant_cohort(tmp_path, slides=24))
+    folders = Folders.under(tmp_path)
+    params = TrainParams("abmil", learn=QUICK)
+    cohort = draw_folds(workflow.labelled(labels, folders), 3, 0)
+    inner = nested(cohort, "2", 0.2, 0)
+    before = train.fit(inner, folders.feats, params, folders.distances, CPU).checkpoint
+    for member in inner.part("test"):
+        plant(folders.feats, member.slide_id, positive=member.label == "neg", seed=int(member.slide_id[1:]))
+    after = train.fit(inner, folders.feats, params, folders.distances, CPU).checkpoint
+    assert before.parts == after.parts
+    assert before.threshold == after.threshold
+    assert all(torch.equal(before.state[name], after.state[name]) for name in before.state)
+
+
+def test_an_interrupted_cross_validation_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path, slides=18)
+    validated(tmp_path)
+    whole = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "crossval").rglob("*.safetensors")}
+    (tmp_path / "crossval").rename(tmp_path / "before")
+    fit, rounds = train.fit, []
+
+    def failing(*args: object, **kwargs: object) -> train.Trained:
+        if len(rounds) == 1:
+            raise KeyboardInterrupt
+        rounds.append(1)
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(train, "fit", failing)
+    with pytest.raises(KeyboardInterrupt):
+        validated(tmp_path)
+    assert not (tmp_path / "crossval" / "abmil" / CHECKPOINT).exists()
+    calls = []
+    monkeypatch.setattr(train, "fit", lambda *args, **kwargs: calls.append(1) or fit(*args, **kwargs))
+    validated(tmp_path)
+    assert len(calls) == 2
+    assert whole == {
+        path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "crossval").rglob("*.safetensors")
+    }
+    monkeypatch.setattr(train, "fit", failing)
+    validated(tmp_path)  # trains nothing
+    with pytest.raises(ArtifactStale, match="was trained otherwise"):
+        validated(tmp_path, train=TrainParams("abmil", learn=replace(QUICK, epochs=7)))
+
+
+def test_an_ensemble_is_the_mean_of_its_calibrated_members(tmp_path: Path) -> None:
+    plant(tmp_path, "s", positive=True, seed=0)
+    batch = collate([read_bag(tmp_path / "s.h5")])
+    torch.manual_seed(0)
+    members = [build("abmil", DIM, 3).eval() for _ in range(3)]
+    temperatures = (0.5, 1.0, 3.0)
+    output = Ensemble(members, temperatures).eval()(batch)
+    pairs = list(zip(members, temperatures, strict=True))
+    wanted = torch.stack([(m(batch).logits.double() / t).softmax(-1) for m, t in pairs]).mean(0)
+    assert torch.allclose(output.logits.softmax(-1), wanted, atol=1e-9)
+    assert torch.allclose(output.attention.sum(), torch.tensor(1.0))
+    with pytest.raises(IncompatibleError, match="make no ensemble"):
+        Ensemble([members[0], build("abmil", DIM, 2)], (1.0, 1.0))
+    assert Ensemble([build("abmil", DIM, 2), build("das-mil", DIM, 2)], (1.0, 1.0)).uses_position == "relative"
+
+
+def test_an_ensemble_comes_back_from_its_checkpoint_and_predicts(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=18)
+    (found,) = validated(tmp_path)
+    back = checkpoint.load(tmp_path / "crossval" / "abmil" / CHECKPOINT)
+    batch = collate([read_bag(tmp_path / "feats" / "s01.h5")])
+    with torch.inference_mode():
+        assert torch.equal(back.model()(batch).logits, found.ensemble.model()(batch).logits)
+    assert back.threshold == pytest.approx(
+        np.mean(
+            [checkpoint.load(path).threshold for path in sorted((tmp_path / "crossval").glob("*/fold-*/*.safetensors"))]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"folds": 1}, "--folds 1"),
+        ({"trials": -1}, "--search -1"),
+        ({"aggregators": ("abmil", "abmil")}, "name each model once"),
+        ({"aggregators": ()}, "name each model once"),
+        ({"train": TrainParams("das-mil", {"sharpness": 2.0}), "aggregators": ("abmil",)}, "none of abmil has such"),
+        ({"aggregators": ("nobody",)}, "--aggregator nobody"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        replace(CrossvalParams(), **changed)
+
+
+def test_an_option_goes_to_the_models_that_have_it() -> None:
+    params = CrossvalParams(
+        TrainParams("das-mil", {"sharpness": 2.0, "heads": 2}), ("das-mil", "self-attention", "mean")
+    )
+    assert params.of("das-mil").options == {"sharpness": 2.0, "heads": 2}
+    assert params.of("self-attention").options == {"heads": 2}
+    assert params.of("mean").options == {}
+
+
+def test_hyper_parameters_are_searched_on_validation_patients_and_kept(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=18)
+    (found,) = validated(tmp_path, trials=3)
+    for fold in ("1", "2", "3"):
+        out = tmp_path / "crossval" / "abmil" / f"fold-{fold}"
+        with (out / "search.csv").open() as file:
+            trials = list(csv.DictReader(file))
+        assert len(trials) == 3
+        best = min(trials, key=lambda row: float(row["val_loss"]))
+        made = checkpoint.load(out / CHECKPOINT)
+        assert made.training["params"]["learn"]["lr"] == pytest.approx(float(best["lr"]))
+        assert made.training["best"]["val_loss"] == pytest.approx(float(best["val_loss"]))
+        assert float(trials[0]["lr"]) == pytest.approx(QUICK.lr)  # what stood there is tried first
+    again = validated(tmp_path, trials=3)[0]
+    assert again.rows == found.rows
+
+
+def answers(seed: int, shift: float, count: int = 60, folds: int = 1) -> Answers:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        label = index % 2
+        positive = 1 / (1 + math.exp(-(rng.normal() + shift * (label - 0.5))))
+        decided = "b" if positive >= 0.5 else "a"
+        fold = str(index // 2 % folds + 1) if folds > 1 else ""
+        row = Prediction(
+            f"s{index:02d}", "done", (1 - positive, positive), 9, "ab"[label], predicted=decided, fold=fold
+        )
+        rows.append(row)
+    groups = {"site": {row.slide_id: "north" if index % 3 else "south" for index, row in enumerate(rows)}}
+    return Answers.of(rows, ("a", "b"), groups)
+
+
+def test_figures_come_with_intervals_that_hold_them_and_the_same_seed_gives_the_same() -> None:
+    judged = judge("m", answers(0, 1.5), FEW)
+    for name, (value, low, high) in judged.figures.items():
+        assert low <= value <= high or name == "ECE", name
+    again, other = (judge("m", answers(0, 1.5), how).figures for how in (FEW, Resampling(1, 200)))
+    assert repr(judged.figures) == repr(again)
+    assert repr(judged.figures) != repr(other)
+    assert judged.figures["AUROC"] == judged.delong
+    assert [(group.value, group.bags) for group in judged.groups] == [("north", 40), ("south", 20)]
+
+
+def test_auroc_of_rounds_does_not_compare_across_them() -> None:
+    """Scores of one round are all higher than those of another: pooled, that looks like ignorance."""
+    rows = []
+    for fold, base in (("1", 0.1), ("2", 0.6)):
+        for index in range(10):
+            positive = base + 0.02 * index
+            label = "b" if index >= 5 else "a"
+            rows.append(
+                Prediction(f"{fold}{index}", "done", (1 - positive, positive), 9, label, predicted="a", fold=fold)
+            )
+    judged = judge("m", Answers.of(rows, ("a", "b")), FEW)
+    assert judged.figures["AUROC"].value == 1.0
+    assert 0.6 < judged.figures["AUROC"].low < 0.9  # twenty patients prove no perfection
+    assert judged.figures["pooled AUROC"].value < 0.8
+    assert judged.rounds == {"1": 1.0, "2": 1.0}
+
+
+def test_declared_classes_stay_though_nobody_has_them() -> None:
+    rows = [Prediction(f"s{index}", "done", (0.2, 0.3, 0.5), 9, "ab"[index % 2], predicted="c") for index in range(8)]
+    judged = judge("m", Answers.of(rows, ("a", "b", "c")), FEW)
+    assert judged.figures["F1"].value == 0.0
+    assert judged.figures["accuracy"].value == 0.0
+    assert math.isnan(judged.figures["AUROC"].value)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing_and_a_better_one_is_told() -> None:
+    good, poor = judge("good", answers(0, 3.0), FEW), judge("poor", answers(1, 0.0), FEW)
+    same = compare([good, replace(good, name="again")], FEW)[0]
+    assert tuple(same.difference) == (0.0, 0.0, 0.0)
+    assert same.delong == same.mcnemar == same.holm_delong == same.holm_mcnemar == 1.0
+    (found,) = compare([good, poor], FEW)
+    assert found.difference.low > 0
+    assert found.delong < 0.01
+    assert found.mcnemar < 0.05
+    three = compare([good, poor, judge("other", answers(2, 1.0), FEW)], FEW)
+    assert all(c.holm_delong >= c.delong and c.holm_mcnemar >= c.mcnemar for c in three)
+    with pytest.raises(TableError, match="not judged on the same slides"):
+        compare([good, judge("less", answers(0, 3.0, count=58), FEW)], FEW)
+
+
+def test_delongs_test_does_not_compare_across_rounds() -> None:
+    """Scores of one round shifted as a whole change pooled AUROC, and say nothing of either model."""
+    one = answers(0, 1.5, count=120, folds=2)
+    shifted = one.scores.copy()
+    shifted[np.array(one.folds) == "2"] *= [1.0, 0.3]
+    shifted /= shifted.sum(axis=1, keepdims=True)
+    pair = [judge("one", one, FEW), judge("shifted", replace(one, scores=shifted), FEW)]
+    assert pair[0].figures["pooled AUROC"].value != pair[1].figures["pooled AUROC"].value
+    (same,) = compare(pair, FEW)
+    assert same.difference.value == pytest.approx(0.0, abs=1e-12)
+    assert same.delong == 1.0
+    better = judge("better", answers(1, 3.0, count=120, folds=2), FEW)
+    (found,) = compare([better, pair[0]], FEW)
+    assert found.delong < 0.05
+
+
+def test_a_patient_with_many_slides_counts_once_in_mcnemar() -> None:
+    found = answers(0, 3.0, count=40)
+    one = replace(found, patients=("p",) * 8 + found.patients[8:], predicted=found.labels)
+    wrong = one.predicted.copy()
+    wrong[:8] = 1 - wrong[:8]
+    (c,) = compare([judge("one", one, FEW), judge("wrong", replace(one, predicted=wrong), FEW)], FEW)
+    assert c.mcnemar == 1.0
+
+
+def test_rounds_without_a_class_are_told_and_prove_nothing() -> None:
+    rows = [
+        Prediction(f"{fold}{i}", "done", (1 - p, p), 9, label, predicted="a", fold=fold)
+        for fold, labels in (("1", "aaaaabbbbb"), ("2", "a" * 20), ("3", "b" * 20))
+        for i, label in enumerate(labels)
+        for p in [0.2 + 0.01 * i + 0.4 * (label == "b" and fold == "1")]
+    ]
+    judged = judge("m", Answers.of(rows, ("a", "b")), FEW)
+    assert judged.figures["AUROC"].value == 1.0
+    assert judged.figures["AUROC"].low < 0.8  # ten patients, and not fifty
+    assert "2 of 3 rounds tested no patient of some class: their 40 patients do not count" in judged.notes[0]
+
+
+def test_a_fold_with_one_patient_of_a_class_leaves_every_figure_its_interval() -> None:
+    found = answers(0, 1.0, count=40, folds=5)
+    few = found.where(np.flatnonzero((found.labels == 0) | (np.arange(40) < 18)))
+    assert min(sum((few.labels == 1) & (np.array(few.folds) == fold)) for fold in set(few.folds)) == 1
+    judged = judge("m", few, FEW)
+    for name, (value, low, high) in judged.figures.items():
+        assert name == "ECE" or low < value < high, name
+
+
+def test_models_of_different_rounds_have_no_delong_test() -> None:
+    one = answers(0, 1.0, count=60, folds=2)
+    other = replace(answers(1, 1.0, count=60, folds=3), ids=one.ids)
+    (found,) = compare([judge("one", one, FEW), judge("other", other, FEW)], FEW)
+    assert math.isnan(found.delong)
+    assert np.isfinite(found.difference).all()
+
+
+@pytest.mark.parametrize("fold", ["A/1", "../x", ".hidden"])
+def test_folds_that_make_no_folder_are_refused(tmp_path: Path, fold: str) -> None:
+    labels = plant_cohort(tmp_path, slides=16)
+    rows = labels.read_text().splitlines()
+    folds = ["fold", *(fold if index % 4 < 2 else "B" for index in range(16))]
+    labels.write_text("\n".join(f"{row},{own}" for row, own in zip(rows, folds, strict=True)) + "\n")
+    with pytest.raises(TableError, match="use letters, digits"):
+        validated(tmp_path, folds=0)
+
+
+def test_a_model_of_shuffled_labels_is_not_left_behind(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=18)
+    validated(tmp_path, label_shuffle=True)
+    assert not (tmp_path / "crossval" / "abmil" / CHECKPOINT).exists()
+
+
+def test_a_trial_that_diverges_is_a_bad_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_cohort(tmp_path, slides=18)
+    fit, calls = train.fit, []
+
+    def sometimes(*args: object, **kwargs: object) -> train.Trained:
+        calls.append(1)
+        if len(calls) == 2:
+            raise TrainingError("the training loss is not finite")
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(train, "fit", sometimes)
+    (found,) = validated(tmp_path, trials=3)
+    assert len(found.rows) == 18
+    with (tmp_path / "crossval" / "abmil" / "fold-1" / "search.csv").open() as file:
+        assert [row["val_loss"] for row in csv.DictReader(file)].count("") == 1
+
+
+def test_what_a_model_says_of_itself_is_not_written_over(tmp_path: Path) -> None:
+    labels, folders, model = trained_model(tmp_path)
+    for folder in (tmp_path / "model",):
+        with pytest.raises(OptionError, match="holds a model and its own predictions"):
+            studies.evaluate_model(
+                model, labels, replace(folders, model=folder), studies.Asked(device="cpu"), FEW, PeerOptions()
+            )
+
+
+def test_patients_are_known_again_by_their_slides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels, folders, model = trained_model(tmp_path)
+    rows = labels.path.read_text().splitlines()
+    named = [f"{rows[0]},patient_id", *(f"{row},person-{index}" for index, row in enumerate(rows[1:]))]
+    labels.path.write_text("\n".join(named) + "\n")
+    with caplog.at_level(logging.WARNING):
+        studies.evaluate_model(model, labels, folders, studies.Asked(device="cpu"), FEW, PeerOptions())
+    assert "16 of 24 patients took part in training" in caplog.text
+    told, _, _ = read_predictions(tmp_path / "evaluation" / "predictions.csv")
+    assert sum(row.split == "train" for row in told) == 16
+
+
+def test_probabilities_speak_of_the_frequencies_of_training() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(4000) < 0.1).astype(np.int64)
+    seen = rng.normal(labels * 2.0, 1.0)
+    balanced = 1 / (1 + np.exp(-(2.0 * seen - 2.0)))  # the posterior where both classes are equally frequent
+    scores = np.stack([1 - balanced, balanced], axis=1)
+    found = calibrated(labels[:2000], scores[:2000], (0.9, 0.1))
+    assert found.temperature == pytest.approx(1.0, abs=0.15)
+    assert applied(scores, found)[2000:, 1].mean() == pytest.approx(0.1, abs=0.02)
+    assert scores[2000:, 1].mean() > 0.2
+
+
+def run_folder(root: Path, name: str, rows: list[Prediction], classes: tuple[str, ...] = ("a", "b")) -> Path:
+    from wsi_mil.predictions import write_predictions
+
+    write_predictions(root / name / "predictions.csv", rows, classes, "x")
+    return root / name
+
+
+def test_runs_are_compared_on_what_both_have_whatever_the_order_of_their_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = answers(0, 2.0)
+    rows = [
+        Prediction(name, "done", tuple(scores), 1, "ab"[label], predicted="ab"[decided])
+        for name, scores, label, decided in zip(found.ids, found.scores, found.labels, found.predicted, strict=True)
+    ]
+    turned = [row._replace(probabilities=row.probabilities[::-1]) for row in rows]
+    one, other = run_folder(tmp_path, "one", rows), run_folder(tmp_path, "two", turned[:-4], ("b", "a"))
+    with caplog.at_level(logging.WARNING):
+        study = studies.compare_runs([one, other], tmp_path / "out", FEW)
+    assert "4 of 60 bags are not in every run" in caplog.text
+    assert study.comparisons[0].difference.value == 0.0
+    assert study.comparisons[0].mcnemar == 1.0
+    assert (tmp_path / "out" / "report.html").exists()
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 1
+    wrong = [row._replace(label="b" if row.label == "a" else "a") for row in rows[:3]] + rows[3:]
+    with pytest.raises(TableError, match="do not agree on the label of s00, s01, s02"):
+        studies.compare_runs([one, run_folder(tmp_path, "three", wrong)], tmp_path / "out", FEW)
+    alien = run_folder(tmp_path, "four", [row._replace(slide_id=f"x{row.slide_id}") for row in rows])
+    with pytest.raises(TableError, match="no slide in common"):
+        studies.compare_runs([one, alien], tmp_path / "out", FEW)
+    with pytest.raises(OptionError, match="name two different runs"):
+        studies.compare_runs([one], tmp_path / "out", FEW)
+    trained = [row._replace(split="train") for row in rows]
+    with pytest.raises(TableError, match="holds no test slide"):
+        studies.compare_runs([one, run_folder(tmp_path, "five", trained)], tmp_path / "out", FEW)
+
+
+def trained_model(root: Path, aggregator: str = "abmil", test: int = 8) -> tuple[LabelTable, Folders, Path]:
+    labels, folders = LabelTable(plant_cohort(root, slides=24, test=test)), Folders.under(root)
+    assert workflow.train_model(labels, folders, TrainParams(aggregator, learn=QUICK), "cpu") is not None
+    return labels, replace(folders, model=root / "evaluation"), root / "model" / CHECKPOINT
+
+
+def test_evaluating_says_who_was_trained_on_and_agrees_with_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, folders, model = trained_model(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        study = studies.evaluate_model(model, labels, folders, studies.Asked(device="cpu"), FEW, PeerOptions())
+    assert "16 of 24 patients took part in training" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        study = studies.evaluate_model(model, labels, folders, studies.Asked("test", device="cpu"), FEW, PeerOptions())
+    assert "took part in training" not in caplog.text
+    rows, _, _ = read_predictions(tmp_path / "evaluation" / "predictions.csv")
+    told, _, _ = read_predictions(tmp_path / "model" / "predictions.csv")
+    wanted = {row.slide_id: row for row in told if row.split == "test"}
+    for row in rows:
+        assert row.probabilities == pytest.approx(wanted[row.slide_id].probabilities, abs=1e-12)
+    assert [row.predicted for row in rows] == [wanted[row.slide_id].predicted for row in rows]
+    assert len(study.judged[0].answers) == 8
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
+        "metrics.csv", "predictions.csv", "reliability.csv", "report.html",
+    }  # fmt: skip
+    with pytest.raises(TableError, match="--split val"):
+        studies.evaluate_model(model, labels, folders, studies.Asked("val"), FEW, PeerOptions())
+
+
+def test_labels_that_the_model_was_not_taught_are_refused(tmp_path: Path) -> None:
+    labels, folders, model = trained_model(tmp_path)
+    labels.path.write_text(labels.path.read_text().replace("s00,neg", "s00,other"))
+    with pytest.raises(TableError, match="row 2: label other is none of the classes neg, pos"):
+        studies.evaluate_model(model, labels, folders, studies.Asked(), FEW, PeerOptions())

@@ -1,0 +1,153 @@
+"""The commands that judge models: crossval, evaluate, compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_mil.arguments import (
+    Aggregators,
+    BagEncoder,
+    BagMpp,
+    Bags,
+    BagSlides,
+    BagsPerStep,
+    BagTable,
+    By,
+    Clip,
+    Device,
+    Distances,
+    Epochs,
+    Labels,
+    LearningRate,
+    Model,
+    Numbers,
+    Options,
+    Out,
+    Overwrite,
+    Patience,
+    Positive,
+    Resamples,
+    Seed,
+    SlidesTable,
+    Target,
+    Tiles,
+    TrainTiles,
+    Unit,
+    UnitName,
+    ValFraction,
+    WeightDecay,
+    key_values,
+    label_table,
+    peer_options,
+)
+from wsi_mil.screen import show_study
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def crossval(
+    bags: Bags = Path("feats"),
+    labels: Labels = Path("labels.csv"),
+    out: Out = Path("crossval"),
+    aggregator: Aggregators = None,
+    option: Options = None,
+    folds: Annotated[int, typer.Option("--folds", help="Rounds; 0 = as the column fold says.")] = 5,
+    by_site: Annotated[
+        bool, typer.Option("--by-site", help="Test all patients of a site (column site) in one round.")
+    ] = False,
+    trials: Annotated[
+        int, typer.Option("--search", metavar="N", help="Hyper-parameters to try in each round, on its validation.")
+    ] = 0,
+    label_shuffle: Annotated[
+        bool, typer.Option("--label-shuffle", help="Deal the labels anew first: AUROC must then be about 0.5.")
+    ] = False,
+    epochs: Epochs = 60,
+    patience: Patience = 20,
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 1e-2,
+    bags_per_step: BagsPerStep = 2,
+    clip: Clip = 1.0,
+    precision: Numbers = "auto",
+    max_tiles: TrainTiles = 0,
+    val_fraction: ValFraction = 0.2,
+    target: Target = "label",
+    positive: Positive = None,
+    unit: UnitName = Unit.SLIDE,
+    slides_table: SlidesTable = None,
+    by: By = None,
+    seed: Seed = 0,
+    resamples: Resamples = 2000,
+    tiles: Tiles = Path("tiles"),
+    distances: Distances = Path("distances"),
+    slides: BagSlides = None,
+    table: BagTable = None,
+    mpp: BagMpp = None,
+    encoder: BagEncoder = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Judge models on every patient, by rounds that knew nothing of them: weights and choices come from the others."""
+    from wsi_mil import studies
+    from wsi_mil.evaluation import CrossvalParams
+    from wsi_mil.learning import LearnParams
+    from wsi_mil.metrics import Resampling
+    from wsi_mil.train import TrainParams
+    from wsi_mil.workflow import Folders
+
+    models = tuple(aggregator or ["das-mil"])
+    learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
+    base = TrainParams(models[0], key_values(option), val_fraction, learn)
+    params = CrossvalParams(base, models, folds, by_site, label_shuffle, trials)
+    told = label_table(labels, slides_table, target, positive, unit, by)
+    folders, peers = Folders(tiles, bags, distances, out), peer_options(slides, table, mpp, encoder)
+    study = studies.cross_validate(told, folders, params, Resampling(seed, resamples), device, overwrite, peers)
+    show_study(study, out)
+
+
+@app.command()
+def evaluate(
+    model: Model = Path("model"),
+    bags: Bags = Path("feats"),
+    labels: Labels = Path("labels.csv"),
+    out: Out = Path("evaluation"),
+    part: Annotated[str, typer.Option("--split", help="Judge only slides of this split, such as test.")] = "",
+    spatial: Annotated[
+        bool, typer.Option("--spatial", help="Ask the model again with tiles moved: does it use where they are?")
+    ] = False,
+    target: Target = "label",
+    slides_table: SlidesTable = None,
+    by: By = None,
+    seed: Seed = 0,
+    resamples: Resamples = 2000,
+    tiles: Tiles = Path("tiles"),
+    slides: BagSlides = None,
+    table: BagTable = None,
+    mpp: BagMpp = None,
+    encoder: BagEncoder = None,
+    device: Device = "auto",
+) -> None:
+    """Judge a trained model on labelled slides: figures with intervals, by site and other groups."""
+    from wsi_mil import studies
+    from wsi_mil.metrics import Resampling
+    from wsi_mil.workflow import Folders, checkpoint_at
+
+    told = label_table(labels, slides_table, target, None, Unit.SLIDE, by)
+    folders, peers = Folders(tiles, bags, model=out), peer_options(slides, table, mpp, encoder)
+    asked, how = studies.Asked(part, spatial, device), Resampling(seed, resamples)
+    show_study(studies.evaluate_model(checkpoint_at(model), told, folders, asked, how, peers), out)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of crossval (one per model), evaluate or train.")],
+    out: Out = Path("comparison"),
+    seed: Seed = 0,
+    resamples: Resamples = 2000,
+) -> None:
+    """Compare runs on the patients that all of them have: difference in AUROC, its interval, DeLong, McNemar, Holm."""
+    from wsi_mil import studies
+    from wsi_mil.metrics import Resampling
+
+    show_study(studies.compare_runs(runs, out, Resampling(seed, resamples)), out)

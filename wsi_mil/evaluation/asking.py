@@ -1,0 +1,68 @@
+"""Asking a trained model about labelled bags."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from wsi_mil.aggregators import Aggregator, infer
+from wsi_mil.bags import Bag, join_bags, read_bag
+from wsi_mil.checkpoint import Checkpoint, Recipe
+from wsi_mil.cohort import Cohort, Unit
+from wsi_mil.errors import IncompatibleError
+from wsi_mil.predictions import Prediction
+from wsi_mil.stage import artifact_path
+
+
+def as_it_lies(bag: Bag) -> Bag:
+    """The bag itself."""
+    return bag
+
+
+def ask(
+    made: Checkpoint,
+    network: Aggregator,
+    cohort: Cohort,
+    feats: Path,
+    change: Callable[[Bag], Bag] = as_it_lies,
+) -> list[Prediction]:
+    """Predict every bag of a cohort, one at a time.
+
+    Args:
+        made: what answers.
+        network: its `Checkpoint.model`, on the device to use.
+        cohort: labelled slides, of the model's unit.
+        feats: where the features lie.
+        change: what is done to each bag first.
+
+    Raises:
+        IncompatibleError: some features were made otherwise than those of training.
+    """
+    return [_answer(made, network, unit, change(_bag(made, unit, feats))) for unit in cohort.units]
+
+
+def _bag(made: Checkpoint, unit: Unit, feats: Path) -> Bag:
+    bags = []
+    for member in unit.members:
+        path = artifact_path(feats, member.slide_id)
+        bag = read_bag(path)
+        made.recipe.require(Recipe.of(bag.attrs), path)
+        if bag.features.shape[1] != made.dim:
+            raise IncompatibleError(
+                f"{path} has {bag.features.shape[1]} features per tile, the model was trained on {made.dim}: name"
+                " features of the same encoder by --bags"
+            )
+        bags.append(bag)
+    return join_bags(bags, unit.bag_id) if len(bags) > 1 else bags[0]
+
+
+def _answer(made: Checkpoint, network: Aggregator, unit: Unit, bag: Bag) -> Prediction:
+    probabilities = tuple(infer(network, bag).probabilities.tolist())
+    return Prediction(
+        unit.bag_id,
+        "done",
+        probabilities,
+        len(bag.features),
+        label=unit.label,
+        split=unit.split,
+        predicted=made.decide(probabilities),
+        patient_id=unit.patient_id,
+    )

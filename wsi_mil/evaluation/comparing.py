@@ -1,0 +1,111 @@
+"""Models compared on the same patients."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+
+from wsi_mil import metrics
+from wsi_mil.errors import TableError
+from wsi_mil.evaluation.answers import Answers
+from wsi_mil.evaluation.figures import Arrays, Figure, Judged, mean_auroc
+from wsi_mil.metrics import Interval, Resampling
+
+
+class Comparison(NamedTuple):
+    """Two models on the same bags."""
+
+    first: str
+    second: str
+    difference: Interval
+    """AUROC of the first less that of the second, with the interval of a paired bootstrap over patients."""
+    delong: float
+    """p that the AUROC are equal, by DeLong's test; nan where there are more than two classes."""
+    mcnemar: float
+    """p that both are right equally often: McNemar's exact test over patients. Who has several bags counts once, for
+    the model that is right on more of them."""
+    holm_delong: float = math.nan
+    """The former p, adjusted for the number of comparisons after Holm (1979)."""
+    holm_mcnemar: float = math.nan
+    """The latter, likewise."""
+
+
+def compare(judged: Sequence[Judged], how: Resampling) -> tuple[Comparison, ...]:
+    """Compare every pair of models.
+
+    Raises:
+        TableError: they were not judged on the same bags.
+    """
+    found = [_compared(first, second, how) for first, second in combinations(judged, 2)]
+    delong, mcnemar = (metrics.holm([getattr(c, test) for c in found]).tolist() for test in ("delong", "mcnemar"))
+    adjusted = zip(found, delong, mcnemar, strict=True)
+    return tuple(c._replace(holm_delong=one, holm_mcnemar=other) for c, one, other in adjusted)
+
+
+def _compared(first: Judged, second: Judged, how: Resampling) -> Comparison:
+    one, other = first.answers, second.answers
+    if one.ids != other.ids or not np.array_equal(one.labels, other.labels):
+        raise TableError(f"{first.name} and {second.name} were not judged on the same slides: nothing can be compared")
+    delong = _delong(one, other) if len(one.classes) == 2 else math.nan
+    difference = lost(mean_auroc, one, [other], how)
+    return Comparison(first.name, second.name, difference, delong, metrics.mcnemar(*_rather_right(one, other)))
+
+
+def _rather_right(one: Answers, other: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """For each patient whether the first model is right on more bags, and whether the second is."""
+    gained = (one.predicted == one.labels).astype(np.int64) - (other.predicted == other.labels)
+    _, owner = np.unique(one.patients, return_inverse=True)
+    sums = np.bincount(owner, weights=gained)
+    return sums > 0, sums < 0
+
+
+def _delong(one: Answers, other: Answers) -> float:
+    """p of DeLong's test; of several rounds, whose patients differ, of the mean of their differences.
+
+    Rounds that lack a class do not count, as in the figure. Models of different rounds have no round in common to be
+    compared in, so that p is undefined.
+    """
+    if one.folds != other.folds:
+        return math.nan
+    tests = []
+    for fold in sorted(set(one.folds)):
+        rows = np.array([found == fold for found in one.folds])
+        a, b = one.where(rows), other.where(rows)
+        tests.append(metrics.delong_test(a.labels, a.scores, b.scores, a.patients))
+    tests = [test for test in tests if not math.isnan(test.difference)]
+    if len(tests) == 1:
+        return tests[0].p
+    if not tests:
+        return math.nan
+    # Two models that order a round's patients alike differ by 0 there, surely.
+    widths = np.array([0.0 if test.p == 1 and test.difference == 0 else test.high - test.low for test in tests])
+    mean, width = float(np.mean([test.difference for test in tests])), float(np.sqrt(np.sum(widths**2))) / len(tests)
+    if width == 0:
+        return 1.0 if mean == 0 else math.nan
+    return float(2 * norm.sf(abs(mean) / (width / (2 * norm.isf(0.025)))))
+
+
+def lost(figure: Figure, one: Answers, others: Sequence[Answers], how: Resampling) -> Interval:
+    """A figure less the mean of it over other answers to the same bags, with the interval of a paired bootstrap.
+
+    Answers that are the same everywhere lose nothing, which is certain.
+    """
+    if all(np.array_equal(one.scores, other.scores) and one.folds == other.folds for other in others):
+        value = figure(Arrays.of(one))
+        return Interval(value - value, value - value, value - value)  # nan stays nan
+    count = len(one.classes)
+    answers = [Arrays.of(found) for found in (one, *others)]
+    width = count + 2
+    table = np.column_stack([part for a in answers for part in (a.scores, a.predicted, a.folds)])
+
+    def difference(labels: np.ndarray, table: np.ndarray) -> float:
+        values = []
+        for start in range(0, table.shape[1], width):
+            predicted, folds = (table[:, start + count + column].astype(np.int64) for column in (0, 1))
+            values.append(figure(Arrays(labels, table[:, start : start + count], predicted, folds)))
+        return values[0] - float(np.mean(values[1:]))
+
+    return metrics.bootstrap(difference, answers[0].labels, table, one.patients, how.seed, how.resamples, how.level)

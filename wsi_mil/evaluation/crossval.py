@@ -1,0 +1,192 @@
+"""Cross-validation, nested by construction.
+
+Every round tests on patients that had no part in it: the weights are learnt on some of the others, and whatever else is
+chosen (epoch, hyper-parameters, temperature, threshold) is chosen on the rest of them. Each round is a training of its
+own, published in its own folder, so that an interrupted cross-validation goes on where it stopped.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from wsi_mil import checkpoint, store, train
+from wsi_mil.aggregators import AGGREGATORS, params_of
+from wsi_mil.checkpoint import Checkpoint
+from wsi_mil.cohort import Cohort, draw_folds, nested, shuffled_labels
+from wsi_mil.errors import ArtifactStale, OptionError, TableError
+from wsi_mil.evaluation.search import Kept, search
+from wsi_mil.learning import RunParams
+from wsi_mil.predictions import Prediction, read_predictions, write_predictions
+from wsi_mil.train import CHECKPOINT, TrainParams
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class CrossvalParams:
+    """Everything that decides a cross-validation, beside the data."""
+
+    train: TrainParams = field(default_factory=TrainParams)
+    """How each model is trained; its aggregator is the first of ``aggregators``."""
+    aggregators: tuple[str, ...] = ("das-mil",)
+    """The models to judge, all on the same folds."""
+    folds: int = 5
+    """How many rounds; 0 = as many as the column ``fold`` of the table names."""
+    by_site: bool = False
+    """Whether all patients of a site are tested in one round."""
+    label_shuffle: bool = False
+    """Whether labels are dealt anew among the patients first: a sound protocol then finds nothing."""
+    trials: int = 0
+    """Hyper-parameters to try in each round, on its validation patients; 0 = none."""
+
+    def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise OptionError(f"--folds {self.folds}: give at least 2, or 0 for the table's column fold")
+        if self.trials < 0:
+            raise OptionError(f"--search {self.trials}: give a number of trials, 0 for none")
+        if len(set(self.aggregators)) < len(self.aggregators) or not self.aggregators:
+            raise OptionError(f"--aggregator {' --aggregator '.join(self.aggregators)}: name each model once")
+        for key in self.train.options:
+            if not any(key in _known(name) for name in self.aggregators):
+                raise OptionError(f"--option {key}: none of {', '.join(self.aggregators)} has such an option")
+        for name in self.aggregators:
+            self.of(name)
+
+    def of(self, aggregator: str) -> TrainParams:
+        """How one of the models is trained: with those of the options that it has."""
+        known = _known(aggregator)
+        options = {key: value for key, value in self.train.options.items() if key in known}
+        return replace(self.train, aggregator=aggregator, options=options)
+
+
+class Validated(NamedTuple):
+    """One model, judged on every patient by a round that knew nothing of them."""
+
+    aggregator: str
+    rows: list[Prediction]
+    """Predictions of every bag by the round that tested it, in the order of the table."""
+    ensemble: Checkpoint
+    """The models of all rounds together."""
+
+
+class Place(NamedTuple):
+    """Where a cross-validation reads and writes."""
+
+    feats: Path
+    distances: Path
+    out: Path
+    overwrite: bool = False
+    """Replace rounds that were trained otherwise."""
+
+
+def folded(cohort: Cohort, params: CrossvalParams) -> Cohort:
+    """The cohort with its folds drawn, and its labels dealt anew where that is asked for."""
+    seed = params.train.learn.seed
+    if params.label_shuffle:
+        cohort = shuffled_labels(cohort, seed)
+    return draw_folds(cohort, params.folds, seed, params.by_site)
+
+
+def crossval(cohort: Cohort, place: Place, params: CrossvalParams, device: torch.device) -> Iterator[Validated]:
+    """Judge each model on every patient.
+
+    Args:
+        cohort: labelled slides with folds (`folded`).
+        place: where features lie and results go: ``<out>/<aggregator>/fold-<k>/`` is one training, beside them lie
+            ``predictions.csv``, of each bag by the round that tested it, and ``checkpoint.safetensors``, all rounds.
+        params: how to go about it.
+        device: where to train.
+
+    Raises:
+        ArtifactStale: a round was trained otherwise, and overwriting was not asked for.
+        TableError: some round would lack a class.
+    """
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        raise OptionError(
+            "crossval is one process: start it without torchrun, several GPUs share a round by `train` only"
+        )
+    rounds = cohort.folds
+    _require_folders(rounds)
+    cohorts = [nested(cohort, fold, params.train.val_fraction, params.train.learn.seed) for fold in rounds]
+    for aggregator in params.aggregators:
+        out = place.out / aggregator
+        for name in (CHECKPOINT, PREDICTIONS):
+            (out / name).unlink(missing_ok=True)  # until all rounds are there, nothing here stands for all of them
+        made = {}
+        for fold, inner in zip(rounds, cohorts, strict=True):
+            log.info("%s, round %s of %d", aggregator, fold, len(rounds))
+            where = place._replace(out=out / f"fold-{fold}")
+            made[fold] = _round(inner, where, params.of(aggregator), params, device)
+        yield _published(aggregator, cohort, made, out, params)
+
+
+def _require_folders(folds: Sequence[str]) -> None:
+    """Refuse names of folds that make no folders, or one folder for two."""
+    for fold in folds:
+        if not re.fullmatch(r"\w[\w.-]*", fold):
+            raise TableError(f"fold {fold!r} in the table of labels: use letters, digits, dots and hyphens only")
+    if len({fold.lower() for fold in folds}) < len(folds):
+        raise TableError(f"folds {', '.join(folds)} differ by case only: name them otherwise")
+
+
+def _round(cohort: Cohort, place: Place, base: TrainParams, params: CrossvalParams, device: torch.device) -> Path:
+    """The folder of one round, trained now unless it was before."""
+    chosen = base
+    if params.trials:
+        chosen = search(cohort, place.feats, base, params.trials, Kept(place.distances, place.out, device))
+    print_ = train.fingerprint(cohort, place.feats, chosen)
+    if not _is_finished(place, print_, chosen):
+        run = RunParams(folder=place.out, overwrite=place.overwrite)
+        train.publish(train.fit(cohort, place.feats, chosen, place.distances, device, run), place.out, {})
+    return place.out
+
+
+def _is_finished(place: Place, print_: str, params: TrainParams) -> bool:
+    try:
+        return train.is_finished(place.out, print_, params)
+    except ArtifactStale:
+        if place.overwrite:
+            return False
+        raise
+
+
+def _published(
+    aggregator: str, cohort: Cohort, rounds: dict[str, Path], out: Path, params: CrossvalParams
+) -> Validated:
+    """Put the rounds together, as they lie on disk: in one run or in several, the same bytes come of it."""
+    models = [checkpoint.load(path / CHECKPOINT) for path in rounds.values()]
+    tested: dict[str, Prediction] = {}
+    for fold, path in rounds.items():
+        rows, _, _ = read_predictions(path / PREDICTIONS)
+        tested |= {row.slide_id: row._replace(fold=fold) for row in rows if row.split == "test"}
+    prints = " ".join(made.training["fingerprint"] for made in models)
+    training = {
+        "params": asdict(params),
+        "fingerprint": store.fingerprint("crossval", 1, asdict(params), prints),
+        "cohort": cohort.digest,
+        "patients": sorted({patient for made in models for patient in made.training["patients"]}),
+        "trained_slides": sorted({slide for made in models for slide in made.training["trained_slides"]}),
+        "slides": {"cross-validated": len(cohort.members)},
+        "rounds": [made.training for made in models],
+        "versions": checkpoint.versions(),
+    }
+    whole = checkpoint.ensemble(models, training)
+    rows = list(tested.values())
+    write_predictions(out / PREDICTIONS, rows, whole.classes, "cross-validation")
+    if not params.label_shuffle:  # a model of labels that were dealt anew is of no use, and could be mistaken for one
+        checkpoint.save(out / CHECKPOINT, whole)
+    return Validated(aggregator, rows, whole)
+
+
+def _known(aggregator: str) -> set[str]:
+    """The options that a model has."""
+    params_of(aggregator, {})
+    return {field.name for field in fields(AGGREGATORS[aggregator].Params)}

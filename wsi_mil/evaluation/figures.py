@@ -1,0 +1,192 @@
+"""Figures of merit of one model's answers, each with its interval over patients."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+from wsi_mil import metrics
+from wsi_mil.evaluation.answers import Answers
+from wsi_mil.metrics import Interval, Resampling
+
+
+class Arrays(NamedTuple):
+    """Of `Answers`, what figures are computed from."""
+
+    labels: Int[np.ndarray, " bags"]
+    scores: Float64[np.ndarray, "bags classes"]
+    predicted: Int[np.ndarray, " bags"]
+    folds: Int[np.ndarray, " bags"]
+
+    @classmethod
+    def of(cls, answers: Answers) -> "Arrays":
+        """Those of some answers."""
+        _, folds = np.unique(answers.folds, return_inverse=True)
+        return cls(answers.labels, answers.scores, answers.predicted, folds)
+
+
+Figure = Callable[[Arrays], float]
+
+
+def rounds(found: Arrays) -> list[float]:
+    """AUROC within each round of cross-validation; nan where a round lacks a class."""
+    inside = [found.folds == fold for fold in np.unique(found.folds)]
+    return [metrics.auroc(found.labels[rows], found.scores[rows]) for rows in inside]
+
+
+def mean_auroc(found: Arrays) -> float:
+    """AUROC within each round of cross-validation, averaged over the rounds (Forman and Scholz 2010).
+
+    Scores of different models are on no common scale, so that a pair of patients from different rounds says nothing of
+    either model. A round that lacks a class has no AUROC and does not count; without cross-validation there is one.
+    """
+    defined = [value for value in rounds(found) if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def _pooled(figure: Callable[..., float], found: Arrays) -> float:
+    return figure(found.labels, found.scores)
+
+
+def _decided(figure: Callable[..., float], found: Arrays) -> float:
+    return figure(found.labels, found.predicted, found.scores.shape[1])
+
+
+def _of_two(figure: Callable[..., float], found: Arrays) -> float:
+    return figure(found.labels, found.predicted) if found.scores.shape[1] == 2 else math.nan
+
+
+def _balanced_accuracy(found: Arrays) -> float:
+    """Undefined where a declared class is absent: the mean recall of the others is another figure."""
+    absent = set(range(found.scores.shape[1])) - set(found.labels.tolist())
+    return math.nan if absent else metrics.balanced_accuracy(found.labels, found.predicted)
+
+
+FIGURES: Mapping[str, Figure] = {
+    "AUROC": mean_auroc,
+    "pooled AUROC": partial(_pooled, metrics.auroc),
+    "AUPRC": partial(_pooled, metrics.auprc),
+    "balanced accuracy": _balanced_accuracy,
+    "accuracy": lambda found: metrics.accuracy(found.labels, found.predicted),
+    "F1": partial(_decided, metrics.f1),
+    "sensitivity": partial(_of_two, metrics.sensitivity),
+    "specificity": partial(_of_two, metrics.specificity),
+    "Brier": partial(_pooled, metrics.brier),
+    "log loss": partial(_pooled, metrics.log_loss),
+    "ECE": partial(_pooled, metrics.ece),
+}
+"""Every figure of a classification. Those of decisions are at each model's own threshold."""
+
+
+class Group(NamedTuple):
+    """Some of the bags, such as those of one site."""
+
+    column: str
+    value: str
+    patients: int
+    bags: int
+    auroc: Interval
+    accuracy: Interval
+    """Balanced."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model's answers with their figures."""
+
+    name: str
+    answers: Answers
+    figures: Mapping[str, Interval]
+    delong: Interval
+    """Of the pooled AUROC of two classes, by DeLong's method."""
+    rounds: Mapping[str, float]
+    """AUROC of each round of cross-validation."""
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...]
+    """What one should bear in mind, as whole sentences."""
+
+
+def judge(name: str, answers: Answers, how: Resampling) -> Judged:
+    """Compute every figure of a model's answers."""
+    found = Arrays.of(answers)
+    names = np.unique(answers.folds).tolist()
+    two = len(answers.classes) == 2
+    undefined = Interval(math.nan, math.nan, math.nan)
+    return Judged(
+        name=name,
+        answers=answers,
+        figures={figure: _with_limits(figure, answers, how) for figure in FIGURES},
+        delong=metrics.delong_interval(found.labels, found.scores, answers.patients, how.level) if two else undefined,
+        rounds=dict(zip(names, rounds(found), strict=True)) if len(names) > 1 else {},
+        groups=tuple(_groups(answers, how)),
+        notes=(
+            *_undefined_rounds(answers),
+            *metrics.small_sample_notes(answers.labels, answers.patients, answers.classes),
+        ),
+    )
+
+
+def _undefined_rounds(answers: Answers) -> Iterator[str]:
+    """A word on rounds that lack a class, so that their patients say nothing of AUROC."""
+    found = Arrays.of(answers)
+    undefined = np.isnan(np.array(rounds(found)))
+    if len(undefined) > 1 and undefined.any():
+        lost = len({answers.patients[row] for row in np.flatnonzero(undefined[found.folds])})
+        yield (
+            f"{int(undefined.sum())} of {len(undefined)} rounds tested no patient of some class: their {lost} patients"
+            " do not count in AUROC, but do in pooled AUROC"
+        )
+
+
+def _with_limits(name: str, answers: Answers, how: Resampling) -> Interval:
+    """A figure with the limits that hold the truth most often (`docs/decisions.md`)."""
+    if name == "ECE":  # resamples are all further off than the sample, so that theirs say nothing
+        return Interval(FIGURES[name](Arrays.of(answers)), math.nan, math.nan)
+    if name == "AUROC":
+        return _auroc(answers, how)
+    return interval(FIGURES[name], answers, how)
+
+
+def _auroc(answers: Answers, how: Resampling) -> Interval:
+    """AUROC of two classes by DeLong's method where one model answered; otherwise the rounds' mean, by the bootstrap.
+
+    Where every round is perfect, resamples are, too; what is known then is how many patients there are.
+    """
+    if len(answers.classes) != 2:
+        return interval(mean_auroc, answers, how)
+    if len(set(answers.folds)) == 1:
+        return metrics.delong_interval(answers.labels, answers.scores, answers.patients, how.level)
+    found = interval(mean_auroc, answers, how)
+    if found.value < 1 or not math.isnan(found.low):
+        return found
+    arrays = Arrays.of(answers)
+    counted = answers.where(~np.isnan(np.array(rounds(arrays)))[arrays.folds])
+    return metrics.delong_interval(counted.labels, np.eye(2)[counted.labels], counted.patients, how.level)
+
+
+def interval(figure: Figure, answers: Answers, how: Resampling) -> Interval:
+    """A figure with its 95% interval: patients are drawn anew within their classes.
+
+    Not within rounds, too: of the two patients of a class that a round may have, resamples know half the spread.
+    """
+    found = Arrays.of(answers)
+    count = len(answers.classes)
+    table = np.column_stack([found.scores, found.predicted, found.folds])
+
+    def on_some(labels: np.ndarray, table: np.ndarray) -> float:
+        predicted, folds = (table[:, column].astype(np.int64) for column in (count, count + 1))
+        return figure(Arrays(labels, table[:, :count], predicted, folds))
+
+    return metrics.bootstrap(on_some, found.labels, table, answers.patients, how.seed, how.resamples, how.level)
+
+
+def _groups(answers: Answers, how: Resampling) -> Iterator[Group]:
+    for column, values in answers.groups.items():
+        for value in sorted(set(values)):
+            some = answers.where(np.array([other == value for other in values]))
+            figures = (_with_limits(name, some, how) for name in ("AUROC", "balanced accuracy"))
+            yield Group(column, value, len(set(some.patients)), len(some), *figures)

@@ -1,0 +1,81 @@
+"""The model card: what a checkpoint is, made of what, how good, and what it is not for (Mitchell et al. 2019)."""
+
+from collections.abc import Mapping
+
+from wsi_mil.checkpoint import Checkpoint
+from wsi_mil.report.page import number
+from wsi_mil.train import Trained
+
+
+def model_card(made: Checkpoint, figures: Mapping[str, str], judged_on: str) -> bytes:
+    """Write the model card of a checkpoint, in Markdown.
+
+    Args:
+        made: the checkpoint.
+        figures: of its answers, each with its interval.
+        judged_on: whose answers these are, as a sentence.
+    """
+    parts = [
+        f"# {made.aggregator}: {' or '.join(made.classes)}",
+        _model(made),
+        "## Intended use\n\nResearch on slides made, stained and scanned like those of training. It is not a medical"
+        " device; what it says of one patient must decide nothing.",
+        _data(made),
+        _features(made),
+        f"## Figures\n\n{judged_on}\n\n" + "\n".join(f"* {name}: {value}" for name, value in figures.items()),
+        _decisions(made),
+        "## Limits\n\nIt was judged on the cohort above and no other. Other hospitals, scanners, stains and populations"
+        " may lower every figure: judge it there by `wsimil evaluate --by site` before it is used. Attention shows what"
+        " the model looked at, which is not why a patient has a disease.",
+        f"## Provenance\n\n{_provenance(made)}",
+    ]
+    return ("\n\n".join(parts) + "\n").encode()
+
+
+def training_card(trained: Trained) -> bytes:
+    """The card of one training, with its figures on validation and test patients."""
+    figures = {f"AUROC, {part}": number(trained.auroc(part)) for part in ("val", "test") if trained.cohort.part(part)}
+    judged_on = (
+        "Validation patients chose the epoch, the temperature and the threshold, so that figures on them flatter; only"
+        " test patients are a test. `wsimil evaluate` gives every figure with its interval."
+    )
+    return model_card(trained.checkpoint, figures, judged_on)
+
+
+def _model(made: Checkpoint) -> str:
+    several = f"{len(made.parts)} models, one of each round of cross-validation, that answer by their mean probability"
+    what = several if len(made.parts) > 1 else "One model"
+    values = sum(tensor.numel() for tensor in made.state.values())
+    options = "\n".join(f"* {name}: {value}" for name, value in made.options.items())
+    return f"{what}; {values:,} values. A bag is one {made.unit}.\n\nOptions:\n\n{options}"
+
+
+def _data(made: Checkpoint) -> str:
+    counts = ", ".join(f"{count} slides {split}" for split, count in made.training["slides"].items())
+    patients = len(made.training["patients"])
+    cohort = f"{patients} patients took part in learning or in choosing the epoch; cohort `{made.training['cohort']}`."
+    return f"## Training data\n\n{counts}. {cohort}"
+
+
+def _features(made: Checkpoint) -> str:
+    recipe = made.recipe
+    tile = f"{recipe.tile_um:g} um read as {recipe.tile_px} px"
+    return (
+        f"## Features\n\n{recipe.encoder} ({made.encoder_weights}, sha256 `{recipe.encoder_weights_sha256}`),"
+        f" {made.dim} per tile; tiles of {tile}; stain: {recipe.stain['method']}."
+        " Features made otherwise are refused."
+    )
+
+
+def _decisions(made: Checkpoint) -> str:
+    temperatures = ", ".join(f"{part.temperature:.3g}" for part in made.parts)
+    text = f"## Probabilities and decisions\n\nLogits are divided by {temperatures}, fitted on validation patients."
+    if made.threshold is None:
+        return f"{text} The most probable class is decided for."
+    chosen = "the mean of what was chosen on them" if len(made.parts) > 1 else "chosen on them, too"
+    return f"{text} {made.classes[1]} is decided for from a probability of {made.threshold:.3g} on, {chosen}."
+
+
+def _provenance(made: Checkpoint) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in made.training["versions"].items())
+    return f"* fingerprint `{made.training['fingerprint']}`\n* {versions}\n* parameters: `{made.training['params']}`"

@@ -1,0 +1,90 @@
+"""What every page is made of: sections of text, tables, charts and pictures."""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from wsi_mil.pages import render
+
+Cells = tuple[str, ...]
+
+
+class Picture(NamedTuple):
+    """An image with its caption."""
+
+    caption: str
+    data: bytes
+    """PNG or JPEG."""
+
+    @property
+    def source(self) -> str:
+        """The image as a data URI."""
+        kind = "png" if self.data.startswith(b"\x89PNG") else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
+
+
+class Curve(NamedTuple):
+    """One line of a chart."""
+
+    name: str
+    values: tuple[float, ...]
+    at: tuple[float, ...] = ()
+    """Where each value is, from 0 at the left edge to 1 at the right; unless told, evenly spread."""
+
+
+class Chart(NamedTuple):
+    """Lines over the epochs, or over what ``ends`` says."""
+
+    caption: str
+    curves: tuple[Curve, ...]
+    least_top: float = 0.0
+    """The upper edge is at least here."""
+    width: int = 640
+    height: int = 240
+    ends: tuple[str, str] = ("", "")
+    """What is written at the left end and at the right; unless told, the first epoch and the last."""
+    diagonal: bool = False
+    """Whether a line leads from corner to corner: what chance does, or what would be perfect."""
+
+    @property
+    def top(self) -> float:
+        """The value at the upper edge."""
+        values = [value for curve in self.curves for value in curve.values if math.isfinite(value)]
+        return max([*values, self.least_top]) or 1.0
+
+    @property
+    def written(self) -> tuple[str, str]:
+        """What stands below the left and the right end."""
+        return self.ends if any(self.ends) else ("epoch 1", str(len(self.curves[0].values)))
+
+    def points(self, curve: Curve) -> str:
+        """A curve as the points of an SVG polyline: x over the whole width, 0 at the lower edge."""
+        step = 1 / max(len(curve.values) - 1, 1)
+        places = curve.at or tuple(index * step for index in range(len(curve.values)))
+        pairs = zip(places, curve.values, strict=True)
+        heights = ((x * self.width, self.height - value * self.height / self.top) for x, value in pairs)
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in heights if math.isfinite(y))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page; what is empty is left out."""
+
+    heading: str
+    text: str = ""
+    header: Cells = ()
+    rows: Sequence[Cells] = ()
+    charts: Sequence[Chart] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
+    """Render a page."""
+    return render("report.html", title=title, lead=lead, sections=sections)
+
+
+def number(value: float) -> str:
+    """A figure with three decimals, or a dash where it is undefined."""
+    return "–" if math.isnan(value) else f"{value:.3f}"

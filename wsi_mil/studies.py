@@ -1,0 +1,227 @@
+"""Judging models: what `wsimil crossval`, `wsimil evaluate` and `wsimil compare` need of several rooms."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wsi_mil import checkpoint, store
+from wsi_mil.aggregators import Aggregator
+from wsi_mil.bags import Bag
+from wsi_mil.cohort import Cohort, some_names
+from wsi_mil.devices import pick_device
+from wsi_mil.errors import OptionError, TableError
+from wsi_mil.evaluation import (
+    PREDICTIONS,
+    Answers,
+    CrossvalParams,
+    Place,
+    Study,
+    Validated,
+    ask,
+    compare,
+    crossval,
+    does_space_matter,
+    folded,
+    judge,
+    write_study,
+)
+from wsi_mil.interop import PeerOptions, own_bags
+from wsi_mil.metrics import Resampling
+from wsi_mil.predictions import read_predictions, write_predictions
+from wsi_mil.report import model_card, shown, study_page
+from wsi_mil.train import CHECKPOINT, patient_hash
+from wsi_mil.workflow import Folders, LabelTable, labelled
+
+log = logging.getLogger(__name__)
+
+_REPORT = "report.html"
+_SHUFFLED = "Labels were dealt anew among the patients first: nothing but chance is to be found."
+
+
+def cross_validate(
+    labels: LabelTable,
+    folders: Folders,
+    params: CrossvalParams,
+    how: Resampling,
+    device: str,
+    overwrite: bool,
+    peers: PeerOptions,
+) -> Study:
+    """Judge models by cross-validation; ``folders.model`` is where everything goes."""
+    folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
+    cohort = folded(labelled(labels, folders), params)
+    place = Place(folders.feats, folders.distances, folders.model, overwrite)
+    made = list(crossval(cohort, place, params, pick_device(device)))
+    judged = [judge(one.aggregator, Answers.of(one.rows, one.ensemble.classes, _groups(cohort)), how) for one in made]
+    study = Study(tuple(judged), compare(judged, how))
+    if not params.label_shuffle:
+        _write_cards(study, made, folders.model)
+    lead = (
+        f"{' and '.join(params.aggregators)} on {len(cohort.units)} bags of {len(cohort.patients)} patients. Each was"
+        " tested by a model that had learnt, and chosen its epoch, temperature and threshold, on other patients only."
+    )
+    facts = [("parameters", str(params)), ("cohort", cohort.digest), ("labels", str(labels.path)), *_left_out(cohort)]
+    _publish(study, folders.model, "Cross-validation", f"{_SHUFFLED} {lead}" if params.label_shuffle else lead, facts)
+    return study
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a trained model is judged."""
+
+    part: str = ""
+    """Only slides of this split."""
+    spatial: bool = False
+    """Whether the model is asked again with its slides laid out otherwise."""
+    device: str = "auto"
+    """Where it runs."""
+
+
+def evaluate_model(
+    model: Path, labels: LabelTable, folders: Folders, asked: Asked, how: Resampling, peers: PeerOptions
+) -> Study:
+    """Judge a trained model on labelled slides; ``folders.model`` is where everything goes."""
+    folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
+    made = checkpoint.load(model)
+    as_trained = replace(labels.params, unit=made.unit, classes=made.classes)
+    cohort = _chosen(labelled(replace(labels, params=as_trained), folders), asked.part)
+    _refuse_model_folder(folders.model)
+    seen = _trained_on(made, cohort)
+    network = made.model().to(pick_device(asked.device))
+    # `compare` takes no such row for a test
+    rows = [
+        row._replace(split="train") if row.patient_id in seen else row
+        for row in ask(made, network, cohort, folders.feats)
+    ]
+    write_predictions(folders.model / PREDICTIONS, rows, made.classes, checkpoint.digest(model))
+
+    def again(other: Aggregator, change: Callable[[Bag], Bag]) -> Answers:
+        return Answers.of(ask(made, other, cohort, folders.feats, change), made.classes)
+
+    judged = judge(made.aggregator, Answers.of(rows, made.classes, _groups(cohort)), how)
+    study = Study((judged,), spatial=does_space_matter(again, network, how) if asked.spatial else None)
+    lead = f"{made.aggregator}, {len(cohort.units)} bags of {len(cohort.patients)} patients."
+    facts = [
+        ("model", f"{model} ({checkpoint.digest(model)})"),
+        ("cohort", cohort.digest),
+        ("labels", str(labels.path)),
+    ]
+    facts += _left_out(cohort)
+    _publish(study, folders.model, "Evaluation", lead, facts)
+    return study
+
+
+def compare_runs(runs: Sequence[Path], out: Path, how: Resampling) -> Study:
+    """Compare runs, folders of `wsimil crossval`, `evaluate` or `train`, on the bags that all of them have."""
+    if len(set(runs)) < max(2, len(runs)):
+        raise OptionError("compare: name two different runs or more, such as crossval/das-mil crossval/abmil")
+    _refuse_model_folder(out)
+    tables = _matched({str(run): _answers_in(run) for run in runs})
+    judged = [judge(name, answers, how) for name, answers in tables.items()]
+    study = Study(tuple(judged), compare(judged, how))
+    lead = f"{len(judged)} runs on the {len(judged[0].answers)} bags that all of them judged."
+    _publish(study, out, "Comparison", lead, [("run", str(run)) for run in runs])
+    return study
+
+
+def _write_cards(study: Study, made: Sequence[Validated], out: Path) -> None:
+    """Beside each ensemble its model card, with the figures of the rounds, which are not quite its own."""
+    judged_on = (
+        "Each patient was judged by the one model that had not seen the patient; the ensemble of all has none left"
+        " to be judged on, and is expected to do a little better."
+    )
+    for found, one in zip(study.judged, made, strict=True):
+        figures = {name: shown(interval) for name, interval in found.figures.items()}
+        store.write_bytes(out / one.aggregator / "model_card.md", model_card(one.ensemble, figures, judged_on))
+
+
+def _publish(study: Study, out: Path, title: str, lead: str, facts: Sequence[tuple[str, str]]) -> None:
+    write_study(study, out)
+    store.write_bytes(out / _REPORT, study_page(title, lead, study, facts))
+
+
+def _answers_in(run: Path) -> Answers:
+    """What a run's table says of labelled bags: of those that were tested, where it says which these are."""
+    table = run / PREDICTIONS if run.is_dir() else run
+    if not table.is_file():
+        raise OptionError(f"{run}: there is no {PREDICTIONS}: name folders of `wsimil crossval` or `wsimil evaluate`")
+    rows, classes, _ = read_predictions(table)
+    rows = [row for row in rows if row.label]
+    if any(row.split in ("train", "val") for row in rows):
+        rows = [row for row in rows if row.split == "test"]
+        if not rows:
+            raise TableError(f"{table} holds no test slide: judge the model by `wsimil evaluate`, and name that folder")
+    return Answers.of(rows, classes)
+
+
+def _matched(tables: dict[str, Answers]) -> dict[str, Answers]:
+    """The bags that every run has, in one order.
+
+    Raises:
+        TableError: there are none, or the runs do not agree on classes or labels.
+    """
+    (first_name, first), *others = tables.items()
+    common = set(first.ids).intersection(*(other.ids for _, other in others))
+    if not common:
+        raise TableError(f"{' and '.join(tables)} have no slide in common: compare runs on the same cohort")
+    ids = sorted(common)
+    found = {}
+    for name, answers in tables.items():
+        if set(answers.classes) != set(first.classes):
+            raise TableError(f"{name} knows the classes {answers.classes}, {first_name} {first.classes}")
+        where = {bag: row for row, bag in enumerate(answers.ids)}
+        found[name] = answers.where(np.array([where[bag] for bag in ids])).with_classes(first.classes)
+        if left := len(answers) - len(ids):
+            log.warning("%s: %d of %d bags are not in every run, and are left out", name, left, len(answers))
+        truth = [found[name].classes[label] for label in found[name].labels]
+        wanted = [first.classes[label] for label in found[first_name].labels]
+        if wrong := [bag for bag, one, other in zip(ids, truth, wanted, strict=True) if one != other]:
+            raise TableError(f"{name} and {first_name} do not agree on the label of {some_names(wrong)}")
+    return found
+
+
+def _chosen(cohort: Cohort, part: str) -> Cohort:
+    """The members of one split, or all."""
+    if not part:
+        return cohort
+    members = tuple(cohort.part(part))
+    if not members:
+        raise TableError(f"--split {part}: no labelled slide is in it: the column split says who is")
+    return replace(cohort, members=members)
+
+
+def _trained_on(made: checkpoint.Checkpoint, cohort: Cohort) -> set[str]:
+    """The patients that are no test, since the model or the choice of its epoch has seen them or a slide of theirs."""
+    seen = {*made.training.get("patients", ()), *made.training.get("trained_slides", ())}
+    hashes = ((m.patient_id, {patient_hash(m.patient_id), patient_hash(m.slide_id)}) for m in cohort.members)
+    known = {patient for patient, found in hashes if found & seen}
+    if known:
+        log.warning(
+            "%d of %d patients took part in training, so that the figures flatter the model: %s. Give --split test, or"
+            " labels of other patients",
+            len(known),
+            len(cohort.patients),
+            some_names(sorted(known)),
+        )
+    return known
+
+
+def _refuse_model_folder(out: Path) -> None:
+    """Refuse to write over what a model or a cross-validation says of its own test patients."""
+    if (out / CHECKPOINT).exists():
+        raise OptionError(f"--out {out} holds a model and its own predictions: give another folder")
+
+
+def _groups(cohort: Cohort) -> dict[str, dict[str, str]]:
+    """By column of subgroups the value of each bag; a patient's slides share it."""
+    return {
+        column: {unit.bag_id: values[unit.members[0].slide_id] for unit in cohort.units}
+        for column, values in cohort.groups.items()
+    }
+
+
+def _left_out(cohort: Cohort) -> list[tuple[str, str]]:
+    return [("left out", f"{slide_id}: {reason}") for slide_id, reason in cohort.left_out.items()]
