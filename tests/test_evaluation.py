@@ -99,6 +99,7 @@ def test_an_interrupted_cross_validation_goes_on_to_the_same_bytes(
     validated(tmp_path)  # trains nothing
     with pytest.raises(ArtifactStale, match="was trained otherwise"):
         validated(tmp_path, train=TrainParams("abmil", learn=replace(QUICK, epochs=7)))
+    assert (tmp_path / "crossval" / "abmil" / CHECKPOINT).exists()  # a run that is refused takes nothing away
 
 
 def test_an_ensemble_is_the_mean_of_its_calibrated_members(tmp_path: Path) -> None:
@@ -171,6 +172,8 @@ def test_hyper_parameters_are_searched_on_validation_patients_and_kept(tmp_path:
         assert float(trials[0]["lr"]) == pytest.approx(QUICK.lr)  # what stood there is tried first
     again = validated(tmp_path, trials=3)[0]
     assert again.rows == found.rows
+    with pytest.raises(ArtifactStale, match=r"of another search \(3 trials\): add --overwrite"):
+        validated(tmp_path, trials=2)
 
 
 def answers(seed: int, shift: float, count: int = 60, folds: int = 1) -> Answers:
@@ -196,7 +199,7 @@ def test_figures_come_with_intervals_that_hold_them_and_the_same_seed_gives_the_
     again, other = (judge("m", answers(0, 1.5), how).figures for how in (FEW, Resampling(1, 200)))
     assert repr(judged.figures) == repr(again)
     assert repr(judged.figures) != repr(other)
-    assert judged.figures["AUROC"] == judged.delong
+    assert judged.figures["AUROC"] == judged.figures["pooled AUROC"]  # one model answered
     assert [(group.value, group.bags) for group in judged.groups] == [("north", 40), ("south", 20)]
 
 

@@ -38,6 +38,21 @@ def named(numbers):
     return [f"patient {number}" for number in numbers]
 
 
+def scored(figure, labels, scores, patients, seed, resamples=2000, level=0.95):
+    """The interval of a figure of labels and scores."""
+    how = metrics.Resampling(seed, resamples, level)
+    return metrics.bootstrap(lambda rows: float(figure(labels[rows], scores[rows])), labels, patients, how)
+
+
+def paired(figure, labels, one, other, patients, seed, resamples=2000):
+    """That of a difference."""
+
+    def difference(rows):
+        return float(figure(labels[rows], one[rows]) - figure(labels[rows], other[rows]))
+
+    return metrics.bootstrap(difference, labels, patients, metrics.Resampling(seed, resamples))
+
+
 def by_predictions(labels, scores):
     return metrics.balanced_accuracy(labels, metrics.predict_at(scores, 0.5))
 
@@ -45,9 +60,7 @@ def by_predictions(labels, scores):
 def test_the_same_seed_gives_the_same_interval_and_another_another():
     """STAMP and Patho-Bench do not seed theirs (S7, P2)."""
     labels, scores = normals(np.random.default_rng(0), (20, 20), 0.8)
-    first, again, other = (
-        metrics.bootstrap(metrics.auroc, labels, scores, named(range(40)), seed, 200) for seed in (3, 3, 4)
-    )
+    first, again, other = (scored(metrics.auroc, labels, scores, named(range(40)), seed, 200) for seed in (3, 3, 4))
     assert first == again
     assert first[1:] != other[1:]
 
@@ -56,7 +69,7 @@ def test_the_value_is_the_figure_and_not_the_mean_of_its_resamples():
     """As Patho-Bench reports (P2)."""
     labels, scores = normals(np.random.default_rng(0), (20, 20), 0.8)
     for figure in (metrics.auroc, metrics.ece, by_predictions):
-        assert metrics.bootstrap(figure, labels, scores, named(range(40)), 0, 100).value == figure(labels, scores)
+        assert scored(figure, labels, scores, named(range(40)), 0, 100).value == figure(labels, scores)
 
 
 @settings(max_examples=5)
@@ -66,10 +79,8 @@ def test_the_order_of_the_bags_does_not_change_the_interval(seed):
     labels, scores, patients = clustered(rng, (12, 8), 0.8)
     order = rng.permutation(len(labels))
     mixed = [patients[index] for index in order]
-    interval = metrics.bootstrap(metrics.auroc, labels, scores, patients, 0, 100)
-    assert metrics.bootstrap(metrics.auroc, labels[order], scores[order], mixed, 0, 100) == pytest.approx(
-        interval, nan_ok=True
-    )
+    interval = scored(metrics.auroc, labels, scores, patients, 0, 100)
+    assert scored(metrics.auroc, labels[order], scores[order], mixed, 0, 100) == pytest.approx(interval, nan_ok=True)
 
 
 def test_a_patient_brings_all_its_bags_and_every_class_that_occurs_is_in_every_resample():
@@ -87,7 +98,7 @@ def test_a_patient_brings_all_its_bags_and_every_class_that_occurs_is_in_every_r
         seen.add(tuple(sorted(count.items())))
         return float(scores[:, 0].mean())
 
-    interval = metrics.bootstrap(watched, labels, np.stack([bag] * 3, axis=1).astype(float), patients, 0, 300)
+    interval = scored(watched, labels, np.stack([bag] * 3, axis=1).astype(float), patients, 0, 300)
     assert len(seen) > 50
     assert interval.low < interval.value < interval.high
 
@@ -95,7 +106,7 @@ def test_a_patient_brings_all_its_bags_and_every_class_that_occurs_is_in_every_r
 def test_no_resample_is_without_a_rare_class():
     """Where Patho-Bench turns N/A as soon as one is (P2)."""
     labels, scores = normals(np.random.default_rng(1), (50, 3), 0.6)
-    interval = metrics.bootstrap(metrics.auroc, labels, scores, named(range(53)), 0, 500)
+    interval = scored(metrics.auroc, labels, scores, named(range(53)), 0, 500)
     assert interval.low < interval.value < interval.high
 
 
@@ -107,7 +118,7 @@ def test_resamples_on_which_a_figure_is_undefined_are_counted_and_not_dropped(ca
         return metrics.auroc(labels, scores) if highest in scores[:, 1] else math.nan
 
     with caplog.at_level(logging.WARNING):
-        interval = metrics.bootstrap(fragile, labels, scores, named(range(20)), 0, 1000)
+        interval = scored(fragile, labels, scores, named(range(20)), 0, 1000)
     assert interval.value == metrics.auroc(labels, scores)
     assert np.isnan(interval[1:]).all()
     count = int(caplog.messages[0].split("on ")[1].split(" ")[0])
@@ -123,21 +134,21 @@ def test_resamples_on_which_a_figure_is_undefined_are_counted_and_not_dropped(ca
 )
 def test_with_one_patient_of_a_class_there_is_a_value_and_no_interval(labels, patients):
     labels, scores = np.array(labels), two_columns([0.1, 0.6, 0.4, 0.9])
-    interval = metrics.bootstrap(metrics.auroc, labels, scores, list(patients), 0, 100)
+    interval = scored(metrics.auroc, labels, scores, list(patients), 0, 100)
     assert interval.value == metrics.auroc(labels, scores)
     assert np.isnan(interval[1:]).all()
 
 
 def test_an_absent_class_has_neither_value_nor_interval():
     scores = two_columns([0.1, 0.6, 0.4])
-    assert np.isnan(metrics.bootstrap(metrics.auroc, np.zeros(3, int), scores, list("abc"), 0, 100)).all()
-    assert np.isnan(metrics.bootstrap(metrics.auroc, np.zeros(0, int), scores[:0], [], 0, 100)).all()
-    assert np.isnan(metrics.paired_bootstrap(metrics.auroc, np.zeros(3, int), scores, scores, list("abc"), 0)).all()
+    assert np.isnan(scored(metrics.auroc, np.zeros(3, int), scores, list("abc"), 0, 100)).all()
+    assert np.isnan(scored(metrics.auroc, np.zeros(0, int), scores[:0], [], 0, 100)).all()
+    assert np.isnan(paired(metrics.auroc, np.zeros(3, int), scores, scores, list("abc"), 0)).all()
 
 
 def test_a_figure_that_is_the_same_in_all_resamples_claims_no_certainty():
     labels, scores = np.arange(20) % 2, two_columns(np.arange(20) % 2)
-    interval = metrics.bootstrap(metrics.auroc, labels, scores, named(range(20)), 0, 100)
+    interval = scored(metrics.auroc, labels, scores, named(range(20)), 0, 100)
     assert interval.value == 1
     assert np.isnan(interval[1:]).all()
 
@@ -148,7 +159,7 @@ def test_limits_that_meet_claim_no_certainty():
     def coarse(labels, scores):
         return float(scores[:, 1].mean() > 0.3)  # less in hardly any resample
 
-    interval = metrics.bootstrap(coarse, labels, scores, named(range(40)), 0, 500)
+    interval = scored(coarse, labels, scores, named(range(40)), 0, 500)
     assert interval.value == 1
     assert np.isnan(interval[1:]).all()
 
@@ -162,7 +173,7 @@ def test_limits_are_corrected_for_skewness():
         drawn.append(float(scores[:, 0].var()))
         return drawn[-1]
 
-    interval = metrics.bootstrap(variance, np.zeros(25, int), scores, named(range(25)), 0, 1000)
+    interval = scored(variance, np.zeros(25, int), scores, named(range(25)), 0, 1000)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert interval.low > low * 1.05
     assert interval.high > high * 1.05
@@ -170,7 +181,7 @@ def test_limits_are_corrected_for_skewness():
 
 def test_every_bag_has_an_owner():
     with pytest.raises(ValueError, match="3 bags, and 2 patients"):
-        metrics.bootstrap(metrics.auroc, np.array([0, 1, 2]), np.eye(3), ["a", "b"], 0)
+        scored(metrics.auroc, np.array([0, 1, 2]), np.eye(3), ["a", "b"], 0)
 
 
 @pytest.mark.parametrize(
@@ -180,14 +191,12 @@ def test_every_bag_has_an_owner():
 def test_options_that_make_no_sense_are_refused_by_name(flag, options):
     labels, scores = normals(np.random.default_rng(0), (5, 5), 0.8)
     with pytest.raises(OptionError, match=flag):
-        metrics.bootstrap(metrics.auroc, labels, scores, named(range(10)), **{"seed": 0, **options})
+        scored(metrics.auroc, labels, scores, named(range(10)), **{"seed": 0, **options})
 
 
 def test_a_wider_level_makes_a_wider_interval():
     labels, scores = normals(np.random.default_rng(0), (20, 20), 0.8)
-    narrow, wide = (
-        metrics.bootstrap(metrics.auroc, labels, scores, named(range(40)), 0, 400, level) for level in (0.5, 0.99)
-    )
+    narrow, wide = (scored(metrics.auroc, labels, scores, named(range(40)), 0, 400, level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -202,7 +211,7 @@ def coverage(draw, simulations, resamples=100):
     held = []
     for seed in range(simulations):
         labels, scores, patients = draw(np.random.default_rng(seed))
-        interval = metrics.bootstrap(area, labels, scores, patients, seed, resamples)
+        interval = scored(area, labels, scores, patients, seed, resamples)
         held.append(interval.low <= 0.8 <= interval.high)
     return sum(held), simulations
 
@@ -234,34 +243,27 @@ def test_intervals_of_patients_with_several_bags_hold_the_truth_too():
 def test_two_thousand_resamples_take_seconds():
     labels, scores = normals(np.random.default_rng(0), (200, 200), 0.8)
     start = time.process_time()
-    metrics.bootstrap(metrics.auroc, labels, scores, named(range(400)), 0)
+    scored(metrics.auroc, labels, scores, named(range(400)), 0)
     assert time.process_time() - start < 10  # checks of shapes included
-
-
-@settings(max_examples=5)
-@given(st.integers(0, 1000))
-def test_the_difference_of_a_model_with_itself_is_nothing(seed):
-    labels, scores, patients = clustered(np.random.default_rng(seed), (10, 10), 0.8)
-    assert metrics.paired_bootstrap(metrics.auroc, labels, scores, scores, patients, seed, 100) == (0, 0, 0)
 
 
 def test_a_paired_interval_is_narrower_than_what_the_two_alone_would_give():
     rng = np.random.default_rng(0)
     labels, scores = normals(rng, (40, 40), 0.8)
     near = two_columns(scores[:, 1] + rng.normal(0, 0.1, 80))
-    alone = metrics.bootstrap(metrics.auroc, labels, scores, named(range(80)), 0, 300)
-    paired = metrics.paired_bootstrap(metrics.auroc, labels, scores, near, named(range(80)), 0, 300)
-    assert paired.value == pytest.approx(metrics.auroc(labels, scores) - metrics.auroc(labels, near))
-    assert paired.low <= paired.value <= paired.high
-    assert paired.high - paired.low < (alone.high - alone.low) / 3
+    alone = scored(metrics.auroc, labels, scores, named(range(80)), 0, 300)
+    both = paired(metrics.auroc, labels, scores, near, named(range(80)), 0, 300)
+    assert both.value == pytest.approx(metrics.auroc(labels, scores) - metrics.auroc(labels, near))
+    assert both.low <= both.value <= both.high
+    assert both.high - both.low < (alone.high - alone.low) / 3
 
 
 def test_a_paired_interval_turns_with_the_models():
     rng = np.random.default_rng(0)
     labels, one = normals(rng, (30, 30), 0.9)
     other = two_columns(rng.normal(size=60) + labels)
-    there = metrics.paired_bootstrap(metrics.auroc, labels, one, other, named(range(60)), 0, 300)
-    back = metrics.paired_bootstrap(metrics.auroc, labels, other, one, named(range(60)), 0, 300)
+    there = paired(metrics.auroc, labels, one, other, named(range(60)), 0, 300)
+    back = paired(metrics.auroc, labels, other, one, named(range(60)), 0, 300)
     assert (-back.value, -back.high, -back.low) == pytest.approx(there)
 
 
@@ -269,7 +271,7 @@ def test_two_perfect_models_that_differ_claim_no_certainty():
     labels = np.arange(20) % 2
     one, other = two_columns(labels), two_columns(0.1 * labels + np.arange(20) / 1000)
     assert metrics.auroc(labels, other) == 1
-    difference = metrics.paired_bootstrap(metrics.auroc, labels, one, other, named(range(20)), 0, 100)
+    difference = paired(metrics.auroc, labels, one, other, named(range(20)), 0, 100)
     assert difference.value == 0
     assert np.isnan(difference[1:]).all()
 

@@ -157,6 +157,11 @@ def join_bags(bags: Sequence[Bag], bag_id: str) -> Bag:
     )
 
 
+def as_one(slides: Sequence[Bag], bag_id: str) -> Bag:
+    """The bag of a slide, or of a patient's several slides (`join_bags`)."""
+    return join_bags(slides, bag_id) if len(slides) > 1 else slides[0]
+
+
 def collate(bags: Sequence[Bag]) -> Batch:
     """Pad bags with zeros to the longest of them, bags of one slide and of several alike.
 

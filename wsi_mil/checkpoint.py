@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_mil import __version__
+from wsi_mil import __version__, metrics
 from wsi_mil.aggregators import Aggregator, Ensemble, build
-from wsi_mil.bags import FEATURE_STAGES, UNKNOWN
+from wsi_mil.bags import FEATURE_STAGES, UNKNOWN, Bag
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
 from wsi_mil.stain import stain_recipe
 from wsi_mil.weights import file_sha256, load_strictly, load_tensors, save_tensors
@@ -157,13 +158,25 @@ class Checkpoint:
             return models[0]
         return Ensemble(models, [part.temperature for part in self.parts], [part.prior for part in self.parts]).eval()
 
+    def require(self, bag: Bag, where: object) -> None:
+        """Refuse features that are not those of training.
+
+        Raises:
+            IncompatibleError: they were made otherwise, or are of another length; ``where`` names them.
+        """
+        self.recipe.require(Recipe.of(bag.attrs), where)
+        if len(bag.features) and bag.features.shape[1] != self.dim:
+            raise IncompatibleError(
+                f"{where} has {bag.features.shape[1]} features per tile, the model was trained on {self.dim}: name"
+                " features of the same encoder"
+            )
+
     def decide(self, probabilities: Sequence[float]) -> str:
         """The class that calibrated probabilities, one per class, lead to; none of none."""
         if not probabilities:
             return ""
-        if self.threshold is not None:
-            return self.classes[int(probabilities[1] >= self.threshold)]
-        return self.classes[max(range(len(self.classes)), key=probabilities.__getitem__)]
+        threshold = metrics.NEUTRAL if self.threshold is None else self.threshold
+        return self.classes[int(metrics.predict_at(np.array([probabilities]), threshold)[0])]
 
 
 def ensemble(checkpoints: Sequence[Checkpoint], training: dict[str, Any]) -> Checkpoint:

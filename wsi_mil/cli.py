@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import cli_demo, cli_evaluate, cli_interop, cli_tile, cli_weights
+from wsi_mil import cli_demo, cli_interop, cli_models, cli_tile, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
@@ -17,53 +17,33 @@ from wsi_mil.arguments import (
     BagMpp,
     Bags,
     BagSlides,
-    BagsPerStep,
     BagTable,
     Batch,
-    Clip,
     Device,
-    Devices,
-    Distances,
     Encoders,
-    Epochs,
     FastDecode,
     Labels,
-    LearningRate,
     Mpp,
-    Numbers,
-    Options,
     Out,
     Overwrite,
-    Patience,
-    Positive,
     Precision,
     Reader,
     ReaderName,
-    SaveEvery,
     Seed,
     Shard,
-    SlidesTable,
     Stain,
     StainMethod,
     Store,
-    Target,
     TileMpp,
     TilePx,
     Tiles,
     TileUm,
-    TrainTiles,
     TrustCheckpoint,
-    Unit,
-    UnitName,
-    ValFraction,
     Version,
-    WeightDecay,
     Weights,
     WeightsOf,
     Workers,
     encoder_weights,
-    key_values,
-    label_table,
     peer_options,
     run_options,
     tile_params,
@@ -80,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.add_typer(cli_evaluate.app)
+app.add_typer(cli_models.app)
 app.add_typer(cli_weights.app)
 app.add_typer(cli_interop.app)
 app.add_typer(cli_demo.app)
@@ -148,51 +128,6 @@ def distances(
     params = DistanceParams(k, dense=store == Store.DENSE)
     peers, options = peer_options(slides, table, mpp, encoder), run_options(overwrite, workers, shard)
     leave(workflow.measure_distances(bags, out, params, options, peers), out)
-
-
-@app.command()
-def train(
-    bags: Bags = Path("feats"),
-    labels: Labels = Path("labels.csv"),
-    out: Out = Path("model"),
-    aggregator: Aggregator = "das-mil",
-    option: Options = None,
-    epochs: Epochs = 60,
-    patience: Patience = 20,
-    lr: LearningRate = 1e-3,
-    weight_decay: WeightDecay = 1e-2,
-    bags_per_step: BagsPerStep = 2,
-    clip: Clip = 1.0,
-    precision: Numbers = "auto",
-    max_tiles: TrainTiles = 0,
-    val_fraction: ValFraction = 0.2,
-    target: Target = "label",
-    positive: Positive = None,
-    unit: UnitName = Unit.SLIDE,
-    slides_table: SlidesTable = None,
-    seed: Seed = 0,
-    tiles: Tiles = Path("tiles"),
-    distances_: Distances = Path("distances"),
-    slides: BagSlides = None,
-    table: BagTable = None,
-    mpp: BagMpp = None,
-    encoder: BagEncoder = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    save_every_minutes: SaveEvery = 10.0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Train a slide-level model on labelled slides; what was interrupted is gone on with."""
-    from wsi_mil import workflow
-    from wsi_mil.learning import LearnParams, RunParams
-    from wsi_mil.train import TrainParams
-
-    learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
-    how = RunParams(devices, save_every_minutes=save_every_minutes)
-    params = TrainParams(aggregator, key_values(option), val_fraction, learn)
-    folders, peers = workflow.Folders(tiles, bags, distances_, out), peer_options(slides, table, mpp, encoder)
-    told = label_table(labels, slides_table, target, positive, unit, None)
-    show_training(workflow.train_model(told, folders, params, device, overwrite, peers, how), out)
 
 
 @app.command()
@@ -292,6 +227,9 @@ def main(arguments: list[str] | None = None) -> None:
     show_messages(debug)
     try:
         app([word for word in words if word != _DEBUG])
+    except KeyboardInterrupt:
+        console.print("interrupted: what is finished stays; type the same command to go on", style="bold red")
+        sys.exit(130)
     except (WsiMilError, OSError) as error:  # a full disk or a forbidden folder is no bug either
         if debug:
             raise

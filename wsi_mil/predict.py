@@ -13,19 +13,17 @@ from pathlib import Path
 from wsi_mil import checkpoint, extract, store, tiling
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import read_bag
-from wsi_mil.checkpoint import Checkpoint, Recipe
+from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.devices import default_batch, pick_device, precision_like
 from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.interop import PeerOptions, own_bags
-from wsi_mil.predictions import Prediction, read_predictions, write_predictions
+from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile, find_slides, require_mpp, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
 from wsi_mil.stain import stain_recipe
 
 log = logging.getLogger(__name__)
-
-TABLE = "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -177,14 +175,9 @@ def _answers(model: Checkpoint, bags: Iterable[Item], options: PredictOptions) -
 
 def _answer(model: Checkpoint, network: Aggregator, item: Item) -> Prediction:
     bag = read_bag(item.source)
-    model.recipe.require(Recipe.of(bag.attrs), item.source)
+    model.require(bag, item.source)
     if not len(bag.features):
         return Prediction(item.slide_id, "empty", error=bag.attrs.get("reason", ""))
-    if bag.features.shape[1] != network.dim:
-        raise IncompatibleError(
-            f"{item.source} has {bag.features.shape[1]} features per tile, the model was trained on {network.dim}: name"
-            " features of the same encoder"
-        )
     probabilities = tuple(infer(network, bag).probabilities.tolist())
     return Prediction(item.slide_id, "done", probabilities, len(bag.features), predicted=model.decide(probabilities))
 

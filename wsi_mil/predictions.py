@@ -9,6 +9,9 @@ from wsi_mil import store
 from wsi_mil.errors import TableError
 from wsi_mil.tasks import Classification
 
+TABLE = "predictions.csv"
+"""What a table of predictions is called, in whatever folder."""
+
 
 class Prediction(NamedTuple):
     """What a model says of one slide, or of one patient's slides."""

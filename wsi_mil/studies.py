@@ -14,7 +14,6 @@ from wsi_mil.cohort import Cohort, some_names
 from wsi_mil.devices import pick_device
 from wsi_mil.errors import OptionError, TableError
 from wsi_mil.evaluation import (
-    PREDICTIONS,
     Answers,
     CrossvalParams,
     Place,
@@ -30,7 +29,7 @@ from wsi_mil.evaluation import (
 )
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.metrics import Resampling
-from wsi_mil.predictions import read_predictions, write_predictions
+from wsi_mil.predictions import TABLE, read_predictions, write_predictions
 from wsi_mil.report import model_card, shown, study_page
 from wsi_mil.train import CHECKPOINT, patient_hash
 from wsi_mil.workflow import Folders, LabelTable, labelled
@@ -96,7 +95,7 @@ def evaluate_model(
         row._replace(split="train") if row.patient_id in seen else row
         for row in ask(made, network, cohort, folders.feats)
     ]
-    write_predictions(folders.model / PREDICTIONS, rows, made.classes, checkpoint.digest(model))
+    write_predictions(folders.model / TABLE, rows, made.classes, checkpoint.digest(model))
 
     def again(other: Aggregator, change: Callable[[Bag], Bag]) -> Answers:
         return Answers.of(ask(made, other, cohort, folders.feats, change), made.classes)
@@ -145,9 +144,9 @@ def _publish(study: Study, out: Path, title: str, lead: str, facts: Sequence[tup
 
 def _answers_in(run: Path) -> Answers:
     """What a run's table says of labelled bags: of those that were tested, where it says which these are."""
-    table = run / PREDICTIONS if run.is_dir() else run
+    table = run / TABLE if run.is_dir() else run
     if not table.is_file():
-        raise OptionError(f"{run}: there is no {PREDICTIONS}: name folders of `wsimil crossval` or `wsimil evaluate`")
+        raise OptionError(f"{run}: there is no {TABLE}: name folders of `wsimil crossval` or `wsimil evaluate`")
     rows, classes, _ = read_predictions(table)
     rows = [row for row in rows if row.label]
     if any(row.split in ("train", "val") for row in rows):
@@ -189,7 +188,10 @@ def _chosen(cohort: Cohort, part: str) -> Cohort:
         return cohort
     members = tuple(cohort.part(part))
     if not members:
-        raise TableError(f"--split {part}: no labelled slide is in it: the column split says who is")
+        there = (
+            ", ".join(sorted({member.split for member in cohort.members} - {""})) or "none: there is no column split"
+        )
+        raise TableError(f"--split {part}: no labelled slide is in it; the splits are {there}")
     return replace(cohort, members=members)
 
 

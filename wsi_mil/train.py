@@ -28,7 +28,7 @@ from wsi_mil.checkpoint import Checkpoint, Part, Recipe
 from wsi_mil.cohort import Cohort, Member, Unit, split
 from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
 from wsi_mil.learning import Epoch, LearnParams, RunParams
-from wsi_mil.predictions import Prediction, write_predictions
+from wsi_mil.predictions import TABLE, Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
 from wsi_mil.tasks import Classification
 from wsi_mil.training_bags import Bags, UnitExamples, feature_statistics, require_one_recipe
@@ -202,7 +202,7 @@ def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
         csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
     with store.replacing_text(out / "splits.csv") as file:
         csv.writer(file).writerows([Member._fields, *trained.cohort.members])
-    write_predictions(out / "predictions.csv", trained.predictions, trained.checkpoint.classes, "this")
+    write_predictions(out / TABLE, trained.predictions, trained.checkpoint.classes, "this")
     for name, data in files.items():
         store.write_bytes(out / name, data)
     checkpoint.save(out / CHECKPOINT, trained.checkpoint)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsi_mil import store
-from wsi_mil.bags import Bag, join_bags, read_bag
+from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Recipe
 from wsi_mil.cohort import Unit
 from wsi_mil.errors import IncompatibleError
@@ -35,7 +35,7 @@ class Bags:
         self._kept: dict[str, Bag] = {}
 
     def __getitem__(self, bag_id: str) -> Bag:
-        bag = self._kept.get(bag_id) or self._read(bag_id)
+        bag = self._kept.get(bag_id) or as_one([read_bag(path) for path in self.paths[bag_id]], bag_id)
         if self.reserved:
             self._kept[bag_id] = bag
         return bag
@@ -65,10 +65,6 @@ class Bags:
     def tiles(self, bag_id: str) -> int:
         """How many tiles a bag has, without reading their features."""
         return sum(store.survey(path).shapes["features"][0] for path in self.paths[bag_id])
-
-    def _read(self, bag_id: str) -> Bag:
-        bags = [read_bag(path) for path in self.paths[bag_id]]
-        return join_bags(bags, bag_id) if len(bags) > 1 else bags[0]
 
     def _files(self) -> Iterator[Path]:
         return (path for paths in self.paths.values() for path in paths)

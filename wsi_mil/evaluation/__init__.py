@@ -3,14 +3,13 @@
 from wsi_mil.evaluation.answers import Answers
 from wsi_mil.evaluation.asking import ask
 from wsi_mil.evaluation.comparing import Comparison, compare
-from wsi_mil.evaluation.crossval import PREDICTIONS, CrossvalParams, Place, Validated, crossval, folded
+from wsi_mil.evaluation.crossval import CrossvalParams, Place, Validated, crossval, folded
 from wsi_mil.evaluation.figures import FIGURES, Group, Judged, judge
 from wsi_mil.evaluation.spatial import Spatial, does_space_matter
 from wsi_mil.evaluation.study import Study, write_study
 
 __all__ = [
     "FIGURES",
-    "PREDICTIONS",
     "Answers",
     "Comparison",
     "CrossvalParams",

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wsi_mil.aggregators import Aggregator, infer
-from wsi_mil.bags import Bag, join_bags, read_bag
-from wsi_mil.checkpoint import Checkpoint, Recipe
+from wsi_mil.bags import Bag, as_one, read_bag
+from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import Cohort, Unit
-from wsi_mil.errors import IncompatibleError
 from wsi_mil.predictions import Prediction
 from wsi_mil.stage import artifact_path
 
@@ -44,14 +43,9 @@ def _bag(made: Checkpoint, unit: Unit, feats: Path) -> Bag:
     for member in unit.members:
         path = artifact_path(feats, member.slide_id)
         bag = read_bag(path)
-        made.recipe.require(Recipe.of(bag.attrs), path)
-        if bag.features.shape[1] != made.dim:
-            raise IncompatibleError(
-                f"{path} has {bag.features.shape[1]} features per tile, the model was trained on {made.dim}: name"
-                " features of the same encoder by --bags"
-            )
+        made.require(bag, path)
         bags.append(bag)
-    return join_bags(bags, unit.bag_id) if len(bags) > 1 else bags[0]
+    return as_one(bags, unit.bag_id)
 
 
 def _answer(made: Checkpoint, network: Aggregator, unit: Unit, bag: Bag) -> Prediction:

@@ -1,5 +1,6 @@
 """Models compared on the same patients."""
 
+import logging
 import math
 from collections.abc import Sequence
 from itertools import combinations
@@ -13,6 +14,8 @@ from wsi_mil.errors import TableError
 from wsi_mil.evaluation.answers import Answers
 from wsi_mil.evaluation.figures import Arrays, Figure, Judged, mean_auroc
 from wsi_mil.metrics import Interval, Resampling
+
+log = logging.getLogger(__name__)
 
 
 class Comparison(NamedTuple):
@@ -69,6 +72,7 @@ def _delong(one: Answers, other: Answers) -> float:
     compared in, so that p is undefined.
     """
     if one.folds != other.folds:
+        log.warning("no p of DeLong's test: the models were not judged in the same rounds")
         return math.nan
     tests = []
     for fold in sorted(set(one.folds)):
@@ -96,16 +100,9 @@ def lost(figure: Figure, one: Answers, others: Sequence[Answers], how: Resamplin
     if all(np.array_equal(one.scores, other.scores) and one.folds == other.folds for other in others):
         value = figure(Arrays.of(one))
         return Interval(value - value, value - value, value - value)  # nan stays nan
-    count = len(one.classes)
-    answers = [Arrays.of(found) for found in (one, *others)]
-    width = count + 2
-    table = np.column_stack([part for a in answers for part in (a.scores, a.predicted, a.folds)])
+    first, *rest = (Arrays.of(found) for found in (one, *others))
 
-    def difference(labels: np.ndarray, table: np.ndarray) -> float:
-        values = []
-        for start in range(0, table.shape[1], width):
-            predicted, folds = (table[:, start + count + column].astype(np.int64) for column in (0, 1))
-            values.append(figure(Arrays(labels, table[:, start : start + count], predicted, folds)))
-        return values[0] - float(np.mean(values[1:]))
+    def difference(rows: np.ndarray) -> float:
+        return figure(first.at(rows)) - float(np.mean([figure(found.at(rows)) for found in rest]))
 
-    return metrics.bootstrap(difference, answers[0].labels, table, one.patients, how.seed, how.resamples, how.level)
+    return metrics.bootstrap(difference, first.labels, one.patients, how)

@@ -22,12 +22,10 @@ from wsi_mil.cohort import Cohort, draw_folds, nested, shuffled_labels
 from wsi_mil.errors import ArtifactStale, OptionError, TableError
 from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.learning import RunParams
-from wsi_mil.predictions import Prediction, read_predictions, write_predictions
+from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
 from wsi_mil.train import CHECKPOINT, TrainParams
 
 log = logging.getLogger(__name__)
-
-PREDICTIONS = "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,6 @@ def crossval(cohort: Cohort, place: Place, params: CrossvalParams, device: torch
     cohorts = [nested(cohort, fold, params.train.val_fraction, params.train.learn.seed) for fold in rounds]
     for aggregator in params.aggregators:
         out = place.out / aggregator
-        for name in (CHECKPOINT, PREDICTIONS):
-            (out / name).unlink(missing_ok=True)  # until all rounds are there, nothing here stands for all of them
         made = {}
         for fold, inner in zip(rounds, cohorts, strict=True):
             log.info("%s, round %s of %d", aggregator, fold, len(rounds))
@@ -141,9 +137,12 @@ def _round(cohort: Cohort, place: Place, base: TrainParams, params: CrossvalPara
     """The folder of one round, trained now unless it was before."""
     chosen = base
     if params.trials:
-        chosen = search(cohort, place.feats, base, params.trials, Kept(place.distances, place.out, device))
+        kept = Kept(place.distances, place.out, device, place.overwrite)
+        chosen = search(cohort, place.feats, base, params.trials, kept)
     print_ = train.fingerprint(cohort, place.feats, chosen)
     if not _is_finished(place, print_, chosen):
+        for name in (CHECKPOINT, TABLE):
+            (place.out.parent / name).unlink(missing_ok=True)  # until all rounds are there, nothing stands for them
         run = RunParams(folder=place.out, overwrite=place.overwrite)
         train.publish(train.fit(cohort, place.feats, chosen, place.distances, device, run), place.out, {})
     return place.out
@@ -165,7 +164,7 @@ def _published(
     models = [checkpoint.load(path / CHECKPOINT) for path in rounds.values()]
     tested: dict[str, Prediction] = {}
     for fold, path in rounds.items():
-        rows, _, _ = read_predictions(path / PREDICTIONS)
+        rows, _, _ = read_predictions(path / TABLE)
         tested |= {row.slide_id: row._replace(fold=fold) for row in rows if row.split == "test"}
     prints = " ".join(made.training["fingerprint"] for made in models)
     training = {
@@ -180,7 +179,7 @@ def _published(
     }
     whole = checkpoint.ensemble(models, training)
     rows = list(tested.values())
-    write_predictions(out / PREDICTIONS, rows, whole.classes, "cross-validation")
+    write_predictions(out / TABLE, rows, whole.classes, "cross-validation")
     if not params.label_shuffle:  # a model of labels that were dealt anew is of no use, and could be mistaken for one
         checkpoint.save(out / CHECKPOINT, whole)
     return Validated(aggregator, rows, whole)

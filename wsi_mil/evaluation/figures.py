@@ -28,6 +28,10 @@ class Arrays(NamedTuple):
         _, folds = np.unique(answers.folds, return_inverse=True)
         return cls(answers.labels, answers.scores, answers.predicted, folds)
 
+    def at(self, rows: Int[np.ndarray, " rows"]) -> "Arrays":
+        """Those of some rows, with repeats."""
+        return Arrays(*(column[rows] for column in self))
+
 
 Figure = Callable[[Arrays], float]
 
@@ -101,8 +105,6 @@ class Judged:
     name: str
     answers: Answers
     figures: Mapping[str, Interval]
-    delong: Interval
-    """Of the pooled AUROC of two classes, by DeLong's method."""
     rounds: Mapping[str, float]
     """AUROC of each round of cross-validation."""
     groups: tuple[Group, ...]
@@ -112,16 +114,12 @@ class Judged:
 
 def judge(name: str, answers: Answers, how: Resampling) -> Judged:
     """Compute every figure of a model's answers."""
-    found = Arrays.of(answers)
     names = np.unique(answers.folds).tolist()
-    two = len(answers.classes) == 2
-    undefined = Interval(math.nan, math.nan, math.nan)
     return Judged(
         name=name,
         answers=answers,
         figures={figure: _with_limits(figure, answers, how) for figure in FIGURES},
-        delong=metrics.delong_interval(found.labels, found.scores, answers.patients, how.level) if two else undefined,
-        rounds=dict(zip(names, rounds(found), strict=True)) if len(names) > 1 else {},
+        rounds=dict(zip(names, rounds(Arrays.of(answers)), strict=True)) if len(names) > 1 else {},
         groups=tuple(_groups(answers, how)),
         notes=(
             *_undefined_rounds(answers),
@@ -146,18 +144,19 @@ def _with_limits(name: str, answers: Answers, how: Resampling) -> Interval:
     """A figure with the limits that hold the truth most often (`docs/decisions.md`)."""
     if name == "ECE":  # resamples are all further off than the sample, so that theirs say nothing
         return Interval(FIGURES[name](Arrays.of(answers)), math.nan, math.nan)
-    if name == "AUROC":
+    two = len(answers.classes) == 2
+    if name == "pooled AUROC" and two:
+        return metrics.delong_interval(answers.labels, answers.scores, answers.patients, how.level)
+    if name == "AUROC" and two:
         return _auroc(answers, how)
     return interval(FIGURES[name], answers, how)
 
 
 def _auroc(answers: Answers, how: Resampling) -> Interval:
-    """AUROC of two classes by DeLong's method where one model answered; otherwise the rounds' mean, by the bootstrap.
+    """AUROC of two classes: by DeLong's method where one model answered, by the bootstrap where each round has its own.
 
     Where every round is perfect, resamples are, too; what is known then is how many patients there are.
     """
-    if len(answers.classes) != 2:
-        return interval(mean_auroc, answers, how)
     if len(set(answers.folds)) == 1:
         return metrics.delong_interval(answers.labels, answers.scores, answers.patients, how.level)
     found = interval(mean_auroc, answers, how)
@@ -174,14 +173,7 @@ def interval(figure: Figure, answers: Answers, how: Resampling) -> Interval:
     Not within rounds, too: of the two patients of a class that a round may have, resamples know half the spread.
     """
     found = Arrays.of(answers)
-    count = len(answers.classes)
-    table = np.column_stack([found.scores, found.predicted, found.folds])
-
-    def on_some(labels: np.ndarray, table: np.ndarray) -> float:
-        predicted, folds = (table[:, column].astype(np.int64) for column in (count, count + 1))
-        return figure(Arrays(labels, table[:, :count], predicted, folds))
-
-    return metrics.bootstrap(on_some, found.labels, table, answers.patients, how.seed, how.resamples, how.level)
+    return metrics.bootstrap(lambda rows: figure(found.at(rows)), found.labels, answers.patients, how)
 
 
 def _groups(answers: Answers, how: Resampling) -> Iterator[Group]:

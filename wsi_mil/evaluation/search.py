@@ -16,7 +16,7 @@ import torch
 from wsi_mil import store, train
 from wsi_mil.aggregators import params_of
 from wsi_mil.cohort import Cohort
-from wsi_mil.errors import OptionError, TrainingError
+from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
 from wsi_mil.learning import best_epoch
 from wsi_mil.train import TrainParams
 
@@ -33,6 +33,8 @@ class Kept(NamedTuple):
     distances: Path
     out: Path
     device: torch.device
+    overwrite: bool = False
+    """Replace another search."""
 
 
 def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Kept) -> TrainParams:
@@ -47,11 +49,20 @@ def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Ke
 
     Returns:
         The parameters of the trial of lowest validation loss.
+
+    Raises:
+        ArtifactStale: another search lies there, and overwriting was not asked for.
+        TrainingError: no trial could be trained.
     """
     print_ = store.fingerprint("search", 1, {"trials": trials}, train.fingerprint(cohort, feats, base))
     table = kept.out / "search.json"
     done: dict[str, Any] = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
     if done.get("fingerprint") != print_:
+        if done and not kept.overwrite:
+            raise ArtifactStale(
+                f"{table} is of another search ({len(done['trials'])} trials): add --overwrite to replace it, or --out"
+                " for another folder"
+            )
         study = _study(base, trials)
         # a learning rate that is too high for a model is a bad trial, and not the end of the search
         study.optimize(

@@ -62,7 +62,7 @@ def write_study(study: Study, out: Path) -> None:
 def _figures(study: Study) -> Iterator[tuple[object, ...]]:
     for found in study.judged:
         size = (len(set(found.answers.patients)), len(found.answers))
-        for name, interval in {**found.figures, "pooled AUROC, DeLong": found.delong}.items():
+        for name, interval in found.figures.items():
             yield (found.name, "", "", *size, name, *interval)
         for name, value in found.rounds.items():
             yield (found.name, "round", name, "", "", "AUROC", value, "", "")

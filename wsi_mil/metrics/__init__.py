@@ -12,7 +12,7 @@ not bags, are drawn and counted, since bags of one patient are alike.
   little to tell. `small_sample_notes` says in words what is too small.
 
 labels, scores = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])
-bootstrap(auroc, labels, scores, patients=["a", "b", "c", "d"], seed=0)
+bootstrap(lambda rows: auroc(labels[rows], scores[rows]), labels, ["a", "b", "c", "d"], Resampling(seed=0))
 """
 
 from wsi_mil.metrics.calibration import Reliability, calibrate, ece, fit_temperature, reliability
@@ -32,11 +32,12 @@ from wsi_mil.metrics.figures import (
     sensitivity,
     specificity,
 )
-from wsi_mil.metrics.intervals import Interval, Resampling, bootstrap, paired_bootstrap
+from wsi_mil.metrics.intervals import Interval, Resampling, bootstrap
 from wsi_mil.metrics.notes import small_sample_notes
-from wsi_mil.metrics.thresholds import choose_threshold, predict_at
+from wsi_mil.metrics.thresholds import NEUTRAL, choose_threshold, predict_at
 
 __all__ = [
+    "NEUTRAL",
     "Difference",
     "Interval",
     "Reliability",
@@ -59,7 +60,6 @@ __all__ = [
     "holm",
     "log_loss",
     "mcnemar",
-    "paired_bootstrap",
     "predict_at",
     "reliability",
     "roc",

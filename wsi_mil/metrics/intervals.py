@@ -12,7 +12,7 @@ from jaxtyping import Int
 from scipy import stats
 
 from wsi_mil.errors import OptionError
-from wsi_mil.metrics.arrays import Labels, Scores
+from wsi_mil.metrics.arrays import Labels
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +48,8 @@ class Resampling:
             raise OptionError(f"--level {self.level}: give a share between 0 and 1, such as 0.95")
 
 
-def bootstrap(
-    statistic: Callable[[Labels, Scores], float],
-    labels: Labels,
-    scores: Scores,
-    patients: Sequence[str],
-    seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Confidence interval of any figure, by drawing patients with replacement.
+def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequence[str], how: Resampling) -> Interval:
+    """Confidence interval of any figure, of one model or of several, by drawing patients with replacement.
 
     A patient brings all of its bags. Patients are drawn within strata, those that have the same set of labels, so that
     every class that occurs does so in every resample, and figures that need all of them stay defined (Davison and
@@ -67,52 +59,20 @@ def bootstrap(
     96 %; with fewer and areas near 1 neither does, and `delong_interval` is to be preferred.
 
     Args:
-        statistic: takes labels and scores, as `auroc` does.
+        figure: takes the rows to judge, with repeats, and gives the figure of them. One that judges two models on the
+            same rows, and gives the difference, has a paired interval: what is hard for both cancels out.
         labels: index of each bag's true class.
-        scores: one column per declared class.
         patients: owner of each bag.
-        seed: decides the draws; the same gives the same limits, in whatever order the bags come.
-        resamples: how often all patients are drawn.
-        level: confidence.
+        how: how patients are drawn; the same gives the same limits, in whatever order the bags come.
 
     Returns:
-        The statistic of the bags as they are, with limits: nan if the statistic is, if a class that occurs has fewer
+        The figure of the bags as they are, with limits: nan if the figure is, if a class that occurs has fewer
         than two patients, if all resamples give the same (which tells nothing of other patients), or if one gives nan
         (which is logged, with how many).
 
     Raises:
-        OptionError: seed, resamples or level make no sense.
+        ValueError: there are not as many patients as labels.
     """
-    how = Resampling(seed, resamples, level)
-    return _interval(lambda rows: float(statistic(labels[rows], scores[rows])), labels, patients, how)
-
-
-def paired_bootstrap(  # noqa: PLR0913 - a model more than `bootstrap` has
-    statistic: Callable[[Labels, Scores], float],
-    labels: Labels,
-    scores_a: Scores,
-    scores_b: Scores,
-    patients: Sequence[str],
-    seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Confidence interval of the difference, a minus b, of a figure of two models on the same bags.
-
-    Each resample judges both models, so that what is hard for both cancels out. Otherwise as `bootstrap`; if the scores
-    are the same, so are the models, and the limits are 0.
-    """
-    how = Resampling(seed, resamples, level)
-    if np.array_equal(scores_a, scores_b):
-        return Interval(0.0, 0.0, 0.0) if math.isfinite(statistic(labels, scores_a)) else Interval(*[math.nan] * 3)
-
-    def difference(rows: Rows) -> float:
-        return float(statistic(labels[rows], scores_a[rows]) - statistic(labels[rows], scores_b[rows]))
-
-    return _interval(difference, labels, patients, how)
-
-
-def _interval(figure: Callable[[Rows], float], labels: Labels, patients: Sequence[str], how: Resampling) -> Interval:
     owners = _Owners(labels, patients)
     value = figure(np.arange(len(labels)))
     drawn = [stratum for stratum in owners.strata if len(stratum) > 1]

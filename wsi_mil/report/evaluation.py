@@ -22,9 +22,10 @@ def study_page(title: str, lead: str, study: Study, facts: Sequence[tuple[str, s
         facts: what was done to what: pairs of what and value.
     """
     notes = Section("To bear in mind", header=("note",), rows=[(note,) for note in study.notes])
+    judged = study.judged
     parts = [
-        _figures(study.judged), notes, _curves(study.judged), *(_confusion(found) for found in study.judged),
-        _folds(study.judged), _groups(study.judged), _compared(study.comparisons), _space(study.spatial),
+        _figures(judged), notes, _curves(judged), *map(_confusion, judged), _classes(judged), _folds(judged),
+        _groups(judged), _compared(study.comparisons), _space(study.spatial),
     ]  # fmt: skip
     provenance = Section("Provenance", header=("what", "value"), rows=list(facts))
     return page(title, lead, [*parts, provenance])
@@ -82,6 +83,16 @@ def _confusion(found: Judged) -> Section:
     return Section(
         f"Decisions of {found.name}", header=("truth", *(f"as {name}" for name in answers.classes)), rows=rows
     )
+
+
+def _classes(judged: Sequence[Judged]) -> Section:
+    """AUROC of each of several classes against the rest."""
+    names = judged[0].answers.classes
+    if len(names) == 2:
+        return Section("Classes")
+    areas = [(found.name, metrics.auroc_per_class(found.answers.labels, found.answers.scores)) for found in judged]
+    rows = [(name, *(number(float(area)) for area in each)) for name, each in areas]
+    return Section("Classes", "Pooled AUROC of each class against the rest.", ("model", *names), rows)
 
 
 def _folds(judged: Sequence[Judged]) -> Section:

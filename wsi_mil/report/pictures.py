@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from wsi_mil.aggregators import Aggregator, infer
-from wsi_mil.bags import Bag, join_bags, read_bag
+from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.cohort import Unit
 from wsi_mil.errors import SlideError, one_line
 from wsi_mil.explain import attention_png, require_one_slide
@@ -47,7 +47,7 @@ def attention_pictures(trained: Trained, feats: Path, per_class: int = 1) -> lis
 def _looked_at(model: Aggregator, unit: Unit, feats: Path) -> tuple[Bag, Float[np.ndarray, " tiles"]]:
     """The slide of a bag that got most attention, and its tiles' shares."""
     slides = [read_bag(artifact_path(feats, member.slide_id)) for member in unit.members]
-    joined = join_bags(slides, unit.bag_id) if len(slides) > 1 else slides[0]
+    joined = as_one(slides, unit.bag_id)
     attention = infer(model, joined).attention
     if joined.slide is None:
         return next(bag for bag in slides if len(bag.features)), attention

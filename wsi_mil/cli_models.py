@@ -1,4 +1,4 @@
-"""The commands that judge models: crossval, evaluate, compare."""
+"""The commands that make models and judge them: train, crossval, evaluate, compare."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from wsi_mil.arguments import (
+    Aggregator,
     Aggregators,
     BagEncoder,
     BagMpp,
@@ -16,6 +17,7 @@ from wsi_mil.arguments import (
     By,
     Clip,
     Device,
+    Devices,
     Distances,
     Epochs,
     Labels,
@@ -28,6 +30,7 @@ from wsi_mil.arguments import (
     Patience,
     Positive,
     Resamples,
+    SaveEvery,
     Seed,
     SlidesTable,
     Target,
@@ -41,9 +44,54 @@ from wsi_mil.arguments import (
     label_table,
     peer_options,
 )
-from wsi_mil.screen import show_study
+from wsi_mil.screen import show_study, show_training
 
 app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def train(
+    bags: Bags = Path("feats"),
+    labels: Labels = Path("labels.csv"),
+    out: Out = Path("model"),
+    aggregator: Aggregator = "das-mil",
+    option: Options = None,
+    epochs: Epochs = 60,
+    patience: Patience = 20,
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 1e-2,
+    bags_per_step: BagsPerStep = 2,
+    clip: Clip = 1.0,
+    precision: Numbers = "auto",
+    max_tiles: TrainTiles = 0,
+    val_fraction: ValFraction = 0.2,
+    target: Target = "label",
+    positive: Positive = None,
+    unit: UnitName = Unit.SLIDE,
+    slides_table: SlidesTable = None,
+    seed: Seed = 0,
+    tiles: Tiles = Path("tiles"),
+    distances_: Distances = Path("distances"),
+    slides: BagSlides = None,
+    table: BagTable = None,
+    mpp: BagMpp = None,
+    encoder: BagEncoder = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    save_every_minutes: SaveEvery = 10.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a slide-level model on labelled slides; what was interrupted is gone on with."""
+    from wsi_mil import workflow
+    from wsi_mil.learning import LearnParams, RunParams
+    from wsi_mil.train import TrainParams
+
+    learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
+    how = RunParams(devices, save_every_minutes=save_every_minutes)
+    params = TrainParams(aggregator, key_values(option), val_fraction, learn)
+    folders, peers = workflow.Folders(tiles, bags, distances_, out), peer_options(slides, table, mpp, encoder)
+    told = label_table(labels, slides_table, target, positive, unit, None)
+    show_training(workflow.train_model(told, folders, params, device, overwrite, peers, how), out)
 
 
 @app.command()
