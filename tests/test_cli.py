@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_tile, cli_weights
+from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_models, cli_tile, cli_weights
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
+from wsi_mil.evaluation import CrossvalParams
 from wsi_mil.learning import LearnParams, RunParams
+from wsi_mil.metrics import Resampling
 from wsi_mil.tiling import TileParams
 
-COMMANDS = ["tile", "extract", "distances", "train", "predict", "run", "encoders"]
+COMMANDS = ["tile", "extract", "distances", "predict", "run", "encoders"]
+OF_MODELS = ["train", "crossval", "evaluate", "compare"]
 OF_INTEROP = ["import", "export", "inspect"]
 OF_DEMO = ["demo", "synthetic"]
 OF_WEIGHTS = ["add", "list", "path", "convert"]
@@ -43,12 +46,13 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--aggregator" in done.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *OF_INTEROP, *OF_DEMO])
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_MODELS, *OF_INTEROP, *OF_DEMO])
 def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     printed = capsys.readouterr().out
     assert "--help" in printed
     defaults = {"tile": "224", "extract": "tiles", "distances": "8", "train": "das-mil", "predict": "predictions"}
+    defaults |= {"crossval": "crossval", "evaluate": "evaluation", "compare": "comparison"}
     assert command not in defaults or f"[default: {defaults[command]}]" in printed
 
 
@@ -59,7 +63,12 @@ def test_commands_of_a_group_have_help_too(command: str, capsys: pytest.CaptureF
 
 
 def test_no_command_is_forgotten() -> None:
-    groups = ((cli_interop.app, OF_INTEROP), (cli_demo.app, OF_DEMO), (cli_weights.app, OF_WEIGHTS))
+    groups = (
+        (cli_interop.app, OF_INTEROP),
+        (cli_demo.app, OF_DEMO),
+        (cli_weights.app, OF_WEIGHTS),
+        (cli_models.app, OF_MODELS),
+    )
     for app, commands in ((cli.app, COMMANDS), *groups):
         assert {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands} == set(
             commands
@@ -80,7 +89,12 @@ def test_defaults_are_those_of_the_parameters() -> None:
     learn = {field.name: field.default for field in dataclasses.fields(LearnParams)}
     learn |= {name: getattr(RunParams(), name) for name in ("devices", "save_every_minutes", "overwrite")}
     for name in learn:
-        assert _default(cli.train, name) == learn[name], name
+        assert _default(cli_models.train, name) == learn[name], name
+    crossval = {field.name: field.default for field in dataclasses.fields(CrossvalParams)}
+    crossval |= {name: value for name, value in learn.items() if name not in ("devices", "save_every_minutes")}
+    crossval["resamples"] = Resampling(0).resamples
+    for name in crossval.keys() - {"train", "aggregators"}:
+        assert _default(cli_models.crossval, name) == crossval[name], name
     tile = {field.name: field.default for field in dataclasses.fields(TileParams)}
     tile |= {"overlap": tile.pop("overlap_px"), "holes": tile.pop("holes_mm2")}
     for name in tile.keys() - {"tile_px", "tile_um", "include", "exclude"}:
@@ -90,6 +104,15 @@ def test_defaults_are_those_of_the_parameters() -> None:
     encoding = {field.name: field.default for field in dataclasses.fields(Encoding)}
     for name in ("device", "batch", "precision", "allow_mpp_mismatch"):
         assert _default(cli.extract, name) == encoding[name], name
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert call("train") == 130
+    assert "type the same command to go on" in capsys.readouterr().err
 
 
 def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
