@@ -14,9 +14,10 @@ from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.das_mil import DasMil
 from wsi_mil.aggregators.das_mil_paper import DasMilPaper
 from wsi_mil.aggregators.ensemble import Ensemble
+from wsi_mil.aggregators.explanation import Explanation, PairAttention
 from wsi_mil.aggregators.gat import Gat
 from wsi_mil.aggregators.gcn import Gcn
-from wsi_mil.aggregators.inference import Answer, apply, infer
+from wsi_mil.aggregators.inference import Answer, answer_of, apply, evaluating, infer
 from wsi_mil.aggregators.max_mean import MaxMil, MeanMil
 from wsi_mil.aggregators.mil_gnn import MilGnn
 from wsi_mil.aggregators.relative_discrete import RelativeDiscrete
@@ -27,7 +28,21 @@ from wsi_mil.aggregators.set_transformer import InducedSetTransformer, SetTransf
 from wsi_mil.aggregators.transmil import TransMil, TransMilPaper
 from wsi_mil.errors import OptionError
 
-__all__ = ["AGGREGATORS", "Aggregator", "Answer", "Ensemble", "Output", "apply", "build", "infer", "params_of"]
+__all__ = [
+    "AGGREGATORS",
+    "Aggregator",
+    "Answer",
+    "Ensemble",
+    "Explanation",
+    "Output",
+    "PairAttention",
+    "answer_of",
+    "apply",
+    "build",
+    "evaluating",
+    "infer",
+    "params_of",
+]
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "das-mil": DasMil,

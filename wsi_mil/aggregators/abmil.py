@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import require_counts, require_fraction, require_sizes
-from wsi_mil.aggregators.pooling import AttentionPool
+from wsi_mil.aggregators.pooling import AttentionPool, Pooled
+from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
 from wsi_mil.bags import Batch
 
 
@@ -29,7 +29,7 @@ class AbMilParams:
         require_fraction(dropout=self.dropout)
 
 
-class AbMil(Aggregator):
+class AbMil(PoolingAggregator):
     """Attention pooling. ``Output.attention``: the weights of the tiles in the mean that is classified."""
 
     uses_position = "none"
@@ -42,10 +42,9 @@ class AbMil(Aggregator):
         self.pool = AttentionPool(params.hidden or dim, params.attention, self.gated)
         self.classify = nn.Linear(params.hidden or dim, classes)
 
-    def forward(self, batch: Batch) -> Output:
-        """Logits and attention of each bag."""
-        pooled = self.pool(self.project(self.standardise(batch)), batch.mask)
-        return Output(self.classify(pooled.embedding), pooled.attention)
+    def pooled(self, batch: Batch) -> Pooled:
+        """The embedding of each bag."""
+        return self.pool(self.project(self.standardise(batch)), batch.mask)
 
 
 class GatedAbMil(AbMil):

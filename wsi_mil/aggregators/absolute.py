@@ -33,10 +33,10 @@ class AbsoluteSelfAttention(SelfAttention):
     uses_position = "absolute"
     Params = AbsoluteParams
 
-    def attend(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles width"]:
-        """Let tiles attend to each other, knowing where they lie; heads lie side by side."""
+    def placed(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles dim"]:
+        """Tiles as they enter attention: with where they lie added."""
         coords_um = batch.coords_um.masked_fill(~batch.mask.unsqueeze(-1), 0.0)  # padding may hold anything
-        return super().attend(tiles + self.encode(coords_um / self.params.unit_um).to(tiles), batch)
+        return tiles + self.encode(coords_um / self.params.unit_um).to(tiles)
 
     def encode(self, position: Float[Tensor, "bags tiles 2"]) -> Float[Tensor, "bags tiles dim"]:
         """Encode positions, given in units, in as many numbers as enter attention."""

@@ -1,24 +1,18 @@
 """What every aggregator is: a `Batch` in, an `Output` out, features standardised first unless a paper does not."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsi_mil.aggregators.explanation import Explanation, Output, PairAttention, evidence_of
 from wsi_mil.bags import Batch
+
+__all__ = ["ROUNDING", "Aggregator", "Explanation", "Output", "PairAttention"]
 
 # Features are stored as float16: below this share of its mean, a feature's spread is rounding and not information.
 ROUNDING = 1e-3
-
-
-class Output(NamedTuple):
-    """What an aggregator says of a batch."""
-
-    logits: Float[Tensor, "bags classes"]
-    """For a softmax, with two columns for a binary label."""
-    attention: Float[Tensor, "bags tiles"]
-    """How much each tile counted: sums to 1 over the real tiles of a bag, 0 on padding. Each model says what it is."""
 
 
 class Aggregator(nn.Module):
@@ -76,3 +70,15 @@ class Aggregator(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""
         raise NotImplementedError
+
+    def explain(self, batch: Batch) -> Explanation:
+        """What `forward` says, to the bit, and what of it each tile gave, where the model's form tells.
+
+        A model that classifies a pooling of its tiles linearly is a `PoolingAggregator`, which tells; others do not.
+        """
+        output = self(batch)
+        return Explanation(output, evidence_of(output.logits), None, None)
+
+    def pair_attention(self, batch: Batch) -> PairAttention | None:
+        """How tiles attend to each other, of a model with one layer of attention among all tiles; None of others."""
+        return None

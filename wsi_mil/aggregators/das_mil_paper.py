@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
 
-from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.aggregators.explanation import PairAttention
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import (
     require_choice,
@@ -15,8 +18,9 @@ from wsi_mil.aggregators.options import (
     require_positive,
     require_sizes,
 )
-from wsi_mil.aggregators.pooling import max_pool, mean_pool
-from wsi_mil.attention import DistanceBias, distance_attention
+from wsi_mil.aggregators.pooling import Pooled, max_pool, mean_pool
+from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
+from wsi_mil.attention import DistanceBias, attention_received, attention_rows, distance_attention
 from wsi_mil.bags import Batch
 
 # The diagonal of a square of 46816 px, the largest coordinate of its cohort, at 256 um per 224 px.
@@ -50,7 +54,7 @@ class DasMilPaperParams:
         require_fraction(attention_dropout=self.attention_dropout)
 
 
-class DasMilPaper(Aggregator):
+class DasMilPaper(PoolingAggregator):
     """Projection (optional), one layer of distance-aware self-attention, pooling over tiles, one linear unit.
 
     Per head ``phi = sigmoid(beta * (distance / max_distance_um - theta))``, with theta 0.5 and beta 10 at first. Keys,
@@ -87,31 +91,42 @@ class DasMilPaper(Aggregator):
         self.value_table = nn.Parameter(torch.randn(heads, 2, params.value_dim))
         self.classify = nn.Linear(heads * params.value_dim, 1 if classes == 2 else classes)
 
-    def forward(self, batch: Batch) -> Output:
-        """Logits and attention of each bag."""
-        tiles = self.project(self.standardise(batch))
-        linears, heads = (self.query, self.key, self.value), (self.params.heads, -1)
-        q, k, v = (linear(tiles).unflatten(-1, heads).transpose(1, 2) for linear in linears)
+    def pooled(self, batch: Batch) -> Pooled:
+        """The embedding of each bag."""
+        q, k, v = self._heads(batch, self.query, self.key, self.value)
         attended = distance_attention(
             q,
             k,
             v,
             batch.coords_um,
             self.distance_bias(),
-            scale=self.query.in_features**-0.5,
-            mask=batch.mask,
-            slide=batch.slide,
             dropout_p=self.params.attention_dropout if self.training else 0.0,
+            **self._setting(batch),
         )
         pool = max_pool if self.params.pooling == "max" else mean_pool
-        pooled = pool(attended.transpose(1, 2).flatten(2), batch.mask)
-        logits = self.classify(pooled.embedding)
-        if self.classes == 2:
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-        return Output(logits, pooled.attention)
+        return pool(attended.transpose(1, 2).flatten(2), batch.mask)
+
+    def pair_attention(self, batch: Batch) -> PairAttention:
+        """How tiles attend to each other."""
+        operands = *self._heads(batch, self.query, self.key), batch.coords_um, self.distance_bias()
+        return PairAttention.of(attention_rows, attention_received, *operands, **self._setting(batch))
+
+    def classifier(self) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
+        """Weight and bias of the linear function from embeddings to logits: of two classes the first has logit 0."""
+        first = 1 if self.classes == 2 else 0
+        return functional.pad(self.classify.weight, (0, 0, first, 0)), functional.pad(self.classify.bias, (first, 0))
 
     def distance_bias(self) -> DistanceBias:
         """Near and far of each head, in micrometres."""
         unit = self.params.max_distance_um
         tables = (self.key_table, self.query_table, self.value_table)
         return DistanceBias(self.beta / unit, self.theta * unit, *tables, self_bias=False)
+
+    def _heads(self, batch: Batch, *linears: nn.Module) -> list[Float[Tensor, "bags heads tiles _"]]:
+        """What linear layers make of the tiles, by head."""
+        tiles = self.project(self.standardise(batch))
+        return [linear(tiles).unflatten(-1, (self.params.heads, -1)).transpose(1, 2) for linear in linears]
+
+    def _setting(self, batch: Batch) -> dict[str, Any]:
+        """What attention is told besides its operands, in training or not."""
+        return {"scale": self.query.in_features**-0.5, "mask": batch.mask, "slide": batch.slide}

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.aggregators.base import Aggregator
+from wsi_mil.aggregators.explanation import Explanation, Output, PairAttention, evidence_of
 from wsi_mil.bags import Batch
 from wsi_mil.errors import IncompatibleError
 
@@ -48,7 +50,40 @@ class Ensemble(Aggregator):
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""
-        outputs = [member(batch) for member in self.members]
+        return self._joined([member(batch) for member in self.members])
+
+    def explain(self, batch: Batch) -> Explanation:
+        """What `forward` says, to the bit, and the evidence for it: of each member calibrated, then their mean.
+
+        What a tile gave is known if every member tells it. Priors belong to what no tile gave.
+        """
+        told = [
+            self._calibrated(cast(Aggregator, member).explain(batch), prior, heat)
+            for member, prior, heat in zip(self.members, self.priors, self.temperatures, strict=True)
+        ]
+        return Explanation(
+            self._joined([one.output for one in told]),
+            torch.stack([one.evidence for one in told]).mean(dim=0),
+            _mean_if_all([one.contribution for one in told]),
+            _mean_if_all([one.base for one in told]),
+        )
+
+    def pair_attention(self, batch: Batch) -> PairAttention | None:
+        """How tiles attend to each other, the mean over the members; None if a member has no such attention."""
+        members = [cast(Aggregator, member).pair_attention(batch) for member in self.members]
+        known = [member for member in members if member is not None]
+        if len(known) < len(members):
+            return None
+
+        def rows(chosen: Int[Tensor, " rows"]) -> Float[Tensor, "bags rows tiles"]:
+            return torch.stack([member.rows(chosen) for member in known]).mean(dim=0)
+
+        def received(share: Float[Tensor, "bags tiles"]) -> Float[Tensor, "bags tiles"]:
+            return torch.stack([member.received(share) for member in known]).mean(dim=0)
+
+        return PairAttention(rows, received)
+
+    def _joined(self, outputs: list[Output]) -> Output:
         attention = torch.stack([output.attention for output in outputs]).mean(dim=0)
         return Output(self._mean_of([output.logits for output in outputs]), attention)
 
@@ -57,3 +92,17 @@ class Ensemble(Aggregator):
         warm = [(own.double() + prior.log().to(own.device)) / heat for own, heat, prior in calibration]
         shares = torch.stack([one.log_softmax(dim=-1) for one in warm])
         return shares.logsumexp(dim=0) - math.log(len(logits))
+
+    def _calibrated(self, told: Explanation, prior: Float[Tensor, " classes"], heat: float) -> Explanation:
+        """A member's evidence, calibrated; its output as it was."""
+        shift = evidence_of(prior.log().to(told.evidence.device))
+        return told._replace(
+            evidence=(told.evidence + shift) / heat,
+            contribution=None if told.contribution is None else told.contribution / heat,
+            base=None if told.base is None else (told.base + shift) / heat,
+        )
+
+
+def _mean_if_all(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.stack(known).mean(dim=0) if len(known) == len(parts) else None

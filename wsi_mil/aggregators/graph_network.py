@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.neighbours import neighbour_graph
 from wsi_mil.aggregators.options import require_choice, require_counts, require_fraction, require_neighbours
 from wsi_mil.aggregators.pooling import Pooled, max_pool, mean_pool
+from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
 from wsi_mil.bags import Batch
 
 
@@ -36,7 +36,7 @@ class GraphParams:
         require_fraction(dropout=self.dropout)
 
 
-class GraphNetwork(Aggregator):
+class GraphNetwork(PoolingAggregator):
     """Layers on the graph of neighbouring tiles, each with ReLU, pooling over tiles, classifier.
 
     A subclass implements `layer`. Memory and time grow with the number of neighbours. If all tiles are neighbours of
@@ -62,17 +62,16 @@ class GraphNetwork(Aggregator):
         """A layer that maps tiles (nodes, dim) and their `Graph`, self-loops included, to (nodes, hidden)."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> Output:
-        """Logits and attention of each bag."""
+    def pooled(self, batch: Batch) -> Pooled:
+        """The embedding of each bag."""
         graph = neighbour_graph(batch, self.params.neighbours, self_loops=True)
         tiles = self.dropout(self.standardise(batch)).flatten(0, 1)
         for layer in self.layers:
             tiles = torch.relu(layer(tiles, graph))
-        pooled = self.pooled(tiles.unflatten(0, batch.mask.shape), batch)
-        return Output(self.classify(pooled.embedding), pooled.attention)
+        return self.pool(tiles.unflatten(0, batch.mask.shape), batch)
 
-    def pooled(self, tiles: Float[Tensor, "bags tiles hidden"], batch: Batch) -> Pooled:
-        """One embedding for a bag."""
+    def pool(self, tiles: Float[Tensor, "bags tiles hidden"], batch: Batch) -> Pooled:
+        """From tiles to one embedding."""
         if self.params.pooling == "mean":
             return mean_pool(tiles, batch.mask)
         # Tiles that have the same neighbours may come out the same: in exact arithmetic they tie.

@@ -1,5 +1,7 @@
 """Applying a trained aggregator to one bag."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -19,17 +21,28 @@ class Answer(NamedTuple):
 
 def apply(model: Aggregator, batch: Batch) -> Output:
     """Apply a model to a batch: in evaluation mode, without gradients, on the model's own device."""
-    device = next(model.parameters()).device
+    with evaluating(model) as device:
+        return model(batch.to(device))
+
+
+@contextmanager
+def evaluating(model: Aggregator) -> Generator[torch.device]:
+    """Within it a model is in evaluation mode, without gradients; it gives the model's own device."""
     training = model.training
     model.eval()
-    with torch.inference_mode():
-        output = model(batch.to(device))
-    model.train(training)
-    return output
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
 
 
 def infer(model: Aggregator, bag: Bag) -> Answer:
     """What a model that tells classes apart says of one bag."""
-    logits, attention = apply(model, collate([bag]))
-    probabilities = logits.double().softmax(dim=1)
-    return Answer(probabilities[0].cpu().numpy(), attention[0].float().cpu().numpy())
+    return answer_of(apply(model, collate([bag])))
+
+
+def answer_of(output: Output) -> Answer:
+    """What is said of the first bag of a batch."""
+    probabilities = output.logits.double().softmax(dim=1)
+    return Answer(probabilities[0].cpu().numpy(), output.attention[0].float().cpu().numpy())

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import require_fraction, require_sizes
 from wsi_mil.aggregators.pooling import Pooled, max_pool, mean_pool
+from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
 from wsi_mil.bags import Batch
 
 
@@ -26,7 +26,7 @@ class MaxMeanParams:
         require_fraction(dropout=self.dropout)
 
 
-class MaxMil(Aggregator):
+class MaxMil(PoolingAggregator):
     """Projection (optional), maximum over tiles, classifier.
 
     ``Output.attention``: the share of the pooled features that a tile won, ties shared.
@@ -40,10 +40,9 @@ class MaxMil(Aggregator):
         self.project = dense(dim, params.hidden, params.dropout)
         self.classify = nn.Linear(params.hidden or dim, classes)
 
-    def forward(self, batch: Batch) -> Output:
-        """Logits and attention of each bag."""
-        pooled = self.pool(self.project(self.standardise(batch)), batch.mask)
-        return Output(self.classify(pooled.embedding), pooled.attention)
+    def pooled(self, batch: Batch) -> Pooled:
+        """The embedding of each bag."""
+        return self.pool(self.project(self.standardise(batch)), batch.mask)
 
     def pool(self, tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags tiles"]) -> Pooled:
         """From tiles to one embedding."""

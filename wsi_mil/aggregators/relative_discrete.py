@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsi_mil.aggregators.das_mil_paper import LARGEST_DISTANCE_UM
+from wsi_mil.aggregators.explanation import PairAttention
 from wsi_mil.aggregators.options import require_positive
 from wsi_mil.aggregators.self_attention import SelfAttention, SelfAttentionParams
-from wsi_mil.attention import BinBias, discrete_distance_attention
+from wsi_mil.attention import BinBias, discrete_distance_attention, discrete_received, discrete_rows
 from wsi_mil.bags import Batch
 from wsi_mil.errors import OptionError
 
@@ -73,6 +74,18 @@ class RelativeDiscrete(SelfAttention):
         batch: Batch,
     ) -> Float[Tensor, "bags heads tiles dim_v"]:
         """Let queries attend to keys, with the bias of each bin."""
+        dropout_p = self.params.attention_dropout if self.training else 0.0
+        setting = self._setting(batch)
+        return discrete_distance_attention(q, k, v, batch.coords_um, self.bin_bias(), dropout_p=dropout_p, **setting)
+
+    def attention_between(
+        self, q: Float[Tensor, "bags heads tiles dim"], k: Float[Tensor, "bags heads tiles dim"], batch: Batch
+    ) -> PairAttention:
+        """What `attention` pays."""
+        operands = q, k, batch.coords_um, self.bin_bias()
+        return PairAttention.of(discrete_rows, discrete_received, *operands, **self._setting(batch))
+
+    def bin_bias(self) -> BinBias:
+        """How attention depends on the bin of a distance, in micrometres."""
         tables = (self.key_table, self.query_table, self.value_table)
-        bias = BinBias(self.params.max_distance_um, *tables, self_bias=self.params.self_bias)
-        return discrete_distance_attention(q, k, v, batch.coords_um, bias, **self._setting(batch))
+        return BinBias(self.params.max_distance_um, *tables, self_bias=self.params.self_bias)

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.aggregators.explanation import PairAttention
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import require_choice, require_counts, require_fraction, require_sizes
 from wsi_mil.aggregators.pooling import AttentionPool, Pooled, log_sum_exp_pool, max_pool
-from wsi_mil.attention import DistanceBias, distance_attention
+from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
+from wsi_mil.attention import DistanceBias, attention_received, attention_rows, distance_attention
 from wsi_mil.bags import Batch
 
 
@@ -54,7 +55,7 @@ class SelfAttentionParams:
         return self.value_dim or self.head_dim
 
 
-class SelfAttention(Aggregator):
+class SelfAttention(PoolingAggregator):
     """Projection (optional), one layer of self-attention, mixing (optional), pooling over tiles, classifier.
 
     Positions are ignored.
@@ -85,19 +86,29 @@ class SelfAttention(Aggregator):
         self.pool = AttentionPool(pooled, params.hidden, gated=True) if params.pooling == "attention" else None
         self.classify = nn.Linear(pooled, classes)
 
-    def forward(self, batch: Batch) -> Output:
-        """Logits and attention of each bag."""
+    def pooled(self, batch: Batch) -> Pooled:
+        """The embedding of each bag."""
         tiles = self.project(self.standardise(batch))
         attended = self.attend(tiles, batch)
         mixed = attended if self.mix is None else self.mix(torch.cat([tiles, attended], dim=-1))
-        pooled = self._pooled(mixed, batch)
-        return Output(self.classify(pooled.embedding), pooled.attention)
+        if self.pool is not None:
+            return self.pool(mixed, batch.mask)
+        pool = max_pool if self.params.pooling == "max" else log_sum_exp_pool
+        return pool(mixed, batch.mask)
+
+    def pair_attention(self, batch: Batch) -> PairAttention:
+        """How tiles attend to each other."""
+        q, k = self._heads(self.project(self.standardise(batch)), batch, self.query, self.key)
+        return self.attention_between(q, k, batch)
 
     def attend(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles width"]:
         """Let tiles attend to each other; heads lie side by side."""
-        linears, heads = (self.query, self.key, self.value), (self.params.heads, -1)
-        q, k, v = (linear(tiles).unflatten(-1, heads).transpose(1, 2) for linear in linears)
+        q, k, v = self._heads(tiles, batch, self.query, self.key, self.value)
         return self.attention(q, k, v, batch).transpose(1, 2).flatten(2)
+
+    def placed(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles dim"]:
+        """Tiles as they enter attention: as they are."""
+        return tiles
 
     def attention(
         self,
@@ -107,23 +118,32 @@ class SelfAttention(Aggregator):
         batch: Batch,
     ) -> Float[Tensor, "bags heads tiles dim_v"]:
         """Let queries attend to keys, with `distance_bias`."""
-        return distance_attention(q, k, v, batch.coords_um, self.distance_bias(), **self._setting(batch))
+        dropout_p = self.params.attention_dropout if self.training else 0.0
+        setting = self._setting(batch)
+        return distance_attention(q, k, v, batch.coords_um, self.distance_bias(), dropout_p=dropout_p, **setting)
+
+    def attention_between(
+        self, q: Float[Tensor, "bags heads tiles dim"], k: Float[Tensor, "bags heads tiles dim"], batch: Batch
+    ) -> PairAttention:
+        """What `attention` pays."""
+        operands = q, k, batch.coords_um, self.distance_bias()
+        return PairAttention.of(attention_rows, attention_received, *operands, **self._setting(batch))
 
     def distance_bias(self) -> DistanceBias | None:
         """How attention depends on distance: not at all."""
         return None
 
     def _setting(self, batch: Batch) -> dict[str, Any]:
-        """What attention is told besides its operands."""
+        """What attention is told besides its operands, in training or not."""
         return {
             "scale": self.query.in_features**-0.5 if self.params.scale_by_input else None,
             "mask": batch.mask,
             "slide": batch.slide,
-            "dropout_p": self.params.attention_dropout if self.training else 0.0,
         }
 
-    def _pooled(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Pooled:
-        if self.pool is not None:
-            return self.pool(tiles, batch.mask)
-        pool = max_pool if self.params.pooling == "max" else log_sum_exp_pool
-        return pool(tiles, batch.mask)
+    def _heads(
+        self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch, *linears: nn.Module
+    ) -> list[Float[Tensor, "bags heads tiles _"]]:
+        """What linear layers make of the tiles, by head."""
+        tiles = self.placed(tiles, batch)
+        return [linear(tiles).unflatten(-1, (self.params.heads, -1)).transpose(1, 2) for linear in linears]

@@ -79,7 +79,7 @@ def discrete_distance_attention(
         ValueError: shapes or kinds of operands do not belong together.
     """
     require_operands(q, k, v, coords, None, mask, slide)
-    bins = _require_tables(bias, q, v)
+    bins = require_tables(bias, q, v)
     if not 0 <= dropout_p < 1:
         raise OptionError(f"dropout_p {dropout_p}: give a share from 0 up to, but below, 1")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -87,7 +87,7 @@ def discrete_distance_attention(
     codes = dropout.codes(dropout.draw_seed(), *q.shape[:3], q.device) if dropout_p else None
     coords = real_coords(coords).masked_fill(~real[..., None], 0)
     values = bias.value is not None
-    pairs = _Pairs(bins, bias.max_distance, bias.self_bias, values, coords, real, slide, dropout_p, codes)
+    pairs = BinPairs(bins, bias.max_distance, bias.self_bias, values, coords, real, slide, dropout_p, codes)
     with torch.autocast(q.device.type, enabled=False):
         # Padding may hold anything, NaN included, which 0 times would not remove.
         wide = (tensor.to(wide_dtype(q)).masked_fill(~real[:, None, :, None], 0.0) for tensor in (q, k, v))
@@ -95,7 +95,7 @@ def discrete_distance_attention(
     return attended.to(v.dtype)
 
 
-class _Pairs(NamedTuple):
+class BinPairs(NamedTuple):
     """What pairs of tiles depend on and nothing is learnt of."""
 
     bins: int
@@ -123,8 +123,8 @@ class _Pairs(NamedTuple):
         return weights * dropout.keep(row, col, self.dropout_p) / (1 - self.dropout_p)
 
 
-class _Learnt(NamedTuple):
-    """What gets a gradient; what belongs to rows comes first (see `_of_rows`)."""
+class Learnt(NamedTuple):
+    """What gets a gradient; what belongs to rows comes first (see `of_rows`)."""
 
     q: Float[Tensor, "bags heads rows dim"]
     by_key: Float[Tensor, "bags heads rows bins1"] | None
@@ -135,35 +135,49 @@ class _Learnt(NamedTuple):
     """Key times query table."""
 
 
-def _of_rows(each: Sequence[Any], chunk: slice) -> list[Any]:
-    """The same as `_Learnt` has it (tensors or None), with some rows only of what belongs to rows, as views."""
+def of_rows(each: Sequence[Any], chunk: slice | Int[Tensor, " rows"]) -> list[Any]:
+    """As `Learnt` has it (tensors or None), with some rows only of what belongs to rows; a slice gives views."""
     q, by_key, *others = each
     return [*(None if one is None else one[:, :, chunk] for one in (q, by_key)), *others]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: BinBias, scale: float, pairs: _Pairs) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: BinBias, scale: float, pairs: BinPairs) -> Tensor:
     """By products of tiles with tables, and from the weights of each bin."""
-    q = q * scale
-    key, query, value = (None if table is None else table.to(q) for table in bias[1:4])
-    pad = torch.nn.functional.pad
-    by_key = None if key is None else pad(torch.einsum("bhnd,hcd->bhnc", q, key), (0, 1))
-    by_query = None if query is None else pad(torch.einsum("bhnd,hcd->bhcn", k * scale, query), (0, 0, 0, 1))
-    out = _InChunks.apply(pairs, *_Learnt(q, by_key, k, v, by_query))
-    if value is None:
+    out = _InChunks.apply(pairs, *products(q, k, v, bias, scale))
+    if bias.value is None:
         return out
+    value = bias.value.to(q)
     return out[..., : v.shape[-1]] + torch.einsum("bhnc,hcd->bhnd", out[..., v.shape[-1] :], value)
 
 
-def _attend_rows(pairs: _Pairs, learnt: _Learnt, chunk: slice) -> Float[Tensor, "bags heads rows out"]:
+def products(q: Tensor, k: Tensor, v: Tensor, bias: BinBias, scale: float) -> Learnt:
+    """Products of tiles with the tables of scores."""
+    q = q * scale
+    key, query = (None if table is None else table.to(q) for table in (bias.key, bias.query))
+    pad = torch.nn.functional.pad
+    by_key = None if key is None else pad(torch.einsum("bhnd,hcd->bhnc", q, key), (0, 1))
+    by_query = None if query is None else pad(torch.einsum("bhnd,hcd->bhcn", k * scale, query), (0, 0, 0, 1))
+    return Learnt(q, by_key, k, v, by_query)
+
+
+def row_weights(
+    pairs: BinPairs, asking: Learnt, rows: Int[Tensor, " rows"]
+) -> tuple[Float[Tensor, "bags heads rows tiles"], Int[Tensor, "bags heads rows tiles"]]:
+    """Attention that some rows pay to all tiles, before dropout, and the bin of each pair."""
+    bins = pairs.bins_of(rows).expand(-1, asking.q.shape[1], -1, -1)
+    scores = asking.q @ asking.k.mT
+    if asking.by_key is not None:
+        scores = scores + asking.by_key.gather(3, bins)
+    if asking.by_query is not None:
+        scores = scores + asking.by_query.gather(2, bins)
+    return softmax_over_real(scores, pairs.real, rows), bins
+
+
+def _attend_rows(pairs: BinPairs, learnt: Learnt, chunk: slice) -> Float[Tensor, "bags heads rows out"]:
     """Attended values of some rows, and beside them the weights of each bin if those are wanted."""
     rows = torch.arange(chunk.start, chunk.stop, device=learnt.q.device)
-    bins = pairs.bins_of(rows).expand(-1, learnt.q.shape[1], -1, -1)
-    scores = learnt.q @ learnt.k.mT
-    if learnt.by_key is not None:
-        scores = scores + learnt.by_key.gather(3, bins)
-    if learnt.by_query is not None:
-        scores = scores + learnt.by_query.gather(2, bins)
-    weights = pairs.keep(rows, softmax_over_real(scores, pairs.real, rows))
+    weights, bins = row_weights(pairs, learnt, rows)
+    weights = pairs.keep(rows, weights)
     values = weights @ learnt.v
     if not pairs.values:
         return values
@@ -178,15 +192,15 @@ class _InChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, pairs: _Pairs, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, pairs: BinPairs, *tensors: Any) -> Tensor:
         """See `_attend_rows`."""
         ctx.pairs = pairs
         ctx.save_for_backward(*tensors)
-        learnt = _Learnt(*tensors)
+        learnt = Learnt(*tensors)
         width = learnt.v.shape[-1] + pairs.bins * pairs.values
         out = learnt.q.new_empty(*learnt.q.shape[:3], width)
         for chunk in _chunks(learnt.q):
-            out[:, :, chunk] = _attend_rows(pairs, _Learnt(*_of_rows(tensors, chunk)), chunk)
+            out[:, :, chunk] = _attend_rows(pairs, Learnt(*of_rows(tensors, chunk)), chunk)
         return out
 
     @staticmethod
@@ -197,11 +211,11 @@ class _InChunks(torch.autograd.Function):
         (of_out,), tensors, wanted = of_outputs, ctx.saved_tensors, ctx.needs_input_grad[1:]
         made = [torch.zeros_like(one) if wants else None for one, wants in zip(tensors, wanted, strict=True)]
         for chunk in _chunks(tensors[0]):
-            leaves: list[Any] = [None if one is None else one.detach() for one in _of_rows(tensors, chunk)]
+            leaves: list[Any] = [None if one is None else one.detach() for one in of_rows(tensors, chunk)]
             asked = [leaf.requires_grad_() for leaf, wants in zip(leaves, wanted, strict=True) if wants]
             with torch.enable_grad():
-                out = _attend_rows(ctx.pairs, _Learnt(*leaves), chunk)
-            sums = [total for total in _of_rows(made, chunk) if total is not None]
+                out = _attend_rows(ctx.pairs, Learnt(*leaves), chunk)
+            sums = [total for total in of_rows(made, chunk) if total is not None]
             for total, part in zip(sums, torch.autograd.grad(out, asked, of_out[:, :, chunk]), strict=True):
                 total += part
         return None, *made
@@ -213,7 +227,7 @@ def _chunks(q: Float[Tensor, "bags heads tiles dim"]) -> list[slice]:
     return [slice(start, min(start + size, tiles)) for start in range(0, max(tiles, 1), size)]
 
 
-def _require_tables(bias: BinBias, q: Tensor, v: Tensor) -> int:
+def require_tables(bias: BinBias, q: Tensor, v: Tensor) -> int:
     """The number of bins; refuse tables that do not fit."""
     widths = {"key": q.shape[-1], "query": q.shape[-1], "value": v.shape[-1]}
     tables = {name: getattr(bias, name) for name in widths if getattr(bias, name) is not None}

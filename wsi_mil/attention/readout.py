@@ -61,8 +61,8 @@ def attention_received(
     """
     require_operands(q, k, None, coords, bias, mask, slide)
     real = torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
-    if row_share is not None and row_share.shape != real.shape:
-        raise ValueError(f"row_share has shape {tuple(row_share.shape)}, with this q it has to be {tuple(real.shape)}")
+    if row_share is not None:
+        require_shares(row_share, coords)
     share = real if row_share is None else row_share.masked_fill(~real, 0.0)
     share = share.to(wide_dtype(q))
     if row_share is None:
@@ -117,7 +117,7 @@ def attention_rows(
         OptionError: there is no such row.
         ValueError: shapes or kinds of operands do not belong together.
     """
-    _require_rows(rows, q.shape[2])
+    require_rows(rows, q.shape[2])
     weights = [weights for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide)]
     return torch.cat(weights, dim=2) if weights else q.new_zeros(*q.shape[:2], 0, q.shape[2], dtype=wide_dtype(q))
 
@@ -153,7 +153,7 @@ def attention_partners(
         OptionError: there is no such row, or there are fewer tiles than ``count``.
         ValueError: shapes or kinds of operands do not belong together.
     """
-    _require_rows(rows, q.shape[2])
+    require_rows(rows, q.shape[2])
     if not 1 <= count <= q.shape[2]:
         raise OptionError(f"count {count}: give a number from 1 to the number of tiles, {q.shape[2]}")
     shape = (*q.shape[:2], 0, count)
@@ -187,7 +187,15 @@ def _in_chunks(
         yield chunk, weights
 
 
-def _require_rows(rows: Tensor, tiles: int) -> None:
+def require_shares(row_share: Tensor, coords: Tensor) -> None:
+    """Refuse shares that are not one per tile."""
+    if row_share.shape != coords.shape[:2]:
+        wanted = tuple(coords.shape[:2])
+        raise ValueError(f"row_share has shape {tuple(row_share.shape)}, with this q it has to be {wanted}")
+
+
+def require_rows(rows: Tensor, tiles: int) -> None:
+    """Refuse what are no indices of tiles."""
     if rows.dim() != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
         raise OptionError(
             f"rows of shape {tuple(rows.shape)} and {rows.dtype}: give the indices of tiles, one after another"
