@@ -157,6 +157,17 @@ def test_the_benchmark_of_a_step_compares_with_plain_self_attention(load, monkey
     assert all(float(cell) > 0 for cell in cells(row)[2:])
 
 
+def test_the_benchmark_of_looking_compares_with_a_plain_prediction(load, monkeypatch, capsys):
+    bench = load("bench_explain")
+    monkeypatch.setattr(sys, "argv", ["bench_explain.py", "--tiles", "400", "--occlusions", "1", "--threads", "1"])
+    bench.main()
+    header, _, *lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert cells(header) == ["tiles", "answer", "seconds", "memory MB", "time to predict", "memory to predict"]
+    assert [cells(line)[1] for line in lines] == ["predict", "look, nothing left out", "look, 1 tiles left out"]
+    assert cells(lines[0])[4:] == ["1.00", "1.00"]
+    assert all(float(cell) > 0 for line in lines for cell in cells(line)[2:])
+
+
 def test_the_benchmark_of_stain_prints_a_row_per_method(load, monkeypatch, capsys):
     bench = load("bench_stain")
     monkeypatch.setattr(sys, "argv", ["bench_stain.py", "--rounds", "1"])
