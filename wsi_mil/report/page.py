@@ -9,6 +9,7 @@ from typing import NamedTuple
 from wsi_mil.pages import render
 
 Cells = tuple[str, ...]
+_MOST_ROWS = 40  # what is longer is folded: it opens by a click, and for a printer
 
 
 class Picture(NamedTuple):
@@ -78,11 +79,18 @@ class Section:
     rows: Sequence[Cells] = ()
     charts: Sequence[Chart] = ()
     pictures: Sequence[Picture] = ()
+    points: Sequence[str] = ()
+    """Sentences that stand each for itself."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.text or self.rows or self.charts or self.pictures or self.points)
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
     """Render a page."""
-    return render("report.html", title=title, lead=lead, sections=sections)
+    return render("report.html", title=title, lead=lead, sections=sections, most_rows=_MOST_ROWS)
 
 
 def number(value: float) -> str:

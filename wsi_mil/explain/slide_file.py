@@ -1,0 +1,43 @@
+"""The slide that features were made of: where it lies now, and open again."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from wsi_mil import store
+from wsi_mil.bags import Bag
+from wsi_mil.errors import SlideError
+from wsi_mil.slides import Slide, open_slide, slide_fingerprint
+
+log = logging.getLogger(__name__)
+
+
+def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path | None:
+    """Where the slide of a bag lies; None, which the log says, where it is not at hand.
+
+    Args:
+        bag: its features.
+        tiles: the artifact of its tiles, which knows its fingerprint; None = a slide of that name is believed.
+        moved: by slide_id, where slides lie that are not at their recorded path any more.
+
+    Raises:
+        SlideError: another slide lies there.
+    """
+    recorded = bag.attrs.get("slide_path")
+    path = Path(recorded) if recorded and Path(recorded).exists() else moved.get(bag.slide_id)
+    if path is None:
+        where = f"{recorded} is not there" if recorded else "its features do not tell where the slide is"
+        log.warning("%s: %s, so there are no pictures: name the folder of slides by --slides DIR", bag.slide_id, where)
+        return None
+    if tiles is not None:
+        made_of = str(store.read_attrs(tiles)["upstream"]).partition(" ")[0]
+        if slide_fingerprint(path) != made_of:
+            raise SlideError(f"{path} is not the slide that its tiles were made from: name the right one by --slides")
+    return path
+
+
+def open_again(path: Path, bag: Bag) -> Slide:
+    """Open the slide of a bag as it was opened for its tiles: at the micrometres per pixel of then."""
+    # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
+    told = bag.attrs.get("mpp_source") == "option"
+    return open_slide(path, bag.attrs["mpp_x"] if told else None)
