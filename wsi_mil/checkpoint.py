@@ -6,6 +6,7 @@ tile geometry, how it was trained and on which cohort, and versions.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from torch import Tensor
 from wsi_mil import __version__, metrics
 from wsi_mil.aggregators import Aggregator, Ensemble, build
 from wsi_mil.bags import FEATURE_STAGES, UNKNOWN, Bag
+from wsi_mil.domain import Domain
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
 from wsi_mil.stain import stain_recipe
 from wsi_mil.weights import file_sha256, load_strictly, load_tensors, save_tensors
 
 _KEY = "wsi_mil"
+_DOMAIN = "wsi_mil.domain."  # before the names of its tensors
 _NOMINAL = 1.5  # other programs tile by nominal magnification, so that scanners differ by so much, but not by 2
 
 
@@ -136,6 +139,8 @@ class Checkpoint:
     """What a bag was in training: a slide, or all slides of a patient."""
     version: str = __version__
     """The wsi_mil that wrote it."""
+    domain: Domain | None = field(default=None, repr=False)
+    """What the slides of training and validation were like; None: unknown, as wsimil 0.1 recorded nothing."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -171,6 +176,11 @@ class Checkpoint:
                 " features of the same encoder"
             )
 
+    def trained_on(self, *names: str) -> bool:
+        """Whether a slide or patient of one of these names took part in training or validation, as far as is known."""
+        seen = {*self.training.get("patients", ()), *self.training.get("trained_slides", ())}
+        return any(patient_hash(name) in seen for name in names)
+
     def decide(self, probabilities: Sequence[float]) -> str:
         """The class that calibrated probabilities, one per class, lead to; none of none."""
         if not probabilities:
@@ -196,6 +206,7 @@ def ensemble(checkpoints: Sequence[Checkpoint], training: dict[str, Any]) -> Che
             raise IncompatibleError("models of other kinds, classes or features make no ensemble: train them alike")
     several = len(checkpoints) > 1
     thresholds = [made.threshold for made in checkpoints if made.threshold is not None]
+    domains = [made.domain for made in checkpoints if made.domain is not None]
     return dataclasses.replace(
         first,
         parts=tuple(part for made in checkpoints for part in made.parts),
@@ -206,6 +217,7 @@ def ensemble(checkpoints: Sequence[Checkpoint], training: dict[str, Any]) -> Che
             for name, tensor in made.state.items()
         },
         threshold=sum(thresholds) / len(thresholds) if thresholds else None,
+        domain=Domain.merged(domains) if len(domains) == len(checkpoints) else None,
     )
 
 
@@ -218,7 +230,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Publish a checkpoint."""
     header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "state"}
     header["recipe"] = dataclasses.asdict(checkpoint.recipe)
-    save_tensors(path, checkpoint.state, {_KEY: json.dumps(header, sort_keys=True)})
+    tensors, domain = dict(checkpoint.state), header.pop("domain")
+    if domain is not None:
+        header["domain"] = domain.header()
+        tensors |= {_DOMAIN + name: tensor for name, tensor in domain.tensors().items()}
+    save_tensors(path, tensors, {_KEY: json.dumps(header, sort_keys=True)})
 
 
 def load(path: Path) -> Checkpoint:
@@ -239,9 +255,17 @@ def load(path: Path) -> Checkpoint:
         if "options" in header:  # wsimil 0.1 wrote one model, and no temperature
             header["parts"] = [[header.pop("options")]]
         header["parts"] = tuple(Part(part[0], *part[1:2], *map(tuple, part[2:])) for part in header["parts"])
-        return Checkpoint(**header, state=state)
+        if "domain" in header:
+            header["domain"] = Domain.restored(header["domain"], _below(state, _DOMAIN))
+        weights = {name: tensor for name, tensor in state.items() if not name.startswith(_DOMAIN)}
+        return Checkpoint(**header, state=weights)
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is a checkpoint of another version of wsimil ({error}): train it again") from error
+
+
+def patient_hash(patient_id: str) -> str:
+    """What a checkpoint knows a patient, or a slide, by: no name, though who has a list of names can look it up."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
 
 
 def digest(path: Path) -> str:

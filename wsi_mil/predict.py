@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_mil import checkpoint, extract, store, tiling
-from wsi_mil.aggregators import Aggregator, infer
-from wsi_mil.bags import read_bag
+from wsi_mil.answering import JSON, Question, answers, as_json, notes
 from wsi_mil.checkpoint import Checkpoint
+from wsi_mil.cohort import some_names
+from wsi_mil.cohort.owners import read_patients
 from wsi_mil.devices import default_batch, pick_device, precision_like
-from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
+from wsi_mil.encoders import Encoder, LateEncoder, find_encoder, load_encoder
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
+from wsi_mil.runs import Report, failures
 from wsi_mil.slides import SlideFile, find_slides, require_mpp, slide_fingerprint
-from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
+from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, run
 from wsi_mil.stain import stain_recipe
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class PredictOptions:
     """Make cached artifacts again, and start the table of another model anew."""
     trust: bool = False
     """Open a pickle of weights that holds more than tensors, which runs whatever code is in it."""
+    patients: Path | None = None
+    """Table slide_id,patient_id: whose the slides are. A model that learnt from patients answers for each then."""
 
 
 def predict_slides(
@@ -65,23 +69,19 @@ def predict_slides(
     require_mpp("--mpp", mpp)
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
-    encoder = _encoder(model, path, options)
-    cache, loop = options.out / "cache", RunOptions(options.overwrite, refresh=True, workers=options.workers)
-    resolutions = {slide.slide_id: mpp for slide in slides} if mpp is not None else {}
-    tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
     for slide in slides:
-        _refuse_namesake(slide, artifact_path(cache / "tiles", slide.slide_id))
-    report = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
-    tiled = [slide.slide_id for slide in slides if slide.slide_id not in report.failed]
-    params = extract.ExtractParams.of(encoder, model.recipe.stain["method"], fast_decode=model.recipe.fast_decode)
-    batch = options.batch or default_batch(pick_device(options.device))
-    stage = extract.ExtractStage(params, encoder, loop.threads, batch, moved=dict(slides))
-    items = [Item(slide_id, artifact_path(cache / "tiles", slide_id)) for slide_id in tiled]
-    extracted = run(stage, items, cache / "feats", loop)
-    failed = report.failed | extracted.failed
-    bags = [Item(slide_id, artifact_path(cache / "feats", slide_id)) for slide_id in tiled if slide_id not in failed]
-    rows = [Prediction(slide_id, "failed", error=one_line(error)) for slide_id, error in failed.items()]
-    return _enter(options, model, path, rows + _answers(model, bags, options))
+        _refuse_namesake(slide, artifact_path(options.out / "cache" / "tiles", slide.slide_id))
+    encoder = _encoder(model, path, options)
+    if isinstance(encoder, LateEncoder) and _must_encode(slides, options):
+        encoder.load()  # before hours of tiling
+    tiled, extracted = _features(model, slides, encoder, options, mpp)
+    feats, failed = options.out / "cache" / "feats", tiled.failed | extracted.failed
+    bags = [Item(slide.slide_id, artifact_path(feats, slide.slide_id)) for slide in slides]
+    seconds = {
+        slide.slide_id: sum(report.seconds.get(slide.slide_id, 0.0) for report in (tiled, extracted))
+        for slide in slides
+    }
+    return _answered(path, model, [bag for bag in bags if bag.slide_id not in failed], failed, options, seconds)
 
 
 def predict_bags(
@@ -90,8 +90,7 @@ def predict_bags(
     """Predict from artifacts of features, and enter the results in ``predictions.csv``; ``failed`` has no features."""
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
-    rows = [Prediction(slide_id, "failed", error=one_line(error)) for slide_id, error in (failed or {}).items()]
-    return _enter(options, model, path, rows + _answers(model, bags, options))
+    return _answered(path, model, list(bags), failed or {}, options, {})
 
 
 def predict_source(path: Path, source: Path, options: PredictOptions, peers: PeerOptions) -> list[Prediction]:
@@ -144,12 +143,18 @@ def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
             " weights, so slides cannot be encoded alike here. Make their features as before, and name them by --bags"
         )
     name, wanted = model.recipe.encoder, model.recipe.encoder_weights_sha256
-    weights = options.weights or sources.again(find_encoder(name), model.encoder_weights, wanted)
-    trained = model.extract_params["precision"]
+    trained, spec = model.extract_params["precision"], find_encoder(name)
     precision = precision_like(trained, pick_device(options.device))
     if precision != trained:
         log.info("the model was trained on features in %s, which this device is not made for: fp32 instead", trained)
-    encoder = load_encoder(name, weights, options.device, precision, options.trust, wanted)
+    encoder: Encoder
+    if (
+        options.weights or not spec.arch
+    ):  # what the user names is looked at, needed or not; what is built in costs nothing
+        weights = options.weights or model.encoder_weights
+        encoder = load_encoder(name, weights, options.device, precision, options.trust, wanted)
+    else:
+        encoder = LateEncoder(spec, model.encoder_weights, wanted, options.device, precision, options.trust)
     now = {"preprocessing": dict(encoder.preprocessing), "network": dict(encoder.network)}
     now["stain"] = stain_recipe(model.recipe.stain["method"])
     try:
@@ -159,27 +164,79 @@ def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
     return encoder
 
 
-def _answers(model: Checkpoint, bags: Iterable[Item], options: PredictOptions) -> list[Prediction]:
-    network = model.model().to(options.device)
-    if model.unit == "patient":
-        log.warning("the model learnt from all slides of a patient together, and is asked about each slide alone here")
-    rows = []
-    for item in bags:
-        answer = attempt(_answer, model, network, item)
-        if isinstance(answer, Exception):
-            log.error("%s: %s", item.slide_id, one_line(answer))
-            answer = Prediction(item.slide_id, "failed", error=one_line(answer))
-        rows.append(answer)
-    return rows
+def _must_encode(slides: Sequence[SlideFile], options: PredictOptions) -> bool:
+    """Whether the encoder will surely be needed: a slide has no features, and did not fail before it got so far."""
+    cache = options.out / "cache"
+    hopeless = failures(cache / "tiles")
+    feats = {slide.slide_id: artifact_path(cache / "feats", slide.slide_id) for slide in slides}
+    return options.overwrite or any(not path.exists() and name not in hopeless for name, path in feats.items())
 
 
-def _answer(model: Checkpoint, network: Aggregator, item: Item) -> Prediction:
-    bag = read_bag(item.source)
-    model.require(bag, item.source)
-    if not len(bag.features):
-        return Prediction(item.slide_id, "empty", error=bag.attrs.get("reason", ""))
-    probabilities = tuple(infer(network, bag).probabilities.tolist())
-    return Prediction(item.slide_id, "done", probabilities, len(bag.features), predicted=model.decide(probabilities))
+def _features(
+    model: Checkpoint, slides: Sequence[SlideFile], encoder: Encoder, options: PredictOptions, mpp: float | None
+) -> tuple[Report, Report]:
+    """Tile and encode slides as in training, what the cache does not hold yet."""
+    cache, loop = options.out / "cache", RunOptions(options.overwrite, refresh=True, workers=options.workers)
+    resolutions = {slide.slide_id: mpp for slide in slides} if mpp is not None else {}
+    tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
+    tiled = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
+    params = extract.ExtractParams.of(encoder, model.recipe.stain["method"], fast_decode=model.recipe.fast_decode)
+    batch = options.batch or default_batch(pick_device(options.device))
+    stage = extract.ExtractStage(params, encoder, loop.threads, batch, moved=dict(slides))
+    names = [slide.slide_id for slide in slides if slide.slide_id not in tiled.failed]
+    return tiled, run(
+        stage, [Item(name, artifact_path(cache / "tiles", name)) for name in names], cache / "feats", loop
+    )
+
+
+def _answered(
+    path: Path,
+    model: Checkpoint,
+    bags: list[Item],
+    failed: Mapping[str, Exception],
+    options: PredictOptions,
+    seconds: Mapping[str, float],
+) -> list[Prediction]:
+    """Answer for all slides, those that failed too, and enter the rows in the tables."""
+    owners = _owners([*(bag.slide_id for bag in bags), *failed], options)
+    rows = [
+        Prediction(name, "failed", error=one_line(error), patient_id=owners.get(name, ""))
+        for name, error in failed.items()
+    ]
+    for note in notes(model):
+        log.warning("%s", note)
+    questions = _questions(model, bags, list(failed), owners)
+    return _enter(options, model, path, rows + answers(model, questions, options.device, seconds))
+
+
+def _owners(slides: list[str], options: PredictOptions) -> dict[str, str]:
+    """The patients of slides, as far as they are known."""
+    if options.patients is None:
+        return {}
+    owners = read_patients(options.patients, slides)
+    if unknown := [name for name in slides if name not in owners]:
+        log.warning("%s does not say whose these are: %s", options.patients, some_names(unknown))
+    return owners
+
+
+def _questions(model: Checkpoint, bags: list[Item], failed: list[str], owners: Mapping[str, str]) -> list[Question]:
+    """One for each slide, or for each patient, where the model learnt from patients and it is known who they are."""
+    if model.unit != "patient":
+        return [Question((bag,), owners.get(bag.slide_id, "")) for bag in bags]
+    if alone := [bag.slide_id for bag in bags if bag.slide_id not in owners]:
+        log.warning(
+            "the model learnt from all slides of a patient together, and is asked about each slide alone here: %s. Say"
+            " whose they are by --patients TABLE",
+            some_names(alone),
+        )
+    together: dict[str, list[Item]] = {}
+    for bag in bags:
+        together.setdefault(owners.get(bag.slide_id, ""), []).append(bag)
+    questions = [Question((bag,)) for bag in together.pop("", [])]
+    for patient, slides in together.items():
+        missing = tuple(name for name in failed if owners.get(name) == patient)
+        questions.append(Question(tuple(slides), patient, missing))
+    return questions
 
 
 def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> list[Prediction]:
@@ -196,10 +253,18 @@ def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> lis
 
 
 def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Prediction]) -> list[Prediction]:
-    """Enter rows in the table, keeping those of other slides; return the new ones, by slide_id."""
+    """Enter rows in the tables, keeping those of other slides; return the new ones, by slide_id."""
     table = {row.slide_id: row for row in _table_so_far(options, model, path)}
     for row in rows:
         if row.status != "failed" or row.slide_id not in table:  # a failure takes no answer away
             table[row.slide_id] = row
-    write_predictions(options.out / TABLE, sorted(table.values()), model.classes, checkpoint.digest(path))
-    return sorted(rows)
+    entered, digest = [table[name] for name in sorted(table)], checkpoint.digest(path)
+    write_predictions(options.out / TABLE, entered, model.classes, digest)
+    store.write_bytes(options.out / JSON, as_json(entered, model, digest, notes(model)).encode())
+    return sorted(rows, key=lambda row: row.slide_id)
+
+
+def told_as_json(path: Path, rows: Sequence[Prediction]) -> str:
+    """Predictions of a checkpoint as one JSON object: what ``predictions.json`` holds, of these rows alone."""
+    model = checkpoint.load(path)
+    return as_json(rows, model, checkpoint.digest(path), notes(model))

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wsi_mil import store
 from wsi_mil.errors import TableError
@@ -11,6 +11,8 @@ from wsi_mil.tasks import Classification
 
 TABLE = "predictions.csv"
 """What a table of predictions is called, in whatever folder."""
+_BETWEEN = "; "
+"""Between warnings."""
 
 
 class Prediction(NamedTuple):
@@ -35,20 +37,31 @@ class Prediction(NamedTuple):
     """Its owner, where that is known."""
     fold: str = ""
     """The round of cross-validation that tested it."""
+    spread: float | None = None
+    """Of an ensemble: the standard deviation over its members of the probability of the predicted class, calibrated."""
+    seconds: float | None = None
+    """How long it took from the slide to the answer; what was there already took no time."""
+    warnings: tuple[str, ...] = ()
+    """Why the answer may be worth less than others; none holds "; "."""
 
 
 def write_predictions(path: Path, rows: Iterable[Prediction], classes: Sequence[str], model: str) -> None:
     """Publish a table of predictions.
 
-    Its columns: ``slide_id,status,predicted,p_<class>...,tiles,label,split,error,patient_id,fold,model``.
+    Its columns: ``slide_id,status,predicted,p_<class>...,tiles,label,split,error,patient_id,fold,spread,seconds,
+    warnings,model``.
     """
     with store.replacing_text(path) as file:
         writer = csv.writer(file)
-        writer.writerow([*_BEFORE, *Classification(tuple(classes)).columns, *_AFTER, *_LATER, "model"])
+        writer.writerow(
+            [*_BEFORE, *Classification(tuple(classes)).columns, *_AFTER, *_TOLD, *_MEASURED, "warnings", "model"]
+        )
         for row in rows:
             shown = [repr(float(p)) for p in row.probabilities] or [""] * len(classes)
-            rest = [getattr(row, name) for name in (*_AFTER, *_LATER)]
-            writer.writerow([row.slide_id, row.status, row.predicted, *shown, *rest, model])
+            rest = [getattr(row, name) for name in (*_AFTER, *_TOLD, *_MEASURED)]
+            writer.writerow(
+                [row.slide_id, row.status, row.predicted, *shown, *rest, _BETWEEN.join(row.warnings), model]
+            )
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str]:
@@ -66,8 +79,10 @@ def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str
         rows, model = [], ""
         for row in reader:
             probabilities = tuple(float(row[f"p_{name}"]) for name in classes if row[f"p_{name}"])
-            told = {name: row[name] for name in (*_BEFORE, "label", "split", "error")}
-            later = {name: row[name] for name in _LATER if name in row}  # wsimil 0.1 wrote none of these
+            told: dict[str, Any] = {name: row[name] for name in (*_BEFORE, "label", "split", "error")}
+            later: dict[str, Any] = {name: row[name] for name in _TOLD if name in row}  # wsimil 0.1 wrote none of these
+            later |= {name: float(row[name]) for name in _MEASURED if row.get(name)}
+            later["warnings"] = tuple(filter(None, row.get("warnings", "").split(_BETWEEN)))
             rows.append(Prediction(**told, **later, probabilities=probabilities, tiles=int(row["tiles"])))
             model = row["model"]
     return rows, classes, model
@@ -75,4 +90,5 @@ def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str
 
 _BEFORE = ("slide_id", "status", "predicted")
 _AFTER = ("tiles", "label", "split", "error")
-_LATER = ("patient_id", "fold")
+_TOLD = ("patient_id", "fold")
+_MEASURED = ("spread", "seconds")

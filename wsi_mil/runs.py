@@ -126,6 +126,8 @@ class Report:
     empty: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the slides that were made in this run, wall time."""
 
     def fail(self, slide_id: str, error: Exception) -> Row:
         """Take note of a slide that failed."""
@@ -137,6 +139,7 @@ class Report:
         """Take note of a slide by the attributes of its new artifact, and of the time that it took."""
         slide_id, status, reason = attrs["slide_id"], attrs["status"], attrs.get("reason", "")
         (self.empty if status == "empty" else self.done).append(slide_id)
+        self.seconds[slide_id] = timing.seconds
         if status == "empty":
             log.warning("%s: empty: %s", slide_id, reason or "no tissue was found")
         row = Row(slide_id, status, attrs["tiles"], attrs.get("tissue_mm2"), timing.seconds, reason, _excluded(attrs))

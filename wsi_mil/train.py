@@ -7,7 +7,6 @@ the distances and the statistics of the features come from the training patients
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 from collections import Counter
@@ -24,14 +23,15 @@ from wsi_mil import checkpoint, distances, learning, metrics, store
 from wsi_mil.aggregators import Aggregator, build, infer, params_of
 from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
 from wsi_mil.calibration import Calibration, applied, calibrated
-from wsi_mil.checkpoint import Checkpoint, Part, Recipe
+from wsi_mil.checkpoint import Checkpoint, Part, Recipe, patient_hash
 from wsi_mil.cohort import Cohort, Member, Unit, split
+from wsi_mil.domain import Domain
 from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
 from wsi_mil.learning import Epoch, LearnParams, RunParams
 from wsi_mil.predictions import TABLE, Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
 from wsi_mil.tasks import Classification
-from wsi_mil.training_bags import Bags, UnitExamples, feature_statistics, require_one_recipe
+from wsi_mil.training_bags import Bags, UnitExamples, feature_statistics, require_one_recipe, slide_facts_of
 
 CHECKPOINT = "checkpoint.safetensors"
 _TILES_WORTH_THREADS = 1000
@@ -156,6 +156,7 @@ def fit(
     calibration = calibrated(targets[val_rows], scores[val_rows], _shares(train.targets, task.outputs))
     training = _facts(cohort, params, print_, history)
     made = _checkpoint(model, cohort, store.read_attrs(bags.first), training, calibration)
+    made = dataclasses.replace(made, domain=Domain.of(slide_facts_of(bags, train.units + val.units)))
     rows = zip(cohort.units, applied(scores, calibration).tolist(), strict=True)
     predictions = tuple(_prediction(made, unit, row, bags.tiles(unit.bag_id)) for unit, row in rows)
     return Trained(made, cohort, tuple(history), predictions)
@@ -210,11 +211,6 @@ def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
     return out / CHECKPOINT
 
 
-def patient_hash(patient_id: str) -> str:
-    """What a checkpoint knows a patient, or a slide, by: no name, though who has a list of names can look it up."""
-    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
-
-
 def _checkpoint(
     model: Aggregator, cohort: Cohort, attrs: dict[str, Any], training: dict[str, Any], calibration: Calibration
 ) -> Checkpoint:
@@ -264,6 +260,6 @@ def _threads_for(tiles_per_bag: float) -> Generator[None]:
 
 
 def _prediction(made: Checkpoint, unit: Unit, probabilities: list[float], tiles: int) -> Prediction:
-    known = {"label": unit.label, "split": unit.split, "patient_id": unit.patient_id, "fold": unit.fold}
+    known: dict[str, Any] = {"label": unit.label, "split": unit.split, "patient_id": unit.patient_id, "fold": unit.fold}
     decided = made.decide(probabilities)
     return Prediction(unit.bag_id, "done", tuple(probabilities), tiles, predicted=decided, **known)

@@ -12,6 +12,7 @@ from wsi_mil import store
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Recipe
 from wsi_mil.cohort import Unit
+from wsi_mil.domain import SlideFacts, slides_of
 from wsi_mil.errors import IncompatibleError
 from wsi_mil.learning import Example
 from wsi_mil.memory import available_memory
@@ -127,3 +128,12 @@ def feature_statistics(bags: Iterable[Bag]) -> Statistics:
         squares = squares + features.square().sum(dim=0)
     mean = total / count
     return Statistics(mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float(), count)
+
+
+def slide_facts_of(bags: Bags, units: Iterable[Unit]) -> list[SlideFacts]:
+    """What the slides of some units are like, read one bag after the other."""
+    facts = []
+    for unit in units:
+        filled = (path for path in bags.paths[unit.bag_id] if store.survey(path).shapes["features"][0])
+        facts += slides_of(bags[unit.bag_id], [store.read_attrs(path)["mpp_x"] for path in filled])
+    return facts

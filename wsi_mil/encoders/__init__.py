@@ -9,6 +9,7 @@ hub; `feeder` keeps a GPU fed.
 """
 
 from wsi_mil.encoders.feeder import DeviceEncoder, Fed, Feeder
+from wsi_mil.encoders.late import LateEncoder
 from wsi_mil.encoders.loading import Encoder, add_weights, load_encoder
 from wsi_mil.encoders.resolution import TileSize, require_resolution, tile_geometry
 from wsi_mil.encoders.spec import EncoderSpec
@@ -20,6 +21,7 @@ __all__ = [
     "EncoderSpec",
     "Fed",
     "Feeder",
+    "LateEncoder",
     "TileSize",
     "add_weights",
     "find_encoder",
