@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import cli_demo, cli_interop, cli_models, cli_tile, cli_weights
+from wsi_mil import cli_demo, cli_interop, cli_models, cli_predict, cli_tile, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
@@ -61,6 +61,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_predict.app)
 app.add_typer(cli_weights.app)
 app.add_typer(cli_interop.app)
 app.add_typer(cli_demo.app)
@@ -128,44 +129,6 @@ def distances(
     params = DistanceParams(k, dense=store == Store.DENSE)
     peers, options = peer_options(slides, table, mpp, encoder), run_options(overwrite, workers, shard)
     leave(workflow.measure_distances(bags, out, params, options, peers), out)
-
-
-@app.command()
-def predict(
-    slides: Annotated[list[Path] | None, typer.Argument(help="Slides, or folders of slides.")] = None,
-    bags: Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")] = None,
-    model: Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.")] = Path(
-        "model"
-    ),
-    out: Out = Path("predictions"),
-    weights: Weights = None,
-    slide_mpp: BagMpp = None,
-    bag_slides: BagSlides = None,
-    table: BagTable = None,
-    encoder: BagEncoder = None,
-    device: Device = "auto",
-    batch: Batch = 0,
-    overwrite: Overwrite = False,
-    workers: Workers = 0,
-    trust: TrustCheckpoint = False,
-) -> None:
-    """Predict the class of new slides with a trained model."""
-    from wsi_mil import predict as predictor
-    from wsi_mil.devices import pick_device
-    from wsi_mil.workflow import checkpoint_at
-
-    if bool(slides) == bool(bags):
-        raise OptionError("predict: name slides, or features by --bags, and not both: `wsimil predict slide.tif`")
-    if slides and (bag_slides or table or encoder):
-        raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
-    options = predictor.PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust)
-    path = checkpoint_at(model)
-    if bags:
-        peers = peer_options(bag_slides, table, slide_mpp, encoder)
-        rows = predictor.predict_source(path, bags, options, peers)
-    else:
-        rows = predictor.predict_slides(path, predictor.slides_at(slides or []), options, slide_mpp)
-    show_predictions(rows, path, out)
 
 
 @app.command()

@@ -1,0 +1,162 @@
+"""Answers about new slides: one thin function per command, as in `cli`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wsi_mil.arguments import (
+    BagEncoder,
+    BagMpp,
+    BagSlides,
+    BagTable,
+    Batch,
+    Device,
+    JsonTo,
+    Out,
+    Overwrite,
+    Patients,
+    TrustCheckpoint,
+    Weights,
+    Workers,
+    peer_options,
+)
+from wsi_mil.errors import OptionError
+from wsi_mil.screen import show_answers
+
+if TYPE_CHECKING:
+    from wsi_mil.predict import PredictOptions
+    from wsi_mil.reasons import Asked
+
+app = typer.Typer()
+Slides = Annotated[list[Path] | None, typer.Argument(help="Slides, or folders of slides.")]
+OtherBags = Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")]
+Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.")]
+TilesOfBags = Annotated[
+    Path, typer.Option("--tiles", help="Of --bags: where their tiles lie, which know their quality and the tissue.")
+]
+
+
+@app.command()
+def predict(
+    slides: Slides = None,
+    bags: OtherBags = None,
+    model: Model = Path("model"),
+    out: Out = Path("predictions"),
+    explain: Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")] = False,
+    weights: Weights = None,
+    slide_mpp: BagMpp = None,
+    bag_slides: BagSlides = None,
+    table: BagTable = None,
+    encoder: BagEncoder = None,
+    tiles: TilesOfBags = Path("tiles"),
+    patients: Patients = None,
+    json_to: JsonTo = None,
+    device: Device = "auto",
+    batch: Batch = 0,
+    overwrite: Overwrite = False,
+    workers: Workers = 0,
+    trust: TrustCheckpoint = False,
+) -> None:
+    """Predict the class of new slides with a trained model; what is unlike its training is warned of."""
+    from wsi_mil.explain import LookOptions
+    from wsi_mil.reasons import answer
+    from wsi_mil.workflow import checkpoint_at
+
+    path = checkpoint_at(model)
+    asked = _asked("predict", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
+    _require_file(json_to)
+    answered = answer(path, asked, options, LookOptions() if explain else None, [_typed()])
+    show_answers(answered, path, out, json_to)
+
+
+@app.command()
+def explain(
+    slides: Slides = None,
+    bags: OtherBags = None,
+    model: Model = Path("model"),
+    out: Out = Path("predictions"),
+    top: Annotated[int, typer.Option("--top", help="Tiles whose strongest partners are told.")] = 12,
+    partners: Annotated[int, typer.Option("--partners", help="Partners of each of them.")] = 5,
+    occlusions: Annotated[
+        int, typer.Option("--occlusions", help="Tiles to leave out one by one, each at the price of a prediction.")
+    ] = 16,
+    weights: Weights = None,
+    slide_mpp: BagMpp = None,
+    bag_slides: BagSlides = None,
+    table: BagTable = None,
+    encoder: BagEncoder = None,
+    tiles: TilesOfBags = Path("tiles"),
+    patients: Patients = None,
+    json_to: JsonTo = None,
+    device: Device = "auto",
+    batch: Batch = 0,
+    overwrite: Overwrite = False,
+    workers: Workers = 0,
+    trust: TrustCheckpoint = False,
+) -> None:
+    """Predict, and show what the model looked at: pictures, tables, GeoJSON for QuPath, and a page of all that."""
+    from wsi_mil.explain import LookOptions
+    from wsi_mil.reasons import answer
+    from wsi_mil.workflow import checkpoint_at
+
+    path, closely = checkpoint_at(model), LookOptions(top, partners, occlusions)
+    asked = _asked("explain", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
+    _require_file(json_to)
+    show_answers(answer(path, asked, options, closely, [_typed()]), path, out, json_to)
+
+
+def _asked(
+    command: str,
+    slides: list[Path] | None,
+    bags: Path | None,
+    bag_slides: Path | None,
+    table: Path | None,
+    encoder: str | None,
+    mpp: float | None,
+    tiles: Path,
+) -> "Asked":
+    """What is asked about, refused where it is nothing or two things."""
+    from wsi_mil.predict import slides_at
+    from wsi_mil.reasons import Asked
+
+    if bool(slides) == bool(bags):
+        raise OptionError(
+            f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`"
+        )
+    if slides and (bag_slides or table or encoder):
+        raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
+    if slides:
+        return Asked(slides_at(slides), mpp=mpp)
+    peers = peer_options(bag_slides, table, mpp, encoder)
+    return Asked(bags=bags, peers=peers, slides_at=bag_slides, tiles=tiles if tiles.is_dir() else None)
+
+
+def _options(
+    out: Path,
+    weights: str | None,
+    device: str,
+    batch: int,
+    workers: int,
+    overwrite: bool,
+    trust: bool,
+    patients: Path | None,
+) -> "PredictOptions":
+    from wsi_mil.devices import pick_device
+    from wsi_mil.predict import PredictOptions
+
+    return PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust, patients)
+
+
+def _require_file(json_to: str | None) -> None:
+    if json_to is not None and json_to != "-" and Path(json_to).is_dir():
+        raise OptionError(f"--json {json_to} is a folder: name a file, or - for stdout")
+
+
+def _typed() -> str:
+    """What was typed."""
+    return shlex.join(["wsimil", *sys.argv[1:]])
