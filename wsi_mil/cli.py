@@ -22,10 +22,12 @@ from wsi_mil.arguments import (
     Device,
     Encoders,
     FastDecode,
+    JsonTo,
     Labels,
     Mpp,
     Out,
     Overwrite,
+    Patients,
     Precision,
     Reader,
     ReaderName,
@@ -143,13 +145,15 @@ def predict(
     bag_slides: BagSlides = None,
     table: BagTable = None,
     encoder: BagEncoder = None,
+    patients: Patients = None,
+    json_to: JsonTo = None,
     device: Device = "auto",
     batch: Batch = 0,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
 ) -> None:
-    """Predict the class of new slides with a trained model."""
+    """Predict the class of new slides with a trained model; what is unlike its training is warned of."""
     from wsi_mil import predict as predictor
     from wsi_mil.devices import pick_device
     from wsi_mil.workflow import checkpoint_at
@@ -158,14 +162,17 @@ def predict(
         raise OptionError("predict: name slides, or features by --bags, and not both: `wsimil predict slide.tif`")
     if slides and (bag_slides or table or encoder):
         raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
-    options = predictor.PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust)
+    if json_to is not None and json_to != "-" and Path(json_to).is_dir():
+        raise OptionError(f"--json {json_to} is a folder: name a file, or - for stdout")
+    where = str(pick_device(device))
+    options = predictor.PredictOptions(out, weights, where, batch, workers, overwrite, trust, patients)
     path = checkpoint_at(model)
     if bags:
         peers = peer_options(bag_slides, table, slide_mpp, encoder)
         rows = predictor.predict_source(path, bags, options, peers)
     else:
         rows = predictor.predict_slides(path, predictor.slides_at(slides or []), options, slide_mpp)
-    show_predictions(rows, path, out)
+    show_predictions(rows, path, out, json_to)
 
 
 @app.command()

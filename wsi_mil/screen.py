@@ -93,18 +93,41 @@ def show_study(study: "Study", out: Path) -> None:
         typer.echo(f"{name}AUROC {shown(found.figures['AUROC'])}")
 
 
-def show_predictions(rows: "list[Prediction]", path: Path, out: Path) -> None:
-    """Print the predictions, name the slides that failed, and leave with 1 if any did."""
-    from wsi_mil import checkpoint
+def show_predictions(rows: "list[Prediction]", path: Path, out: Path, json_to: str | None = None) -> None:
+    """Print the predictions, name the slides that failed, and leave with 1 if any did.
+
+    Args:
+        rows: what was predicted.
+        path: the checkpoint.
+        out: where the tables lie.
+        json_to: a file to write them to as JSON, or "-": stdout, where nothing else goes then.
+    """
+    from wsi_mil import checkpoint, store
+    from wsi_mil.predict import told_as_json
     from wsi_mil.progress import print_table
 
-    classes = checkpoint.load(path).classes
-    shown = [[row.slide_id, row.predicted or row.status, *(f"{p:.3f}" for p in row.probabilities)] for row in rows]
-    print_table(f"{out / 'predictions.csv'}", ["slide", "predicted", *classes], shown)
+    if json_to == "-":
+        typer.echo(told_as_json(path, rows), nl=False)
+    else:
+        if json_to is not None:
+            store.write_bytes(Path(json_to), told_as_json(path, rows).encode())
+        print_table(f"{out / 'predictions.csv'}", *_table(rows, checkpoint.load(path).classes))
     failed: Mapping[str, str] = {row.slide_id: row.error for row in rows if row.status == "failed"}
     name_failures(failed)
     if failed:
         raise typer.Exit(1)
+
+
+def _table(rows: "list[Prediction]", classes: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of predictions; what no row has is no column."""
+    spread, warned = any(row.spread is not None for row in rows), any(row.warnings for row in rows)
+    header = ["slide", "predicted", *classes, *(["spread"] if spread else []), *(["warnings"] if warned else [])]
+    lines = []
+    for row in rows:
+        scores = [f"{p:.3f}" for p in row.probabilities] or [""] * len(classes)
+        own = ["" if row.spread is None else f"{row.spread:.3f}"] if spread else []
+        lines.append([row.slide_id, row.predicted or row.status, *scores, *own, "; ".join(row.warnings)])
+    return header, [line[: len(header)] for line in lines]
 
 
 def show_encoders(specs: "list[EncoderSpec]", as_json: bool) -> None:
