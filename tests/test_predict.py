@@ -241,6 +241,9 @@ def test_an_empty_folder_of_bags_is_refused(tmp_path: Path) -> None:
 def test_a_table_of_predictions_comes_back(tmp_path: Path) -> None:
     rows = [
         Prediction("a", "done", (0.25, 0.75), 10, "x", "val", predicted="y", patient_id="p", fold="3"),
+        Prediction(
+            "a2", "done", (0.25, 0.75), 10, predicted="y", spread=0.125, seconds=1.5, warnings=("old, pale", "x")
+        ),
         Prediction("b,c", "failed", error='it says "no"'),
     ]
     write_predictions(tmp_path / "p.csv", rows, ("x", "y"), "abc")

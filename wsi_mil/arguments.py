@@ -82,6 +82,13 @@ BagEncoder = Annotated[
 ]
 Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].")]
 Distances = Annotated[Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.")]
+Patients = Annotated[
+    Path | None, typer.Option("--patients", help="Table slide_id,patient_id: whose the slides are, where it matters.")
+]
+JsonTo = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the answers there as JSON; -: to stdout, and no table."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
 Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores this process may use.")]
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]

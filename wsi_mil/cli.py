@@ -40,7 +40,6 @@ from wsi_mil.arguments import (
     TileUm,
     TrustCheckpoint,
     Version,
-    Weights,
     WeightsOf,
     Workers,
     encoder_weights,
@@ -48,8 +47,8 @@ from wsi_mil.arguments import (
     run_options,
     tile_params,
 )
-from wsi_mil.errors import OptionError, WsiMilError, one_line
-from wsi_mil.screen import leave, leave_each, naming_failures, show_encoders, show_predictions, show_training
+from wsi_mil.errors import WsiMilError, one_line
+from wsi_mil.screen import leave, leave_each, naming_failures, show_encoders, show_training
 
 app = typer.Typer(
     name="wsimil",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wsi_mil.encoders import EncoderSpec
     from wsi_mil.evaluation import Study
     from wsi_mil.predictions import Prediction
+    from wsi_mil.reasons import Answered
     from wsi_mil.runs import Report
     from wsi_mil.train import Trained
 
@@ -93,18 +94,44 @@ def show_study(study: "Study", out: Path) -> None:
         typer.echo(f"{name}AUROC {shown(found.figures['AUROC'])}")
 
 
-def show_predictions(rows: "list[Prediction]", path: Path, out: Path) -> None:
-    """Print the predictions, name the slides that failed, and leave with 1 if any did."""
-    from wsi_mil import checkpoint
+def show_answers(answered: "Answered", path: Path, out: Path, json_to: str | None = None) -> None:
+    """Print the predictions and where the reasons lie, name the slides that failed, and leave with 1 if any did.
+
+    Args:
+        answered: what was predicted and explained.
+        path: the checkpoint.
+        out: where the tables lie.
+        json_to: a file to write predictions to as JSON, or "-": stdout, where nothing else goes then.
+    """
+    from wsi_mil import checkpoint, store
+    from wsi_mil.predict import told_as_json
     from wsi_mil.progress import print_table
 
-    classes = checkpoint.load(path).classes
-    shown = [[row.slide_id, row.predicted or row.status, *(f"{p:.3f}" for p in row.probabilities)] for row in rows]
-    print_table(f"{out / 'predictions.csv'}", ["slide", "predicted", *classes], shown)
-    failed: Mapping[str, str] = {row.slide_id: row.error for row in rows if row.status == "failed"}
-    name_failures(failed)
-    if failed:
+    rows = answered.rows
+    if json_to == "-":
+        typer.echo(told_as_json(path, rows), nl=False)
+    else:
+        if json_to is not None:
+            store.write_bytes(Path(json_to), told_as_json(path, rows).encode())
+        print_table(f"{out / 'predictions.csv'}", *_table(rows, checkpoint.load(path).classes))
+        explained = sum(one.status == "done" for one in answered.explained)
+        reasons = f"; {explained} explained in {out / 'explanations'}" if explained else ""
+        typer.echo(f"see {out / 'report.html'}{reasons}")
+    name_failures(answered.failed)
+    if answered.failed:
         raise typer.Exit(1)
+
+
+def _table(rows: "list[Prediction]", classes: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of predictions; what no row has is no column."""
+    spread, warned = any(row.spread is not None for row in rows), any(row.warnings for row in rows)
+    header = ["slide", "predicted", *classes, *(["spread"] if spread else []), *(["warnings"] if warned else [])]
+    lines = []
+    for row in rows:
+        scores = [f"{p:.3f}" for p in row.probabilities] or [""] * len(classes)
+        own = ["" if row.spread is None else f"{row.spread:.3f}"] if spread else []
+        lines.append([row.slide_id, row.predicted or row.status, *scores, *own, "; ".join(row.warnings)])
+    return header, [line[: len(header)] for line in lines]
 
 
 def show_encoders(specs: "list[EncoderSpec]", as_json: bool) -> None:

@@ -14,9 +14,9 @@ from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.errors import one_line
 from wsi_mil.explain.looking import Look, LookOptions, look
+from wsi_mil.explain.places import read_places
 from wsi_mil.explain.shares import part_of
 from wsi_mil.explain.slide_file import find_slide, open_again
-from wsi_mil.explain.places import read_places
 from wsi_mil.explain.writing import Facts, fingerprint, is_finished, write_explanation
 from wsi_mil.progress import progress
 from wsi_mil.stage import Item, artifact_path, attempt
