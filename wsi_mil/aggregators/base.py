@@ -1,11 +1,14 @@
 """What every aggregator is: a `Batch` in, an `Output` out, features standardised first unless a paper does not."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsi_mil.aggregators.head_attention import HeadAttention
+from wsi_mil.attention import DistanceBias
 from wsi_mil.bags import Batch
 
 # Features are stored as float16: below this share of its mean, a feature's spread is rounding and not information.
@@ -76,3 +79,20 @@ class Aggregator(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""
         raise NotImplementedError
+
+    def single_models(self) -> Sequence["Aggregator"]:
+        """The models that answer: itself, unless it is several."""
+        return (self,)
+
+    def distance_bias(self) -> DistanceBias | None:
+        """Near and far of each head, in micrometres; None of a model that tells them apart in no such way."""
+        return None
+
+    def distance_tables(self) -> Sequence[Float[Tensor, "heads places dim"]]:
+        """What distance adds to keys, queries and values, such as far and near; none of a model without."""
+        return ()
+
+    def head_attention(self, batch: Batch) -> HeadAttention | None:
+        """How each head attends, with what distance adds and without; None of a model whose attention, if it has any,
+        does not depend on distances. Ask it in evaluation mode."""
+        return None

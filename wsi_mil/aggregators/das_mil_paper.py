@@ -1,12 +1,16 @@
 """DAS-MIL exactly as published (Wölflein et al. 2023, arXiv 2305.10552): paper and released code."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from wsi_mil.aggregators.base import Aggregator, Output
+from wsi_mil.aggregators.head_attention import HeadAttention
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import (
     require_choice,
@@ -16,7 +20,7 @@ from wsi_mil.aggregators.options import (
     require_sizes,
 )
 from wsi_mil.aggregators.pooling import max_pool, mean_pool
-from wsi_mil.attention import DistanceBias, distance_attention
+from wsi_mil.attention import DistanceBias, attention_rows, distance_attention
 from wsi_mil.bags import Batch
 
 # The diagonal of a square of 46816 px, the largest coordinate of its cohort, at 256 um per 224 px.
@@ -89,19 +93,15 @@ class DasMilPaper(Aggregator):
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""
-        tiles = self.project(self.standardise(batch))
-        linears, heads = (self.query, self.key, self.value), (self.params.heads, -1)
-        q, k, v = (linear(tiles).unflatten(-1, heads).transpose(1, 2) for linear in linears)
+        q, k, v = self._heads(batch, self.query, self.key, self.value)
         attended = distance_attention(
             q,
             k,
             v,
             batch.coords_um,
             self.distance_bias(),
-            scale=self.query.in_features**-0.5,
-            mask=batch.mask,
-            slide=batch.slide,
             dropout_p=self.params.attention_dropout if self.training else 0.0,
+            **self._setting(batch),
         )
         pool = max_pool if self.params.pooling == "max" else mean_pool
         pooled = pool(attended.transpose(1, 2).flatten(2), batch.mask)
@@ -115,3 +115,21 @@ class DasMilPaper(Aggregator):
         unit = self.params.max_distance_um
         tables = (self.key_table, self.query_table, self.value_table)
         return DistanceBias(self.beta / unit, self.theta * unit, *tables, self_bias=False)
+
+    def distance_tables(self) -> Sequence[Float[Tensor, "heads places dim"]]:
+        """What distance adds to keys, queries and values."""
+        return self.key_table, self.query_table, self.value_table
+
+    def head_attention(self, batch: Batch) -> HeadAttention:
+        """How each head attends, with what distance adds and without."""
+        q, k = self._heads(batch, self.query, self.key)
+        return HeadAttention.of(attention_rows, q, k, batch.coords_um, self.distance_bias(), **self._setting(batch))
+
+    def _heads(self, batch: Batch, *linears: nn.Module) -> list[Float[Tensor, "bags heads tiles _"]]:
+        """What linear layers make of the tiles, by head."""
+        tiles = self.project(self.standardise(batch))
+        return [linear(tiles).unflatten(-1, (self.params.heads, -1)).transpose(1, 2) for linear in linears]
+
+    def _setting(self, batch: Batch) -> dict[str, Any]:
+        """What attention is told besides its operands, in training or not."""
+        return {"scale": self.query.in_features**-0.5, "mask": batch.mask, "slide": batch.slide}

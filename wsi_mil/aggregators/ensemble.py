@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -51,6 +52,10 @@ class Ensemble(Aggregator):
         outputs = [member(batch) for member in self.members]
         attention = torch.stack([output.attention for output in outputs]).mean(dim=0)
         return Output(self._mean_of([output.logits for output in outputs]), attention)
+
+    def single_models(self) -> Sequence[Aggregator]:
+        """The members."""
+        return cast(list[Aggregator], list(self.members))
 
     def _mean_of(self, logits: list[Float[Tensor, "bags classes"]]) -> Float[Tensor, "bags classes"]:
         calibration = zip(logits, self.temperatures, self.priors, strict=True)

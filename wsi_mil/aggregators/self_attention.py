@@ -11,7 +11,7 @@ from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import require_choice, require_counts, require_fraction, require_sizes
 from wsi_mil.aggregators.pooling import AttentionPool, Pooled, log_sum_exp_pool, max_pool
-from wsi_mil.attention import DistanceBias, distance_attention
+from wsi_mil.attention import distance_attention
 from wsi_mil.bags import Batch
 
 
@@ -95,8 +95,7 @@ class SelfAttention(Aggregator):
 
     def attend(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles width"]:
         """Let tiles attend to each other; heads lie side by side."""
-        linears, heads = (self.query, self.key, self.value), (self.params.heads, -1)
-        q, k, v = (linear(tiles).unflatten(-1, heads).transpose(1, 2) for linear in linears)
+        q, k, v = self._heads(tiles, self.query, self.key, self.value)
         return self.attention(q, k, v, batch).transpose(1, 2).flatten(2)
 
     def attention(
@@ -107,20 +106,27 @@ class SelfAttention(Aggregator):
         batch: Batch,
     ) -> Float[Tensor, "bags heads tiles dim_v"]:
         """Let queries attend to keys, with `distance_bias`."""
-        return distance_attention(q, k, v, batch.coords_um, self.distance_bias(), **self._setting(batch))
-
-    def distance_bias(self) -> DistanceBias | None:
-        """How attention depends on distance: not at all."""
-        return None
+        dropout_p = self.params.attention_dropout if self.training else 0.0
+        setting = self._setting(batch)
+        return distance_attention(q, k, v, batch.coords_um, self.distance_bias(), dropout_p=dropout_p, **setting)
 
     def _setting(self, batch: Batch) -> dict[str, Any]:
-        """What attention is told besides its operands."""
+        """What attention is told besides its operands, in training or not."""
         return {
             "scale": self.query.in_features**-0.5 if self.params.scale_by_input else None,
             "mask": batch.mask,
             "slide": batch.slide,
-            "dropout_p": self.params.attention_dropout if self.training else 0.0,
         }
+
+    def _heads(
+        self, tiles: Float[Tensor, "bags tiles dim"], *linears: nn.Module
+    ) -> list[Float[Tensor, "bags heads tiles _"]]:
+        """What linear layers make of the tiles, by head."""
+        return [linear(tiles).unflatten(-1, (self.params.heads, -1)).transpose(1, 2) for linear in linears]
+
+    def _queries_and_keys(self, batch: Batch) -> list[Float[Tensor, "bags heads tiles _"]]:
+        """Of a model without absolute positions: what `attend` has."""
+        return self._heads(self.project(self.standardise(batch)), self.query, self.key)
 
     def _pooled(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Pooled:
         if self.pool is not None:

@@ -9,11 +9,12 @@ Per head, for query tile i and key tile j::
 
 `distance_attention` is the function to call. `attention_received`, `attention_rows` and `attention_partners` tell what
 it attends to, and `dense_distance_attention` is its definition, with weights, for small bags.
-`discrete_distance_attention` looks its bias up by bins of distance instead.
+`discrete_distance_attention` looks its bias up by bins of distance instead, `discrete_rows` tells what that attends to.
 """
 
 from wsi_mil.attention.bias import DistanceBias
 from wsi_mil.attention.discrete import BinBias, discrete_distance_attention
+from wsi_mil.attention.discrete_readout import discrete_rows
 from wsi_mil.attention.public import distance_attention
 from wsi_mil.attention.readout import Partners, attention_partners, attention_received, attention_rows
 from wsi_mil.attention.reference import Attended, dense_distance_attention
@@ -28,5 +29,6 @@ __all__ = [
     "attention_rows",
     "dense_distance_attention",
     "discrete_distance_attention",
+    "discrete_rows",
     "distance_attention",
 ]

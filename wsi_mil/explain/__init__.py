@@ -1,6 +1,34 @@
 """What a model looked at, tile by tile and pair by pair, and how that is shown."""
 
+from wsi_mil.explain.curves import (
+    Asked,
+    AtDistance,
+    Head,
+    Reliance,
+    enrichment,
+    enrichment_csv,
+    heads_csv,
+    learnt_distances,
+    reliance,
+)
 from wsi_mil.explain.heatmap import attention_png, colours, png, require_one_slide, slide_png
 from wsi_mil.explain.looking import Look, Pairs
 
-__all__ = ["Look", "Pairs", "attention_png", "colours", "png", "require_one_slide", "slide_png"]
+__all__ = [
+    "Asked",
+    "AtDistance",
+    "Head",
+    "Look",
+    "Pairs",
+    "Reliance",
+    "attention_png",
+    "colours",
+    "enrichment",
+    "enrichment_csv",
+    "heads_csv",
+    "learnt_distances",
+    "png",
+    "reliance",
+    "require_one_slide",
+    "slide_png",
+]
