@@ -37,6 +37,7 @@ _SLIDES = 8
 _HEADS_NAMED = 4
 _FEW = 1e-3  # share of tiles below which a ratio of shares is noise
 _POINTS = 121
+_WIDTH, _HEIGHT = 460, 220  # two lie side by side, and their writing stays as large as that of the page
 _MARGIN = 4.0  # how far beyond the tiles' distances a curve is drawn, so that where it turns is seen
 
 
@@ -83,7 +84,10 @@ def distance_use(trained: Trained, feats: Path, device: torch.device) -> Distanc
 def distance_section(use: DistanceUse) -> Section:
     """The section of a page; empty, so left out, for a model that does not use distances so."""
     header = ("model", "head", "biases", "near to far at", "10 %", "90 %", "attention moved", "log-odds moved")
-    return Section(_HEADING, _sentences(use), header, _rows(use), _charts(use))
+    rows = _rows(use)
+    if len({row[0] for row in rows}) == 1:
+        header, rows = header[1:], [row[1:] for row in rows]
+    return Section(_HEADING, _sentences(use), header, rows, _charts(use))
 
 
 def distance_files(use: DistanceUse) -> dict[str, bytes]:
@@ -116,7 +120,7 @@ def _sentences(use: DistanceUse) -> str:
         )
     if use.found:
         one = max(use.found, key=lambda one: one.moved)
-        told.append(f"Distance redirects the attention of {_name(one, use)} most: {one.moved:.0%} of it.")
+        told.append(f"Distance redirects the attention of {_name(one, use)} most: {_share(one)}.")
     return " ".join(told)
 
 
@@ -151,9 +155,14 @@ def _rows(use: DistanceUse) -> list[tuple[str, ...]]:
     for member, head, one in keys:
         lengths = ("–",) * 4 if one is None else (one.part, *map(length, (one.theta_um, one.near_um, one.far_um)))
         went = moved.get((member, head))
-        share = "–" if went is None else f"{went.moved:.0%}, {'nearer' if went.nearer else 'farther'}"
+        share = "–" if went is None else _share(went)
         rows.append((str(member), str(head), *lengths, share, relied.get((member, head), "–")))
     return rows
+
+
+def _share(found: AtDistance) -> str:
+    direction = "nearer" if found.nearer else "farther"
+    return f"{100 * found.moved:.0f} %, {direction}" if found.moved >= 0.005 else "< 1 %"
 
 
 class _Scale(NamedTuple):
@@ -224,9 +233,15 @@ def _phi_chart(use: DistanceUse, scale: _Scale) -> Chart:
     grey = "" if use.tiles is None else "; grey: how many tiles lie so far apart"
     return Chart(
         f"Near (0) to far (1) over distance; dotted: one half{grey}",
-        curves, 1.0, ticks=scale.ticks, levels=(Tick(0, "0"), Tick(0.5, "0.5"), Tick(1, "1")), bars=_bars(use, scale),
+        curves,
+        1.0,
+        _WIDTH,
+        _HEIGHT,
+        ticks=scale.ticks,
+        levels=(Tick(0, "0"), Tick(0.5, "0.5"), Tick(1, "1")),
+        bars=_bars(use, scale),
         marks=marks,
-    )  # fmt: skip
+    )
 
 
 def _bars(use: DistanceUse, scale: _Scale) -> tuple[Bar, ...]:
@@ -260,8 +275,8 @@ def _attention_chart(found: Sequence[AtDistance], scale: _Scale) -> Chart:
         for power in range(-octaves, octaves + 1)
         if power % step == 0
     )
-    return Chart(f"Attention by tiles, over distance (1: like all tiles){dashed}", tuple(curves), 1.0,
-                 ticks=scale.ticks, levels=levels)  # fmt: skip
+    caption = f"Attention by tiles, over distance (1: like all tiles){dashed}"
+    return Chart(caption, tuple(curves), 1.0, _WIDTH, _HEIGHT, ticks=scale.ticks, levels=levels)
 
 
 def _plain(ratio: Float64[np.ndarray, " bins"], one: AtDistance) -> Float64[np.ndarray, " bins"]:
