@@ -1,19 +1,26 @@
 import logging
 import math
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from planted import plant_cohort
 
+from wsi_mil import workflow
 from wsi_mil.aggregators import Ensemble, build
 from wsi_mil.bags import Bag
 from wsi_mil.distances import BIN_UM
 from wsi_mil.explain import Head
+from wsi_mil.learning import LearnParams
 from wsi_mil.report import DISTANCE_FILES, Chart, Curve, DistanceUse, distance_files, distance_section, figure, page
 from wsi_mil.report.distances import _scale, length
 from wsi_mil.report.page import Bar, Mark, Tick
 from wsi_mil.tile_distances import TileDistances
+from wsi_mil.train import TrainParams
+from wsi_mil.workflow import Folders, LabelTable
 
 TRAINING = {"distances": TileDistances.of(np.bincount(np.arange(16, 220)), BIN_UM).record()}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -131,3 +138,16 @@ def test_a_figure_holds_its_charts_one_below_the_other() -> None:
     bar = drawn.find(f".//{SVG}rect[@class='bar']")
     assert bar is not None
     assert (bar.get("x"), bar.get("width"), bar.get("y"), bar.get("height")) == ("64.0", "64.0", "120.0", "120.0")
+
+
+def test_a_training_writes_them_and_leaves_none_of_another(tmp_path: Path) -> None:
+    table = LabelTable(plant_cohort(tmp_path))
+    folders = Folders.under(tmp_path)
+    params = TrainParams(learn=LearnParams(epochs=1))
+    workflow.train_model(table, folders, params, "cpu")
+    assert {path.name for path in folders.model.iterdir()} >= set(DISTANCE_FILES)
+    assert "What distance did it learn?" in (folders.model / "report.html").read_text()
+    assert len((folders.model / "learnt_distances.csv").read_text().splitlines()) == 1 + 4
+    workflow.train_model(table, folders, replace(params, aggregator="abmil"), "cpu", overwrite=True)
+    assert not {path.name for path in folders.model.iterdir()} & set(DISTANCE_FILES)
+    assert "What distance did it learn?" not in (folders.model / "report.html").read_text()

@@ -1,12 +1,20 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import plant_cohort
 
+from wsi_mil import workflow
 from wsi_mil.distances import BIN_UM, quantile
+from wsi_mil.evaluation import CrossvalParams, Place, crossval, folded
+from wsi_mil.learning import LearnParams
 from wsi_mil.tile_distances import TileDistances, merged
+from wsi_mil.train import TrainParams
+from wsi_mil.workflow import Folders, LabelTable
 
 COUNTS = st.lists(st.integers(0, 9), max_size=300).map(np.array)
 
@@ -50,3 +58,15 @@ def test_merging_adds(one: np.ndarray, other: np.ndarray) -> None:
 
 def test_of_what_is_not_known_no_sum_is_made() -> None:
     assert merged([]) is merged([TileDistances.of(np.ones(3, np.int64), BIN_UM), None]) is None
+
+
+def test_an_ensemble_of_cross_validation_knows_the_sum_of_its_rounds(tmp_path: Path) -> None:
+    table, folders = LabelTable(plant_cohort(tmp_path, slides=16)), Folders.under(tmp_path)
+    how = CrossvalParams(TrainParams("das-mil", learn=LearnParams(epochs=1)), ("das-mil",), folds=2)
+    cohort = folded(workflow.labelled(table, folders), how)
+    place = Place(folders.feats, folders.distances, tmp_path / "crossval")
+    (found,) = crossval(cohort, place, how, torch.device("cpu"))
+    rounds = found.ensemble.training["rounds"]
+    whole = TileDistances.recorded(found.ensemble.training)
+    assert whole is not None
+    assert whole.pairs.sum() == sum(sum(one["distances"]["pairs"]) for one in rounds) > 0

@@ -288,7 +288,7 @@ def _sums(attention: HeadAttention, batch: Batch, chosen: Int64[Tensor, " rows"]
 def _by_bin(read: Rows, rows: Tensor, bins: Tensor, others: Tensor) -> Float64[Tensor, "heads bins"]:
     (weights,) = read(rows)
     sums = [torch.bincount(bins[others], one[others].double(), minlength=len(EDGES_UM) - 1) for one in weights]
-    return torch.stack(sums).cpu()
+    return torch.stack(sums).double().cpu()  # without pairs they are whole numbers
 
 
 def _trimmed(member: int, shares: Float64[np.ndarray, "3 heads bins"]) -> Iterator[AtDistance]:
