@@ -26,6 +26,7 @@ from wsi_mil.errors import (
     WeightsError,
 )
 from wsi_mil.learning import LearnParams, RunParams, need
+from wsi_mil.tile_distances import TileDistances
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
 from wsi_mil.weights import save_tensors
 from wsi_mil.workflow import Folders, LabelTable
@@ -365,3 +366,17 @@ def test_a_checkpoint_of_somebody_else_is_refused(tmp_path: Path) -> None:
 def test_options_are_checked(make: object, flag: str) -> None:
     with pytest.raises(OptionError, match=flag):
         make()
+
+
+def test_models_that_use_positions_record_how_far_apart_tiles_lie(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    told = {name: fit(tmp_path, name, epochs=1) for name in ("das-mil", "relative-discrete", "abmil")}
+    assert "distances" not in told["abmil"].checkpoint.training
+    recorded = [TileDistances.recorded(told[name].checkpoint.training) for name in ("das-mil", "relative-discrete")]
+    slides = len(told["das-mil"].cohort.part("train"))
+    assert [one.pairs.sum() for one in recorded if one is not None] == [slides * 30 * 29 // 2] * 2
+    path = tmp_path / "made.safetensors"
+    checkpoint.save(path, told["das-mil"].checkpoint)
+    again = TileDistances.recorded(checkpoint.load(path).training)
+    assert again is not None
+    assert again.record() == recorded[0].record()

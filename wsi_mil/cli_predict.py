@@ -34,6 +34,7 @@ app = typer.Typer()
 Slides = Annotated[list[Path] | None, typer.Argument(help="Slides, or folders of slides.")]
 OtherBags = Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")]
 Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
 TilesOfBags = Annotated[
     Path, typer.Option("--tiles", help="Of --bags: where their tiles lie, which know their quality and the tissue.")
 ]
@@ -45,13 +46,16 @@ def predict(
     bags: OtherBags = None,
     model: Model = Path("model"),
     out: Out = Path("predictions"),
-    explain: Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")
+    ] = False,
     weights: Weights = None,
     slide_mpp: BagMpp = None,
     bag_slides: BagSlides = None,
     table: BagTable = None,
     encoder: BagEncoder = None,
-    tiles: TilesOfBags = Path("tiles"),
+    tiles: Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
+TilesOfBags = Path("tiles"),
     patients: Patients = None,
     json_to: JsonTo = None,
     device: Device = "auto",
@@ -89,7 +93,8 @@ def explain(
     bag_slides: BagSlides = None,
     table: BagTable = None,
     encoder: BagEncoder = None,
-    tiles: TilesOfBags = Path("tiles"),
+    tiles: Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
+TilesOfBags = Path("tiles"),
     patients: Patients = None,
     json_to: JsonTo = None,
     device: Device = "auto",
@@ -125,9 +130,7 @@ def _asked(
     from wsi_mil.reasons import Asked
 
     if bool(slides) == bool(bags):
-        raise OptionError(
-            f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`"
-        )
+        raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
     if slides and (bag_slides or table or encoder):
         raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
     if slides:

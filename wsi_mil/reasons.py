@@ -88,7 +88,9 @@ def answer(
 def _together(rows: Sequence[Prediction], bags: Sequence[Item]) -> list[list[Item]]:
     """The bags of each answer: one slide, or all of a patient."""
     known = {bag.slide_id: bag for bag in bags}
-    named = [[row.slide_id] if row.slide_id in known else row.slide_id.split(SEVERAL) for row in rows if row.status == "done"]
+    named = [
+        [row.slide_id] if row.slide_id in known else row.slide_id.split(SEVERAL) for row in rows if row.status == "done"
+    ]
     return [[known[name] for name in names] for names in named]
 
 

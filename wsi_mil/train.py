@@ -7,6 +7,7 @@ the distances and the statistics of the features come from the training patients
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from wsi_mil import checkpoint, distances, learning, metrics, store
 from wsi_mil.aggregators import Aggregator, build, infer, params_of
@@ -31,6 +33,7 @@ from wsi_mil.learning import Epoch, LearnParams, RunParams
 from wsi_mil.predictions import TABLE, Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
 from wsi_mil.tasks import Classification
+from wsi_mil.tile_distances import TileDistances
 from wsi_mil.training_bags import Bags, UnitExamples, feature_statistics, require_one_recipe, slide_facts_of
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -136,9 +139,10 @@ def fit(
     cohort = split(cohort, params.val_fraction, params.learn.seed)
     bags = Bags(folder, cohort.units)
     require_one_recipe(bags)
+    pairs = functools.cache(lambda: _pairs(cohort, folder, distances_folder))
     options = dict(params.options)
     if _wants_length_scales(params):
-        options["length_scales_um"] = _length_scales(cohort, folder, distances_folder, params)
+        options["length_scales_um"] = _length_scales(pairs(), params)
     train, val = (UnitExamples(bags, _units(cohort, part), cohort.classes) for part in ("train", "val"))
     task = Classification.balanced(cohort.classes, train.targets)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -155,6 +159,8 @@ def fit(
     val_rows = np.array([unit.split == "val" for unit in cohort.units])
     calibration = calibrated(targets[val_rows], scores[val_rows], _shares(train.targets, task.outputs))
     training = _facts(cohort, params, print_, history)
+    if model.uses_position != "none" and pairs().sum():
+        training["distances"] = TileDistances.of(pairs(), distances.BIN_UM).record()
     made = _checkpoint(model, cohort, store.read_attrs(bags.first), training, calibration)
     made = dataclasses.replace(made, domain=Domain.of(slide_facts_of(bags, train.units + val.units)))
     rows = zip(cohort.units, applied(scores, calibration).tolist(), strict=True)
@@ -235,10 +241,14 @@ def _wants_length_scales(params: TrainParams) -> bool:
     return "length_scales_um" in fields and "length_scales_um" not in params.options
 
 
-def _length_scales(cohort: Cohort, folder: Path, distances_folder: Path, params: TrainParams) -> tuple[float, ...]:
-    """From one tile step to nearly the whole section, in equal ratios, as the training patients' tiles lie."""
+def _pairs(cohort: Cohort, folder: Path, distances_folder: Path) -> Int[np.ndarray, " _"]:
+    """Pairs of tiles of the training patients by distance (`distances.histogram`)."""
     items = [Item(member.slide_id, artifact_path(folder, member.slide_id)) for member in cohort.part("train")]
-    counts = distances.merge(distances.histograms(items, distances_folder))
+    return distances.merge(distances.histograms(items, distances_folder))
+
+
+def _length_scales(counts: Int[np.ndarray, " _"], params: TrainParams) -> tuple[float, ...]:
+    """From one tile step to nearly the whole section, in equal ratios, as the training patients' tiles lie."""
     if not counts.sum():
         raise TrainingError(
             "no training slide has two tiles, so there is no distance to learn from: make smaller tiles by `wsimil tile"

@@ -17,7 +17,14 @@ from wsi_mil.executors import is_first_rank
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.learning import RunParams, discard
 from wsi_mil.regions import Drawings, RegionParams
-from wsi_mil.report import attention_pictures, training_card, training_page
+from wsi_mil.report import (
+    DISTANCE_FILES,
+    attention_pictures,
+    distance_files,
+    distance_use,
+    training_card,
+    training_page,
+)
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, require_mpp
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, run
@@ -179,8 +186,11 @@ def train_model(
     trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device), run)
     if is_first_rank():  # the others, if torchrun started some, have learnt the same
         pictures = attention_pictures(trained, folders.feats)
-        pages = {"report.html": training_page(trained, pictures), "model_card.md": training_card(trained)}
-        train.publish(trained, folders.model, pages)
+        used = distance_use(trained, folders.feats, pick_device(device))
+        pages = {"report.html": training_page(trained, pictures, used), "model_card.md": training_card(trained)}
+        for name in DISTANCE_FILES:  # those of another model that lay here
+            (folders.model / name).unlink(missing_ok=True)
+        train.publish(trained, folders.model, pages | distance_files(used))
     return trained
 
 

@@ -1,5 +1,6 @@
 """What every aggregator is: a `Batch` in, an `Output` out, features standardised first unless a paper does not."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -7,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsi_mil.aggregators.explanation import Explanation, Output, PairAttention, evidence_of
+from wsi_mil.aggregators.head_attention import HeadAttention
+from wsi_mil.attention import DistanceBias
 from wsi_mil.bags import Batch
 
 __all__ = ["ROUNDING", "Aggregator", "Explanation", "Output", "PairAttention"]
@@ -81,4 +84,21 @@ class Aggregator(nn.Module):
 
     def pair_attention(self, batch: Batch) -> PairAttention | None:
         """How tiles attend to each other, of a model with one layer of attention among all tiles; None of others."""
+        return None
+
+    def single_models(self) -> Sequence["Aggregator"]:
+        """The models that answer: itself, unless it is several."""
+        return (self,)
+
+    def distance_bias(self) -> DistanceBias | None:
+        """Near and far of each head, in micrometres; None of a model that tells them apart in no such way."""
+        return None
+
+    def distance_tables(self) -> Sequence[Float[Tensor, "heads places dim"]]:
+        """What distance adds to keys, queries and values, such as far and near; none of a model without."""
+        return ()
+
+    def head_attention(self, batch: Batch) -> HeadAttention | None:
+        """How each head attends, with what distance adds and without; None of a model whose attention, if it has any,
+        does not depend on distances. Ask it in evaluation mode."""
         return None

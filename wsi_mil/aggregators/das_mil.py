@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from wsi_mil.aggregators.head_attention import HeadAttention
 from wsi_mil.aggregators.options import require_positive
 from wsi_mil.aggregators.self_attention import SelfAttention, SelfAttentionParams
-from wsi_mil.attention import DistanceBias
+from wsi_mil.attention import DistanceBias, attention_rows
+from wsi_mil.bags import Batch
 from wsi_mil.errors import OptionError
 
 FINEST_UM, COARSEST_UM = 256.0, 16_384.0
@@ -93,3 +96,13 @@ class DasMil(SelfAttention):
         beta = self.log_slope.exp() / theta
         tables = (self.key_table, self.query_table, self.value_table)
         return DistanceBias(beta, theta, *tables, self_bias=self.params.self_bias)
+
+    def distance_tables(self) -> Sequence[Float[Tensor, "heads places dim"]]:
+        """What distance adds to keys, queries and values."""
+        tables = (self.key_table, self.query_table, self.value_table)
+        return [table for table in tables if table is not None]
+
+    def head_attention(self, batch: Batch) -> HeadAttention:
+        """How each head attends, with what distance adds and without."""
+        q, k = self._queries_and_keys(batch)
+        return HeadAttention.of(attention_rows, q, k, batch.coords_um, self.distance_bias(), **self._setting(batch))

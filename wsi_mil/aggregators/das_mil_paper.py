@@ -1,6 +1,7 @@
 """DAS-MIL exactly as published (Wölflein et al. 2023, arXiv 2305.10552): paper and released code."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_mil.aggregators.explanation import PairAttention
+from wsi_mil.aggregators.head_attention import HeadAttention
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import (
     require_choice,
@@ -121,6 +123,15 @@ class DasMilPaper(PoolingAggregator):
         unit = self.params.max_distance_um
         tables = (self.key_table, self.query_table, self.value_table)
         return DistanceBias(self.beta / unit, self.theta * unit, *tables, self_bias=False)
+
+    def distance_tables(self) -> Sequence[Float[Tensor, "heads places dim"]]:
+        """What distance adds to keys, queries and values."""
+        return self.key_table, self.query_table, self.value_table
+
+    def head_attention(self, batch: Batch) -> HeadAttention:
+        """How each head attends, with what distance adds and without."""
+        q, k = self._heads(batch, self.query, self.key)
+        return HeadAttention.of(attention_rows, q, k, batch.coords_um, self.distance_bias(), **self._setting(batch))
 
     def _heads(self, batch: Batch, *linears: nn.Module) -> list[Float[Tensor, "bags heads tiles _"]]:
         """What linear layers make of the tiles, by head."""

@@ -87,6 +87,10 @@ class Ensemble(Aggregator):
         attention = torch.stack([output.attention for output in outputs]).mean(dim=0)
         return Output(self._mean_of([output.logits for output in outputs]), attention)
 
+    def single_models(self) -> Sequence[Aggregator]:
+        """The members."""
+        return cast(list[Aggregator], list(self.members))
+
     def _mean_of(self, logits: list[Float[Tensor, "bags classes"]]) -> Float[Tensor, "bags classes"]:
         calibration = zip(logits, self.temperatures, self.priors, strict=True)
         warm = [(own.double() + prior.log().to(own.device)) / heat for own, heat, prior in calibration]

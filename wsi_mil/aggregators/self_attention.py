@@ -12,7 +12,7 @@ from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import require_choice, require_counts, require_fraction, require_sizes
 from wsi_mil.aggregators.pooling import AttentionPool, Pooled, log_sum_exp_pool, max_pool
 from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
-from wsi_mil.attention import DistanceBias, attention_received, attention_rows, distance_attention
+from wsi_mil.attention import attention_received, attention_rows, distance_attention
 from wsi_mil.bags import Batch
 
 
@@ -98,7 +98,7 @@ class SelfAttention(PoolingAggregator):
 
     def pair_attention(self, batch: Batch) -> PairAttention:
         """How tiles attend to each other."""
-        q, k = self._heads(self.project(self.standardise(batch)), batch, self.query, self.key)
+        q, k = self._queries_and_keys(batch)
         return self.attention_between(q, k, batch)
 
     def attend(self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch) -> Float[Tensor, "bags tiles width"]:
@@ -129,10 +129,6 @@ class SelfAttention(PoolingAggregator):
         operands = q, k, batch.coords_um, self.distance_bias()
         return PairAttention.of(attention_rows, attention_received, *operands, **self._setting(batch))
 
-    def distance_bias(self) -> DistanceBias | None:
-        """How attention depends on distance: not at all."""
-        return None
-
     def _setting(self, batch: Batch) -> dict[str, Any]:
         """What attention is told besides its operands, in training or not."""
         return {
@@ -140,6 +136,9 @@ class SelfAttention(PoolingAggregator):
             "mask": batch.mask,
             "slide": batch.slide,
         }
+
+    def _queries_and_keys(self, batch: Batch) -> list[Float[Tensor, "bags heads tiles _"]]:
+        return self._heads(self.project(self.standardise(batch)), batch, self.query, self.key)
 
     def _heads(
         self, tiles: Float[Tensor, "bags tiles dim"], batch: Batch, *linears: nn.Module

@@ -23,6 +23,7 @@ from wsi_mil.errors import ArtifactStale, OptionError, TableError
 from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.learning import RunParams
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
+from wsi_mil.tile_distances import TileDistances, merged
 from wsi_mil.train import CHECKPOINT, TrainParams
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,8 @@ def _published(
         "rounds": [made.training for made in models],
         "versions": checkpoint.versions(),
     }
+    if (distances := merged(TileDistances.recorded(made.training) for made in models)) is not None:
+        training["distances"] = distances.record()
     whole = checkpoint.ensemble(models, training)
     rows = list(tested.values())
     write_predictions(out / TABLE, rows, whole.classes, "cross-validation")

@@ -10,6 +10,8 @@ from wsi_mil.pages import render
 
 Cells = tuple[str, ...]
 _MOST_ROWS = 40  # what is longer is folded: it opens by a click, and for a printer
+COLOURS = 6
+"""How many the page has."""
 
 
 class Picture(NamedTuple):
@@ -33,6 +35,34 @@ class Curve(NamedTuple):
     values: tuple[float, ...]
     at: tuple[float, ...] = ()
     """Where each value is, from 0 at the left edge to 1 at the right; unless told, evenly spread."""
+    colour: int | None = None
+    """Which of the page's six colours; unless told, that of its place among the curves."""
+    dashed: bool = False
+
+
+class Bar(NamedTuple):
+    """A grey bar behind the curves: all are shares of the chart's width and height."""
+
+    left: float
+    right: float
+    height: float
+
+
+class Tick(NamedTuple):
+    """Something written beside an axis."""
+
+    at: float
+    """From 0 at the left, or lower, edge to 1 at the other."""
+    text: str
+
+
+class Mark(NamedTuple):
+    """A vertical line."""
+
+    at: float
+    """From 0 at the left edge to 1 at the right."""
+    colour: int
+    """As that of a curve."""
 
 
 class Chart(NamedTuple):
@@ -48,6 +78,14 @@ class Chart(NamedTuple):
     """What is written at the left end and at the right; unless told, the first epoch and the last."""
     diagonal: bool = False
     """Whether a line leads from corner to corner: what chance does, or what would be perfect."""
+    ticks: tuple[Tick, ...] = ()
+    """What is written along the lower edge instead of ``ends``."""
+    levels: tuple[Tick, ...] = ()
+    """What is written along the left edge, each with a line; unless told, 0 and the upper edge's value."""
+    bars: tuple[Bar, ...] = ()
+    """What stands behind the curves."""
+    marks: tuple[Mark, ...] = ()
+    """Where something is."""
 
     @property
     def top(self) -> float:
@@ -59,6 +97,22 @@ class Chart(NamedTuple):
     def written(self) -> tuple[str, str]:
         """What stands below the left and the right end."""
         return self.ends if any(self.ends) else ("epoch 1", str(len(self.curves[0].values)))
+
+    @property
+    def levels_written(self) -> tuple[Tick, ...]:
+        """What stands at the left edge."""
+        return self.levels or (Tick(0, "0"), Tick(1, f"{self.top:.2g}"))
+
+    @property
+    def coloured(self) -> list[tuple[Curve, int]]:
+        """Each curve with its colour."""
+        colours = (place if curve.colour is None else curve.colour for place, curve in enumerate(self.curves))
+        return [(curve, colour % COLOURS) for curve, colour in zip(self.curves, colours, strict=True)]
+
+    @property
+    def marked(self) -> list[tuple[Mark, int]]:
+        """Each mark with its colour."""
+        return [(mark, mark.colour % COLOURS) for mark in self.marks]
 
     def points(self, curve: Curve) -> str:
         """A curve as the points of an SVG polyline: x over the whole width, 0 at the lower edge."""
@@ -91,6 +145,13 @@ class Section:
 def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
     """Render a page."""
     return render("report.html", title=title, lead=lead, sections=sections, most_rows=_MOST_ROWS)
+
+
+def figure(title: str, charts: Sequence[Chart]) -> bytes:
+    """Render charts, one below the other, as an SVG file of their own."""
+    tops = [70 + sum(chart.height + 90 for chart in charts[:index]) for index in range(len(charts))]
+    width, height = max(chart.width for chart in charts) + 80, tops[-1] + charts[-1].height + 60
+    return render("figure.svg", title=title, charts=list(zip(charts, tops, strict=True)), width=width, height=height)
 
 
 def number(value: float) -> str:

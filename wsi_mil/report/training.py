@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 from wsi_mil.learning import best_epoch
+from wsi_mil.report.distances import DistanceUse, distance_section
 from wsi_mil.report.page import Chart, Curve, Picture, Section, number, page
 from wsi_mil.train import Trained
 
 
-def training_page(trained: Trained, pictures: Sequence[Picture] = ()) -> bytes:
-    """The report of one training: cohort, curves, predictions of the slides it did not learn from, provenance."""
+def training_page(trained: Trained, pictures: Sequence[Picture] = (), distances: DistanceUse | None = None) -> bytes:
+    """The report of one training: cohort, curves, predictions of the slides it did not learn from, what distance it
+    learnt, provenance."""
     made = trained.checkpoint
     best = best_epoch(trained.history)
     lead = (
@@ -17,7 +19,8 @@ def training_page(trained: Trained, pictures: Sequence[Picture] = ()) -> bytes:
     )
     legend = "Colour is attention: faint violet where the model hardly looked, orange and yellow where it did."
     shown = Section("Slides", legend if pictures else "", pictures=pictures)
-    sections = [_cohort(trained), _curves(trained), _judged(trained), shown]
+    learnt = [] if distances is None else [distance_section(distances)]
+    sections = [_cohort(trained), _curves(trained), _judged(trained), *learnt, shown]
     return page("Training report", lead, [*sections, _provenance(trained)])
 
 
