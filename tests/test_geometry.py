@@ -45,7 +45,9 @@ def test_an_empty_mask_has_no_outline():
 def test_geojson_reads_back():
     polygons = outline(ring_mask(), 4.0, 4.0)
     features = json.loads(to_geojson(polygons, "Tissue"))["features"]
-    assert [shapely.geometry.shape(feature["geometry"]) for feature in features] == polygons
+    read = [shapely.geometry.shape(feature["geometry"]) for feature in features]
+    assert all(one.equals(other) for one, other in zip(read, polygons, strict=True))
+    assert all(one.exterior.is_ccw and not any(hole.is_ccw for hole in one.interiors) for one in read)
     assert features[0]["properties"]["classification"] == {"name": "Tissue"}
 
 

@@ -2,15 +2,10 @@ import io
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
 
-from wsi_mil.bags import Bag, join_bags
-from wsi_mil.errors import SlideError
-from wsi_mil.explain import attention_png, colours, png
+from wsi_mil.explain import png
 from wsi_mil.report import Chart, Curve, Picture, Section, number, page
-from wsi_mil.slides import open_slide
 
 
 class _Checker(HTMLParser):
@@ -77,18 +72,3 @@ def test_numbers_and_pictures() -> None:
     jpeg = io.BytesIO()
     Image.new("RGB", (4, 4)).save(jpeg, "JPEG")
     assert Picture("p", jpeg.getvalue()).source.startswith("data:image/jpeg;base64,")
-
-
-def test_stronger_attention_is_lighter() -> None:
-    lightness = colours(np.linspace(0, 1, 9)) @ [0.299, 0.587, 0.114]
-    assert (np.diff(lightness) > 0).all()
-
-
-def test_attention_is_drawn_over_one_slide_and_never_over_the_first_of_several(make_slide) -> None:
-    attrs = {"tile_um": 256.0, "slide_path": "a.tif"}
-    one, other = (Bag(name, torch.zeros(3, 2), 300.0 * torch.rand(3, 2), attrs) for name in ("a", "b"))
-    with open_slide(make_slide()) as slide:
-        for bag in (one, join_bags([one], "p-1")):
-            assert Image.open(io.BytesIO(attention_png(slide, bag, np.ones(3)))).format == "PNG"
-        with pytest.raises(SlideError, match=r"p-1 is a bag of 2 slides \(a, b\): draw each from its own bag"):
-            attention_png(slide, join_bags([one, other], "p-1"), np.ones(6))

@@ -146,7 +146,8 @@ def test_a_fingerprint_follows_everything_that_decides() -> None:
 
 
 def _hang_while_writing(path: Path) -> None:
-    with store.replacing(path) as temporary:
+    with store.replacing(path) as temporary, store.replacing_folder(path.with_suffix("")) as folder:
+        (folder / "half.csv").write_text("half")
         temporary.write_bytes(b"half")
         time.sleep(60)
 
@@ -157,9 +158,34 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     while not list(tmp_path.glob(".a.h5.*.tmp")):
         time.sleep(0.05)
     store.sweep(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     assert not (tmp_path / "a.h5").exists()
     store.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole_and_takes_the_place_of_another(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with store.replacing_folder(tmp_path / "a" / "b") as temporary:
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / f"{text}.txt").write_text(text)
+            assert (tmp_path / "a" / "b").exists() == (text == "second")
+        assert [path.name for path in (tmp_path / "a" / "b" / "deep").iterdir()] == [f"{text}.txt"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def _fail_while_writing(path: Path) -> None:
+    with store.replacing_folder(path) as temporary:
+        (temporary / "x").write_text("half")
+        raise ZeroDivisionError
+
+
+def test_a_folder_that_fails_leaves_the_one_that_was_there(tmp_path: Path) -> None:
+    with store.replacing_folder(tmp_path / "a") as temporary:
+        (temporary / "x").write_text("kept")
+    with pytest.raises(ZeroDivisionError):
+        _fail_while_writing(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "x").read_text() == "kept"

@@ -1,14 +1,14 @@
 """The slide small, its tissue outlined, its tiles drawn, and what was annotated on it by class, as a JPEG."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from wsi_mil.lettering import font, plain
 from wsi_mil.slides import Slide, Thumbnail
 
 _PREVIEW_PX = 1500
@@ -63,11 +63,11 @@ def draw_preview(
 def _with_legend(image: Image.Image, colours: Mapping[str, tuple[int, int, int]]) -> Image.Image:
     """An image on a strip that says what its colours are; nothing of the image is covered."""
     side = max(_TEXT_PX, image.width // 50)
-    font, gap = ImageFont.load_default(side), side // 2
+    letters, gap = font(side), side // 2
     entries, x, y = [], gap, image.height + gap
     for name, colour in colours.items():
-        text = _plain(name)
-        width = side + gap + round(font.getlength(text)) + 2 * gap
+        text = plain(name)
+        width = side + gap + round(letters.getlength(text)) + 2 * gap
         if x > gap and x + width > image.width:
             x, y = gap, y + side + gap
         entries.append((x, y, text, colour))
@@ -77,11 +77,5 @@ def _with_legend(image: Image.Image, colours: Mapping[str, tuple[int, int, int]]
     draw = ImageDraw.Draw(result)
     for x, y, text, colour in entries:
         draw.rectangle([x, y, x + side - 1, y + side - 1], fill=colour)
-        draw.text((x + side + gap, y + side // 2), text, fill=_TEXT, font=font, anchor="lm")
+        draw.text((x + side + gap, y + side // 2), text, fill=_TEXT, font=letters, anchor="lm")
     return result
-
-
-def _plain(name: str) -> str:
-    """A name on one line in ASCII, which is all that Pillow's own font has: accents go, other letters become "?"."""
-    parted = unicodedata.normalize("NFKD", " ".join(name.split()))
-    return "".join(letter for letter in parted if not unicodedata.combining(letter)).encode("ascii", "replace").decode()

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
@@ -194,7 +195,7 @@ def checksum(artifact: Artifact) -> str:
 def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary sibling of ``path``; on success make it durable and rename it, else remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _sibling(path)
     try:
         yield temporary
         _sync(temporary)
@@ -202,6 +203,29 @@ def replacing(path: Path) -> Generator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Generator[Path]:
+    """`replacing` for a folder: yield an empty temporary sibling; on success make it durable and rename it.
+
+    What lay at ``path`` is gone then, whatever it held. A process killed just between the two leaves no folder there,
+    never half of one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, before = _sibling(path), _sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for part in (*temporary.rglob("*"), temporary):
+            _sync(part)
+        if path.exists():
+            path.rename(before)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        _remove(temporary)
+    _remove(before)
 
 
 @contextmanager
@@ -218,12 +242,25 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files under ``folder`` that processes of this machine left when they were killed."""
+    """Remove the temporary files and folders under ``folder`` that processes of this machine left, killed."""
     ours = re.compile(re.escape(f".{socket.gethostname()}-") + r"(\d+)-[0-9a-f]{8}\.tmp$")
-    for temporary in folder.rglob(".*.tmp"):
+    for temporary in list(folder.rglob(".*.tmp")):
         match = ours.search(temporary.name)
         if match and not _alive(int(match[1])):
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
+
+
+def _sibling(path: Path) -> Path:
+    """A hidden name beside a path, of this process alone."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _remove(temporary: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if temporary.is_dir():
+        shutil.rmtree(temporary)
+    else:
+        temporary.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -11,26 +11,38 @@ from wsi_mil.explain.curves import (
     learnt_distances,
     reliance,
 )
-from wsi_mil.explain.heatmap import attention_png, colours, png, require_one_slide, slide_png
+from wsi_mil.explain.heatmap import attention_png, png, require_one_slide, slide_png
 from wsi_mil.explain.looking import Look, LookOptions, Pairs, look
+from wsi_mil.explain.places import Places, read_places
+from wsi_mil.explain.running import Explained, ExplainOptions, explain_bags
+from wsi_mil.explain.writing import MANIFEST, Facts, explanation_fingerprint, is_explained, write_explanation
 
 __all__ = [
+    "MANIFEST",
     "Asked",
     "AtDistance",
+    "ExplainOptions",
+    "Explained",
+    "Facts",
     "Head",
     "Look",
     "LookOptions",
     "Pairs",
+    "Places",
     "Reliance",
     "attention_png",
-    "colours",
     "enrichment",
     "enrichment_csv",
+    "explain_bags",
+    "explanation_fingerprint",
     "heads_csv",
+    "is_explained",
     "learnt_distances",
     "look",
     "png",
+    "read_places",
     "reliance",
     "require_one_slide",
     "slide_png",
+    "write_explanation",
 ]

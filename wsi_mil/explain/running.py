@@ -17,7 +17,7 @@ from wsi_mil.explain.looking import Look, LookOptions, look
 from wsi_mil.explain.places import read_places
 from wsi_mil.explain.shares import part_of
 from wsi_mil.explain.slide_file import find_slide, open_again
-from wsi_mil.explain.writing import Facts, fingerprint, is_finished, write_explanation
+from wsi_mil.explain.writing import Facts, explanation_fingerprint, is_explained, write_explanation
 from wsi_mil.progress import progress
 from wsi_mil.stage import Item, artifact_path, attempt
 
@@ -132,8 +132,8 @@ class _Explainer:
         return _Slide(item, bag, facts, find_slide(bag, tiles, self.options.slides))
 
     def _is_finished(self, slide: _Slide) -> bool:
-        key = fingerprint(slide.bag, slide.facts, slide.file is not None)
-        return is_finished(self.folder(slide.item.slide_id), key, self.options.overwrite)
+        key = explanation_fingerprint(slide.bag, slide.facts, slide.file is not None)
+        return is_explained(self.folder(slide.item.slide_id), key, self.options.overwrite)
 
     def _write(self, slides: Sequence[_Slide], seen: Look) -> None:
         predicted, start = self.made.decide(seen.probabilities.tolist()), 0

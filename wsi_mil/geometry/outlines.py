@@ -29,15 +29,18 @@ def outline(mask: Bool[np.ndarray, "height width"], l0_scale_x: float, l0_scale_
     return sorted(_polygons(scaled), key=lambda polygon: -polygon.area)
 
 
-def to_geojson(polygons: list[shapely.Polygon], name: str) -> bytes:
-    """Write polygons as a GeoJSON feature collection that QuPath opens as annotations of class ``name``."""
+def to_geojson(shapes: BaseGeometry | list[shapely.Polygon], name: str) -> bytes:
+    """Write polygons as a GeoJSON feature collection that QuPath opens as annotations of class ``name``.
+
+    As RFC 7946 has it, outlines run counter-clockwise and holes clockwise, x and y taken as they stand.
+    """
     features = [
         {
             "type": "Feature",
-            "geometry": shapely.geometry.mapping(polygon),
+            "geometry": shapely.geometry.mapping(shapely.orient_polygons(polygon)),
             "properties": {"objectType": "annotation", "classification": {"name": name}},
         }
-        for polygon in polygons
+        for polygon in _polygons(shapes)
     ]
     collection: dict[str, Any] = {"type": "FeatureCollection", "features": features}
     return json.dumps(collection, separators=(",", ":")).encode()

@@ -1,0 +1,175 @@
+"""The explanation of one slide as a folder of files: tables, GeoJSON for QuPath, pictures, an overlay, a manifest.
+
+``explanation.json`` names what is in the folder. The folder appears under its name only when complete.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsi_mil import __version__, store
+from wsi_mil.bags import Bag
+from wsi_mil.errors import ArtifactError, ArtifactStale
+from wsi_mil.explain.annotations import write_tile_detections, write_tissue
+from wsi_mil.explain.drawing import draw
+from wsi_mil.explain.heatmap import require_one_slide
+from wsi_mil.explain.looking import Look
+from wsi_mil.explain.places import Places
+from wsi_mil.explain.tables import figures, told_classes, write_pairs, write_tiles
+from wsi_mil.slides import Slide
+
+MANIFEST = "explanation.json"
+VERSION = 1
+"""Raised whenever the same look at the same slide gives other files."""
+_NO_SLIDE = "the slide was not at hand: tables and GeoJSON only, no pictures"
+_NO_TISSUE = "the tiles' artifact was not at hand, or has no outline beside it: no tissue.geojson"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What an explanation says besides what the model looked at."""
+
+    classes: tuple[str, ...]
+    """As the model names them, in its order."""
+    predicted: str
+    """The class that the model decides for."""
+    model: str
+    """Digest of the checkpoint."""
+    places: Places
+    """Where the tiles are (`read_places`)."""
+    method: Mapping[str, Any] = field(default_factory=dict)
+    """How the model was looked at, as JSON has it: how many partners, how many tiles left out, ..."""
+
+
+def write_explanation(
+    folder: Path, slide: Slide | None, bag: Bag, look: Look, facts: Facts, overwrite: bool = False
+) -> None:
+    """Write the explanation of one slide, unless it is there already.
+
+    Args:
+        folder: its own folder, ``<out>/<slide_id>``.
+        slide: the open slide; None where it is not at hand: tables and GeoJSON are written then, and the manifest says
+            that there are no pictures.
+        bag: the tiles of the slide.
+        look: what the model looked at.
+        facts: what else there is to say.
+        overwrite: take an explanation by another model or of other features away.
+
+    Raises:
+        SlideError: the bag is of several slides.
+        ArtifactStale: an explanation of something else lies there, and overwriting was not asked for.
+        ArtifactError: the folder holds something else than an explanation, or the tiles are not those of the bag.
+        SlideUnreadable: the slide's pixels cannot be read.
+    """
+    require_one_slide(bag)
+    if len(bag.features) != len(facts.places.coords):
+        raise ArtifactError(
+            f"{bag.slide_id} has features of {len(bag.features)} tiles, but coordinates of {len(facts.places.coords)}:"
+            " extract it again with `wsimil extract --overwrite`"
+        )
+    key = explanation_fingerprint(bag, facts, slide is not None)
+    if is_explained(folder, key, overwrite):
+        return
+    with store.replacing_folder(folder) as temporary:
+        files = _tables(temporary, bag, look, facts)
+        if slide is not None:
+            files |= draw(temporary, slide, bag.slide_id, look, facts.places, facts.classes, facts.predicted)
+        manifest = _manifest(bag, look, facts, files, slide is not None) | {"fingerprint": key}
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+        store.write_bytes(temporary / MANIFEST, f"{text}\n".encode())
+
+
+def explanation_fingerprint(bag: Bag, facts: Facts, pictures: bool) -> str:
+    """Hash all that decides an explanation, which can be asked before the model looks.
+
+    Args:
+        bag: the tiles of the slide.
+        facts: see `write_explanation`.
+        pictures: whether the slide is at hand.
+    """
+    columns = sorted(facts.places.columns)
+    params = {
+        "model": facts.model,
+        "classes": list(facts.classes),
+        "method": dict(facts.method),
+        "pictures": pictures,
+        "columns": columns,
+        "tissue": facts.places.tissue is not None,
+    }
+    return store.fingerprint("explain", VERSION, params, str(bag.attrs.get("fingerprint", "")))
+
+
+def is_explained(folder: Path, key: str, overwrite: bool = False) -> bool:
+    """Whether an explanation of this fingerprint lies there, so that none needs to be made.
+
+    Raises:
+        ArtifactStale: one of another fingerprint does, and overwriting was not asked for.
+        ArtifactError: the folder holds something else, which not even overwriting takes away.
+    """
+    if not folder.exists():
+        return False
+    try:
+        there = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        known = {MANIFEST, *there["files"]}
+        found = there["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if folder.is_dir() and not any(folder.iterdir()):
+            return False
+        raise ArtifactError(f"{folder} holds no explanation: move it away, or give another --out") from error
+    if overwrite:
+        if others := sorted(path.name for path in folder.iterdir() if path.name not in known):
+            raise ArtifactError(f"{folder} holds more than its explanation ({', '.join(others[:4])}): move that away")
+        return False
+    if found != key:
+        raise ArtifactStale(
+            f"{folder} explains another model, other features, or was made otherwise: add --overwrite, or give"
+            " another --out"
+        )
+    return True
+
+
+def _tables(folder: Path, bag: Bag, look: Look, facts: Facts) -> dict[str, str]:
+    """Write what needs no pixels; what each file is, by its name."""
+    places, columns = facts.places, figures(look, facts.places, facts.classes)
+    write_tiles(folder / "tiles.csv", places, columns)
+    write_tile_detections(folder / "tiles.geojson", bag.slide_id, places, look, facts.classes, columns)
+    files = {"tiles.csv": "a row per tile", "tiles.geojson": "tiles as QuPath's detections, with measurements"}
+    if look.pairs is not None:
+        write_pairs(folder / "pairs.csv", places, look.pairs)
+        files["pairs.csv"] = "the tiles that counted most, with those that they attended to most"
+    if places.tissue is not None:
+        write_tissue(folder / "tissue.geojson", places)
+        files["tissue.geojson"] = "outline of the tissue as QuPath's annotations"
+    return files
+
+
+def _manifest(bag: Bag, look: Look, facts: Facts, files: Mapping[str, str], pictures: bool) -> dict[str, Any]:
+    by_class = {
+        "probabilities": look.probabilities,
+        "evidence": look.evidence,
+        "base": look.base,
+    }
+    notes = ([] if pictures else [_NO_SLIDE]) + ([_NO_TISSUE] if facts.places.tissue is None else [])
+    return {
+        "wsimil": __version__,
+        "version": VERSION,
+        "slide_id": bag.slide_id,
+        "model": facts.model,
+        "features": bag.attrs.get("fingerprint"),
+        "encoder": bag.attrs.get("encoder"),
+        "classes": list(facts.classes),
+        "predicted": facts.predicted,
+        **{
+            name: None if values is None else dict(zip(facts.classes, values.tolist(), strict=True))
+            for name, values in by_class.items()
+        },
+        "told_classes": [facts.classes[index] for index in told_classes(facts.classes)],
+        "method": dict(facts.method),
+        "tiles": len(facts.places.coords),
+        "l0_tile": list(facts.places.l0_tile),
+        "mpp": list(facts.places.mpp),
+        "notes": notes,
+        "files": dict(sorted(files.items())),
+    }
