@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_aggregators import CLASSES, DIM, VARIANTS, bag, patient
+from test_aggregators import CLASSES, DIM, VARIANTS, Largest, bag, patient
 from test_attention_discrete import BINS, brute
 
 from wsi_mil.aggregators import Ensemble, build, infer
@@ -183,6 +183,22 @@ def test_pairs_are_those_of_dense_attention(name, linear, monkeypatch):
     model = made(name, {"bins": BINS, "max_distance_um": 3000.0} if name == "relative-discrete" else {})
     one = patient(9, 14)
     require_pairs(look(model, one, LookOptions(top=20, occlusions=0)), dense(model, one))
+
+
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_no_array_of_all_pairs_of_tiles_is_made(name, monkeypatch):
+    monkeypatch.setattr(readout, "_PAIRS_AT_ONCE", 8000)
+    monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", 8000)
+    tiles, sizes = 400, []
+    for copies in (1, 2):
+        one = bag(tiles)
+        coords = torch.cat([one.coords_um + 8000.0 * copy for copy in range(copies)])
+        many = one._replace(features=one.features.repeat(copies, 1), coords_um=coords)
+        options = {"heads": 1, "head_dim": 4, "hidden": 8}
+        with Largest() as largest:
+            look(build(name, DIM, CLASSES, **options), many, replace(BRIEF, occlusions=1))
+        sizes.append(largest.size)
+    assert sizes[1] <= 2 * sizes[0] < tiles**2
 
 
 def test_tiles_of_different_slides_have_no_distance():

@@ -1,5 +1,6 @@
 """Text in pictures: one font, which is Pillow's own, so that a picture looks the same on every machine."""
 
+import bisect
 import unicodedata
 
 from PIL import ImageFont
@@ -23,10 +24,10 @@ def fitted(text: str, letters: Font, width: int) -> str:
     text = plain(text)
     if letters.getlength(text) <= width:
         return text
-    keep = len(text) - 1
-    while keep > 2 and letters.getlength(_without_middle(text, keep)) > width:
-        keep -= 1
-    return _without_middle(text, keep)
+    too_long = bisect.bisect_right(
+        range(3, len(text)), width, key=lambda keep: letters.getlength(_without_middle(text, keep))
+    )
+    return _without_middle(text, too_long + 2)
 
 
 def _without_middle(text: str, keep: int) -> str:

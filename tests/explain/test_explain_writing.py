@@ -150,6 +150,9 @@ def test_bags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     other = bag_of(some_places(corner=(0, 0)), "b/slide")
     with pytest.raises(SlideError, match="is a bag of 2 slides"):
         write_explanation(tmp_path / "s", None, join_bags([bag, other], "p"), some_look(places), facts_of(places))
+    larger = facts_of(places._replace(l0_size=(2001, 1000)))
+    with pytest.raises(SlideError, match="has 2000 x 1000 px, but a/slide had 2001 x 1000 when it was tiled"):
+        write_explanation(tmp_path / "s", Plain(), bag, some_look(places), larger)
     with pytest.raises(ArtifactError, match="has features of 24 tiles, but coordinates of 12"):
         write_explanation(tmp_path / "s", None, bag, some_look(places), facts_of(some_places(rows=2)))
 
@@ -209,7 +212,7 @@ def test_places_are_those_of_the_artifacts(tmp_path: Path, make_slide) -> None:
     made = store.read(tiles)
     places = read_places(features, tiles)
     np.testing.assert_array_equal(places.coords, made.arrays["coords"])
-    assert places.l0_tile == (256, 256)
+    assert (places.l0_tile, places.l0_size) == ((256, 256), (2048, 1536))
     assert places.columns.keys() == {"coverage", "sharpness", "pen", "white", "black", "saturation"}
     np.testing.assert_array_equal(places.columns["sharpness"], made.arrays["sharpness"])
     assert places.tissue is not None

@@ -79,6 +79,7 @@ def _in_chunks(
     with torch.autocast(q.device.type, enabled=False):
         q, k = (tensor.to(wide_dtype(q)).masked_fill(~real[:, None, :, None], 0.0) for tensor in (q, k))
         whole = products(q, k, k, bias, scale)
-        for chunk in rows.split(size) if len(rows) else ():
+    for chunk in rows.split(size) if len(rows) else ():
+        with torch.autocast(q.device.type, enabled=False):
             weights, _ = row_weights(pairs, Learnt(*of_rows(whole, chunk)), chunk)
-            yield chunk, weights
+        yield chunk, weights

@@ -147,7 +147,7 @@ def enrichment(model: Aggregator, bags: Iterable[Bag], asked: Asked = _ASKED) ->
     """Where attention goes, by distance, with the distance bias and without.
 
     Slides count alike, and so do the chosen tiles of each, by how much they attend to others. No array is as large as
-    all pairs of tiles: it takes 0.6 GB for 100,000 tiles of 768 features, the bag and a forward pass included.
+    all pairs of tiles: a few chosen tiles are looked at together.
 
     Args:
         model: a trained model or ensemble.

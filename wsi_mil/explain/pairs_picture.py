@@ -182,7 +182,7 @@ def _room(
 def _key(most: float, lettered: list[int]) -> Image.Image:
     """What the width of lines means, and which tiles the letters are."""
     rows = -(-len(lettered) // _ABREAST)
-    image = Image.new("RGB", (_KEY_WIDTH, (2 + rows) * _LINE_PX + 20), PAPER)
+    image = Image.new("RGB", (_KEY_WIDTH, (2 + rows) * _LINE_PX + 16), PAPER)
     draw, letters = ImageDraw.Draw(image), font(TEXT_PX)
     draw.text((0, 0), "attention that a lettered tile pays to another", fill=INK, font=letters)
     for index, share in enumerate((1.0, 0.5, 0.1)):
@@ -190,6 +190,8 @@ def _key(most: float, lettered: list[int]) -> Image.Image:
         draw.line([x, y, x + 36, y], fill=FAINT, width=round(_width(share)))
         draw.text((x + 46, y), f"{share * most:.2g}", fill=INK, font=letters, anchor="lm")
     for index, tile in enumerate(lettered):
-        x, y = index % _ABREAST * _KEY_WIDTH // _ABREAST, (2 + index // _ABREAST) * _LINE_PX + 16
-        draw.text((x, y), f"{_LETTERS[index]}  tile {tile}", fill=class_colour(index), font=letters)
+        x, y = index % _ABREAST * _KEY_WIDTH // _ABREAST, (2 + index // _ABREAST) * _LINE_PX + 26
+        draw.ellipse([x, y - 11, x + 22, y + 11], fill=class_colour(index))
+        draw.text((x + 11, y), _LETTERS[index], fill=PAPER, font=font(TEXT_PX - 3), anchor="mm")
+        draw.text((x + 30, y), f"tile {tile}", fill=INK, font=letters, anchor="lm")
     return image

@@ -29,6 +29,8 @@ class Places(NamedTuple):
     """What is known of each tile: `QUALITY`, and ``annotation_<class>``, the share that an annotated class covers."""
     tissue: Area | None = None
     """Its outline, level-0 pixels; None where nobody recorded it."""
+    l0_size: tuple[int, int] | None = None
+    """(width, height) of the slide, level-0 pixels; None where nobody knows them."""
 
     @property
     def centres_um(self) -> Float[np.ndarray, "tiles 2"]:
@@ -55,15 +57,17 @@ def read_places(features: Path, tiles: Path | None = None) -> Places:
         mpp = float(found.attrs["mpp_x"]), float(found.attrs["mpp_y"])
     except KeyError as error:
         raise ArtifactCorrupt(f"{features} lacks {error}: make it again with `wsimil extract --overwrite`") from error
+    sides = [found.attrs[name] for name in ("level0_width", "level0_height") if name in found.attrs]
+    l0_size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
     coords, columns = store.read_arrays(features, ["coords"])["coords"], _columns(features, found)
     if tiles is None:
-        return Places(coords, l0_tile, mpp, columns)
+        return Places(coords, l0_tile, mpp, columns, l0_size=l0_size)
     of_tiles = store.survey(tiles)
     if of_tiles.attrs.get("fingerprint") != found.attrs.get("upstream"):
         raise ArtifactStale(f"{features} was not made of {tiles}: run `wsimil extract` again, or name other --tiles")
     outline = tiles.with_name(f"{tiles.name.removesuffix('.h5')}.geojson")
     tissue = merged(read_drawing(outline).areas.values()) if outline.exists() else None
-    return Places(coords, l0_tile, mpp, _columns(tiles, of_tiles) | columns, tissue)
+    return Places(coords, l0_tile, mpp, _columns(tiles, of_tiles) | columns, tissue, l0_size)
 
 
 def _columns(path: Path, found: store.Survey) -> dict[str, Float32[np.ndarray, " tiles"]]:

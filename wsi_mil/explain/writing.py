@@ -11,7 +11,7 @@ from typing import Any
 
 from wsi_mil import __version__, store
 from wsi_mil.bags import Bag
-from wsi_mil.errors import ArtifactError, ArtifactStale
+from wsi_mil.errors import ArtifactError, ArtifactStale, SlideError
 from wsi_mil.explain.annotations import write_tile_detections, write_tissue
 from wsi_mil.explain.drawing import draw
 from wsi_mil.explain.heatmap import require_one_slide
@@ -58,12 +58,13 @@ def write_explanation(
         overwrite: take an explanation by another model or of other features away.
 
     Raises:
-        SlideError: the bag is of several slides.
+        SlideError: the bag is of several slides, or of a slide of another size.
         ArtifactStale: an explanation of something else lies there, and overwriting was not asked for.
         ArtifactError: the folder holds something else than an explanation, or the tiles are not those of the bag.
         SlideUnreadable: the slide's pixels cannot be read.
     """
     require_one_slide(bag)
+    _require_same_size(bag, slide, facts.places)
     if len(bag.features) != len(facts.places.coords):
         raise ArtifactError(
             f"{bag.slide_id} has features of {len(bag.features)} tiles, but coordinates of {len(facts.places.coords)}:"
@@ -128,6 +129,14 @@ def is_explained(folder: Path, key: str, overwrite: bool = False) -> bool:
             " another --out"
         )
     return True
+
+
+def _require_same_size(bag: Bag, slide: Slide | None, places: Places) -> None:
+    if slide is not None and places.l0_size is not None and places.l0_size != slide.l0_size:
+        raise SlideError(
+            f"{slide.path} has {slide.l0_size[0]} x {slide.l0_size[1]} px, but {bag.slide_id} had"
+            f" {places.l0_size[0]} x {places.l0_size[1]} when it was tiled: name the folder of its slides by --slides"
+        )
 
 
 def _tables(folder: Path, bag: Bag, look: Look, facts: Facts) -> dict[str, str]:

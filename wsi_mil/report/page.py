@@ -150,7 +150,8 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
 def figure(title: str, charts: Sequence[Chart]) -> bytes:
     """Render charts, one below the other, as an SVG file of their own."""
     tops = [70 + sum(chart.height + 90 for chart in charts[:index]) for index in range(len(charts))]
-    width, height = max(chart.width for chart in charts) + 80, tops[-1] + charts[-1].height + 60
+    width = max(max(chart.width + 80, 60 + 8 * len(chart.caption)) for chart in charts)  # captions are one line each
+    height = tops[-1] + charts[-1].height + 60
     return render("figure.svg", title=title, charts=list(zip(charts, tops, strict=True)), width=width, height=height)
 
 
