@@ -54,8 +54,7 @@ def predict(
     bag_slides: BagSlides = None,
     table: BagTable = None,
     encoder: BagEncoder = None,
-    tiles: Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
-TilesOfBags = Path("tiles"),
+    tiles: TilesOfBags = Path("tiles"),
     patients: Patients = None,
     json_to: JsonTo = None,
     device: Device = "auto",
@@ -93,8 +92,7 @@ def explain(
     bag_slides: BagSlides = None,
     table: BagTable = None,
     encoder: BagEncoder = None,
-    tiles: Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
-TilesOfBags = Path("tiles"),
+    tiles: TilesOfBags = Path("tiles"),
     patients: Patients = None,
     json_to: JsonTo = None,
     device: Device = "auto",

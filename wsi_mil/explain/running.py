@@ -34,7 +34,7 @@ class ExplainOptions:
     device: str = "cpu"
     """Where the model runs."""
     tiles: Path | None = None
-    """Folder of the artifacts of tiles, which know their quality and the outline of the tissue; None = neither is told."""
+    """Folder of the artifacts of tiles, which know their quality and the outline of the tissue; None = not told."""
     slides: Mapping[str, Path] = field(default_factory=dict)
     """By slide_id, where slides lie that are not at their recorded path any more."""
     overwrite: bool = False
