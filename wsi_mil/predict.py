@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wsi_mil import checkpoint, extract, store, tiling
 from wsi_mil.aggregators import Aggregator, infer
-from wsi_mil.bags import read_bag
+from wsi_mil.bags import bag_items, read_bag
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.devices import default_batch, pick_device, precision_like
 from wsi_mil.encoders import Encoder, find_encoder, load_encoder, sources
@@ -106,7 +106,7 @@ def find_bags(source: Path) -> list[Item]:
         return [Item(store.read_attrs(source).get("slide_id", source.stem), source)]
     if not artifact_items(source):
         raise OptionError(f"--bags {source}: no .h5 file is there: make features with `wsimil extract`")
-    return extract.bag_items(source)
+    return bag_items(source)
 
 
 def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
