@@ -345,6 +345,7 @@ def test_reading_that_was_in_vain_took_time_too():
     ("waiting", "busy", "decode", "verdict"),
     [
         (0.1, 0.9, 1.0, "the encoder holds it back"),
+        (0.3, 0.7, 1.0, "the encoder holds it back"),
         (0.1, 0.1, 0.0, "neither does"),
         (0.9, 0.1, 0.0, "the disk holds it back"),
         (0.9, 0.1, 9e9, "decoding holds it back"),

@@ -5,7 +5,7 @@ import time
 from wsi_mil.executors import available_cores
 from wsi_mil.runs import Timing
 
-_HELD_BACK = 0.25  # share of the time that the encoder waits, from which reading is what to improve
+_HELD_BACK = 0.25  # share of the time that the encoder waits, from which reading may be what to improve
 _BUSY = 0.6  # share of the cores, or of the reading threads' time: below, they wait for the disk
 
 
@@ -37,7 +37,7 @@ class Told:
 
     def _verdict(self, wall: float) -> str:
         waiting, busy = self.spent.shares
-        if waiting < _HELD_BACK:
+        if waiting < max(_HELD_BACK, busy):
             return "the encoder holds it back" if busy >= _HELD_BACK else "neither does, but what is around them"
         cores = available_cores()
         if (time.process_time() - self._cpu_began) >= _BUSY * wall * cores:
