@@ -119,12 +119,12 @@ def _ours(slide: Slide, corners: np.ndarray) -> np.ndarray:
 def _decoder(path: Path, corners: np.ndarray) -> Callable[[], None]:
     """Decode the compressed tiles that these tiles lie on, each once, from memory, and do nothing with them."""
     with tifffile.TiffFile(path) as tiff:
-        page, handle = tiff.pages[0].aspage(), tiff.filehandle
+        page = tiff.pages[0].aspage()
         side, columns = page.tilewidth, -(-page.imagewidth // page.tilewidth)
         low, high = corners.min(0) // side, (corners.max(0) + L0_TILE - 1) // side
         wanted = [row * columns + column for row in range(low[1], high[1] + 1) for column in range(low[0], high[0] + 1)]
-        spans = [(page.dataoffsets[index], page.databytecounts[index]) for index in wanted]
-        raw = [handle.seek(offset) is None or handle.read(count) for offset, count in spans]
+        spans = ([table[index] for index in wanted] for table in (page.dataoffsets, page.databytecounts))
+        raw = [data for data, _ in tiff.filehandle.read_segments(*spans)]
         decode = page.decode
         if int(page.compression) == 7:
             head = (page.jpegtables or b"\xff\xd8")[: -2 if page.jpegtables else None]

@@ -1,14 +1,20 @@
 """Slides read straight from their tiles: OpenSlide's pixels, whatever the codec, or OpenSlide itself."""
 
+import errno
 import os
+import struct
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
+import simplejpeg
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,11 +24,12 @@ from pyramids import Kind, textured, write
 from wsi_mil.errors import OptionError, SlideUnreadable
 from wsi_mil.slides import open_slide
 from wsi_mil.slides.base import Slide
-from wsi_mil.slides.direct.codecs import Undecodable, jpeg_decoder
+from wsi_mil.slides.direct import NotDirect, open_directly, tiff
+from wsi_mil.slides.direct.codecs import Undecodable, decode_jpeg2000, jpeg_decoder
 from wsi_mil.slides.direct.file import PositionalFile
 from wsi_mil.slides.direct.keeper import Keeper, Key
 from wsi_mil.slides.direct.slide import DirectSlide
-from wsi_mil.slides.resample import resample
+from wsi_mil.slides.resample import RESAMPLE, resample
 
 WIDTH, HEIGHT = 1301, 1003  # odd, so that levels are rounded up and downsamples are not whole
 KINDS = {
@@ -256,6 +263,35 @@ def test_one_wrong_pixel_at_a_place_of_the_proof_is_enough(place, slides, monkey
         assert "differs from OpenSlide's by up to 1 grey levels" in slide.why
 
 
+def test_two_pages_of_one_size_cannot_be_told_apart(tmp_path):
+    """They differ between the places of the proof alone, which would take the first for both."""
+    image = textured(2048, 2048)
+    other = image.copy()
+    other[1536:1792, 256:512] = 0
+    path = write(tmp_path / "a.tif", [image, other], Kind("lzw", photometric="rgb"))
+    part = (1, 256, 1536, 256, 256)
+    with open_slide(path) as ours, open_slide(path, reader="openslide") as theirs:
+        assert np.array_equal(ours.read_level(*part), theirs.read_level(*part))
+        assert (ours.reader, ours.why) == ("openslide", "several of its pages have 2048 x 2048 pixels")
+
+
+def test_what_cannot_be_decoded_for_the_proof_is_openslides_and_no_advice_is_given(shared):
+    with open_slide(shared / "data/wsi_bad/unreadable.svs", 0.5) as slide:
+        assert slide.reader == "openslide"
+        assert "--reader" not in slide.why
+        assert slide.why.startswith("level 0 at (0, 0) cannot be compared with OpenSlide's: ")
+
+
+@pytest.mark.parametrize("error", [struct.error("short"), OverflowError("long"), ZeroDivisionError("no width")])
+def test_whatever_tables_do_to_their_reader_leaves_the_slide_to_openslide(error, slides, monkeypatch):
+    def broken(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(tiff.tifffile, "TiffFile", broken)
+    with open_slide(slides["420"]) as slide:
+        assert (slide.reader, slide.why) == ("openslide", f"its tables are not understood: {error}")
+
+
 def test_other_pixels_are_openslides(tmp_path):
     with tifffile.TiffWriter(tmp_path / "grey.tif") as tiff:
         tiff.write(np.zeros((512, 512), np.uint8), tile=(256, 256), photometric="minisblack", compression="lzw")
@@ -278,12 +314,74 @@ def test_tables_beyond_the_end_of_a_file_are_no_reason_to_allocate(tmp_path):
         assert (slide.reader, slide.why) == ("openslide", "its tables point beyond its end")
 
 
+@pytest.mark.parametrize("offset", [2**62, 2**63 - 8, 2**64 - 8])
+def test_places_that_no_number_can_hold_are_no_places(offset, tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level in (0, 1):  # OpenSlide looks at the tiles of the coarsest when it opens
+            image = halved(textured(1400, 1400), level)
+            file.write(image, tile=(256, 256), compression="lzw", photometric="rgb", subfiletype=level)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages[0].tags["TileOffsets"]
+        tag.overwrite([*tag.value[:4], offset, *tag.value[5:]])
+    with open_slide(path, 0.5, reader="openslide") as slide, pytest.raises(NotDirect):
+        open_directly(slide)
+
+
+def test_a_tile_longer_than_any_can_be_is_not_read(tmp_path):
+    """Though the file holds as many bytes."""
+    path = write(tmp_path / "a.tif", [textured(HEIGHT, WIDTH)], Kind())
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages[0].tags["TileByteCounts"]
+        tag.overwrite([*tag.value[:-1], 40 << 20])
+    os.truncate(path, 48 << 20)
+    with open_slide(path) as slide:
+        assert (slide.reader, slide.why) == ("openslide", "a tile of 256 x 256 pixels takes 41,943,040 bytes")
+
+
+def _lying_jpeg(pixels: np.ndarray) -> bytes:
+    data = bytearray(simplejpeg.encode_jpeg(pixels))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">2H", 9000, 9000)
+    return bytes(data)
+
+
+def _lying_jpeg2000(pixels: np.ndarray, kind: str) -> bytes:
+    data = bytearray(imagecodecs.jpeg2k_encode(pixels, level=35, codecformat=kind))
+    size = data.index(b"\xff\x4f\xff\x51") + 8
+    data[size : size + 8] = struct.pack(">2I", 9000, 9000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "J2K", "JP2"])
+def test_a_tile_that_says_it_is_huge_is_believed_by_nobody(kind):
+    pixels = textured(256, 256)
+    data = _lying_jpeg(pixels) if kind == "jpeg" else _lying_jpeg2000(pixels, kind)
+    decode = jpeg_decoder(b"", (256, 256), rgb=False) if kind == "jpeg" else partial(decode_jpeg2000, (256, 256))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Undecodable, match="9000 x 9000 pixels instead of 256 x 256"):
+            decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x51" + bytes(90), b"rubbish" * 20])
+def test_what_is_no_jpeg2000_is_undecodable(data):
+    with pytest.raises(Undecodable):
+        decode_jpeg2000((256, 256), data)
+
+
 def test_a_plain_image_is_read_by_no_reader_that_is_named(tmp_path):
     Image.fromarray(textured(300, 300)).save(tmp_path / "a.png")
     with open_slide(tmp_path / "a.png", 0.5) as slide:
         assert slide.reader == "image"
     for reader in ("direct", "openslide"):
-        with pytest.raises(SlideUnreadable, match=f"plain image, which --reader {reader} does not read: leave out"):
+        with pytest.raises(
+            SlideUnreadable,
+            match=rf"a\.png: OpenSlide: .*; only as a plain image, which --reader {reader} does not read: leave out",
+        ):
             open_slide(tmp_path / "a.png", 0.5, reader)
 
 
@@ -326,6 +424,16 @@ def test_a_slide_that_was_cut_off_fails_by_name(tmp_path):
         os.truncate(path, path.stat().st_size // 2)
         with pytest.raises(SlideUnreadable, match=r"a\.tif: tile \d, \d of level 0 (lies beyond|cannot be decoded)"):
             slide.read_tiles(np.array([(0, 0), (1700, 1700)]), (256, 256), (256, 256))
+
+
+def test_a_disk_that_fails_is_told_with_the_slide(slides, monkeypatch):
+    def broken(*_: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with open_slide(slides["420"]) as slide:
+        monkeypatch.setattr(PositionalFile, "_read_some", broken)
+        with pytest.raises(SlideUnreadable, match=r"420\.tif cannot be read: Input/output error"):
+            slide.read(0, 0, (100, 100), (100, 100))
 
 
 def test_a_tile_of_rubbish_fails_by_name(tmp_path):
@@ -400,9 +508,13 @@ def test_fast_decoding_changes_nothing_that_is_not_coarser_than_stored(slides):
         assert [level for level in fast.level_downsamples if level < 4] == [1, 2]  # no other half than the stored one
 
 
-def test_fast_decoding_is_for_jpegs(slides):
-    with open_slide(slides["lzw"], fast=True) as slide:
-        assert len(slide.levels) == 3
+@pytest.mark.parametrize("name", ["lzw", "aperio-j2k-rgb"])
+def test_fast_decoding_is_for_jpegs_and_others_take_no_notice(name, slides):
+    with open_slide(slides[name]) as exact, open_slide(slides[name], fast=True) as slide:
+        assert slide.reader == "direct"
+        assert (len(slide.levels), slide.resampling) == (3, RESAMPLE)
+        asked = (0, 0, (508, 508), (256, 256))  # 1 % less than level 1 has: not to be enlarged
+        assert slide.locate(*asked) == exact.locate(*asked)
 
 
 # --- resampling --------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_the_benchmark_of_stain_prints_a_row_per_method(load, monkeypatch, capsy
 
 def test_the_bench_of_reading_prints_each_step_beside_the_thumbnail(load, monkeypatch, capsys):
     bench = load("bench_reading")
-    monkeypatch.setattr(sys, "argv", ["bench_reading.py", "--side", "2048"])
+    monkeypatch.setattr(sys, "argv", ["bench_reading.py", "--side", "2048", "--tiles", "4", "--rounds", "1"])
     bench.main()
     table = capsys.readouterr().out
     steps = ("thumbnail", "tissue", "tissue with pen strokes", "outline", "lattice", "quality", "lattice of a million")
@@ -190,6 +190,12 @@ def test_the_bench_of_reading_prints_each_step_beside_the_thumbnail(load, monkey
     assert " | 1.00 | " in table
     (pens,) = [cells(row) for row in table.splitlines() if row.startswith("| tissue with pen strokes |")]
     assert float(pens[-1].removesuffix("% under ink")) > 6
+    ours = [cells(row) for row in table.splitlines() if row.startswith("| wsimil |")]
+    assert len(ours) == 4  # JPEG and JPEG 2000, each on the lattice and off it
+    assert all(row[-1] == "identical" for row in ours)
+    fast = [cells(row) for row in table.splitlines() if row.startswith("| wsimil --fast-decode |")]
+    assert len(fast) == 2  # JPEG alone
+    assert all(float(row[-1]) > 30 for row in fast)
 
 
 def test_the_bench_of_extraction_compares_with_the_usual_way_and_with_its_parts():

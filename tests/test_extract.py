@@ -16,18 +16,11 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from wsi_mil import store
+from wsi_mil.bags import bag_items, feature_folder, feature_roots
 from wsi_mil.checkpoint import Recipe
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, IncompatibleError, OptionError, SlideError
-from wsi_mil.extract import (
-    CARRIED,
-    ExtractParams,
-    ExtractStage,
-    bag_items,
-    feature_folder,
-    feature_roots,
-    shared_stream,
-)
+from wsi_mil.extract import CARRIED, ExtractParams, ExtractStage, shared_stream
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid

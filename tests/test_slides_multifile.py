@@ -16,7 +16,7 @@ from test_cli import call
 from wsi_mil import store
 from wsi_mil.errors import SlideUnreadable
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
-from wsi_mil.slides.direct import NotDirect, dicom
+from wsi_mil.slides.direct import NotDirect, dicom, open_directly
 
 MPP = 1.0
 FORMATS = {
@@ -168,6 +168,55 @@ def test_frames_that_are_not_understood_are_openslides(
         dataset.save_as(path, enforce_file_format=True)
         with pytest.raises(NotDirect, match=reason):
             dicom.read_tables(path, slide.levels)
+
+
+def test_other_files_of_the_folder_need_not_be_understood(image: np.ndarray, tmp_path: Path) -> None:
+    path = write_dicom(tmp_path, image, MPP)[1]
+    (tmp_path / "notes.dcm").write_text("not DICOM at all")
+    (tmp_path / "empty.dcm").touch()
+    with open_slide(path, reader="direct") as slide:
+        assert len(slide.levels) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda dataset: setattr(dataset, "Rows", 0),
+        lambda dataset: delattr(dataset, "SeriesInstanceUID"),
+        lambda dataset: delattr(dataset, "TotalPixelMatrixRows"),
+        lambda dataset: setattr(dataset, "PixelData", dataset.PixelData[:40]),
+    ],
+    ids=["no height", "no series", "no matrix", "cut off"],
+)
+def test_whatever_headers_lack_leaves_the_slide_to_openslide(
+    image: np.ndarray, tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    path = write_dicom(tmp_path, image, MPP)[1]
+    with open_slide(path, reader="openslide") as slide:
+        dataset = dcmread(path)
+        change(dataset)
+        dataset.save_as(path, enforce_file_format=True)
+        with pytest.raises(NotDirect):
+            dicom.read_tables(path, slide.levels)
+
+
+@pytest.mark.parametrize("table", ["basic", "extended"])
+def test_a_frame_in_several_parts_is_no_tile(image: np.ndarray, tmp_path: Path, table: str) -> None:
+    """The table gives whole frames, between whose parts lie headers that are no pixels."""
+    path = write_dicom(tmp_path, image, MPP)[1]
+    dataset = dcmread(path)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)))
+    dataset.PixelData = encapsulate(frames, fragments_per_frame=2)
+    if table == "extended":
+        begins = [len(b"".join(encapsulate([frame], fragments_per_frame=2, has_bot=False) for frame in frames[:n]))
+                  - 8 * n for n in range(len(frames) + 1)]  # fmt: skip
+        lengths = np.diff(begins) - 8
+        dataset.ExtendedOffsetTable = np.asarray(begins[:-1], "<u8").tobytes()
+        dataset.ExtendedOffsetTableLengths = np.asarray(lengths, "<u8").tobytes()
+        dataset.PixelData = encapsulate(frames, fragments_per_frame=2, has_bot=False)
+    dataset.save_as(path, enforce_file_format=True)
+    with open_slide(path, reader="openslide") as slide, pytest.raises(NotDirect, match="parts"):
+        open_directly(slide)
 
 
 def test_without_pydicom_openslide_reads(image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The stream: batches of one shape from many slides, failures that cost what they must, and threads that end."""
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from wsi_mil.encoders import load_encoder
 from wsi_mil.errors import EncoderError, OptionError, SlideError
 from wsi_mil.progress import Progress
 from wsi_mil.streaming import Pace, Tiles, Told, Work, opening, stream
+from wsi_mil.streaming.stream import _Encoding as Encoding
 
 SIDE = 8
 SOON = 60.0  # seconds in which what does not hang is done, on any machine
@@ -168,6 +170,24 @@ def test_an_encoder_that_fails_on_a_mixed_batch_costs_the_slides_that_are_at_fau
     assert set(picky.shapes) == {(8, SIDE, SIDE, 3)}  # the parts alone, too
 
 
+def test_an_encoder_that_forgets_rows_of_some_tiles_costs_the_slides_that_are_at_fault():
+    class Forgetful(Values):
+        def encode(self, tiles):
+            values = super().encode(tiles)
+            return values[1:] if (values[:, 0] == 1).any() else values
+
+    encoder = Forgetful("forgetful")
+    slides = [Slide(number, 3, [encoder]) for number in range(4)]
+    put(slides, [encoder], batch=8)
+    for slide in slides:
+        column = slide.columns[0]
+        if slide.number == 1:
+            assert re.search(r"forgetful returned \(7, 3\) for 8 tiles", str(column.error))
+        else:
+            assert column.error is None
+            assert np.array_equal(column.rows, slide.expected)
+
+
 def test_a_slide_that_every_encoder_fails_on_is_given_up():
     encoder = Values(bad=(0,), pause=0.01)
     slides = [Slide(0, 255, [encoder]), Slide(1, 5, [encoder])]
@@ -236,6 +256,22 @@ def test_slides_that_nobody_takes_wait_without_a_growing_heap():
     works.close()
 
 
+def test_what_is_given_up_ends_though_nobody_takes_what_is_done():
+    """As after a second Ctrl-C, which ends the caller's own waiting too."""
+    encoder, ended = Values(), queue.Queue(1)
+    slides = [Slide(number, 4, [encoder]) for number in range(20)]
+    encoding = Encoding(iter(slides), [encoder], Pace(4, 2), ended, Progress(), Told(2))
+    thread = threading.Thread(target=encoding.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + SOON
+    while not (ended.full() and len(encoder.shapes) > 1) and time.monotonic() < until:
+        time.sleep(0.01)
+    encoding.interrupt()
+    thread.join(SOON)
+    assert not thread.is_alive()
+    assert not any(slide.is_open for slide in slides)
+
+
 def test_an_error_in_the_cohort_itself_reaches_the_caller():
     encoder = Values()
 
@@ -288,16 +324,28 @@ def test_time_is_shared_among_slides_and_adds_up():
     wall = time.perf_counter() - began
     assert sum(work.timing.seconds for work in works) == pytest.approx(told.spent.seconds)
     assert sum(work.timing.busy_s for work in works) == pytest.approx(told.spent.busy_s)
+    assert sum(work.timing.decode_s for work in works) == pytest.approx(told.spent.decode_s)
+    assert told.spent.decode_s > 0
     assert 8 * 0.02 <= told.spent.busy_s <= told.spent.seconds <= wall
     assert told.tiles == 30
     assert "30 tiles in" in str(told)
-    assert "encoder busy" in told.note
+    assert re.fullmatch(r"reading [\d.]+ CPU s, waiting for tiles \d+%, encoder busy \d+%", told.note)
+
+
+def test_reading_that_was_in_vain_took_time_too():
+    encoder, told = Values(), Told(2)
+    slide = Slide(0, 40, [encoder], fails_at=32)
+    (work,) = stream(iter([slide]), [encoder], Pace(4, 2), Progress(), told)
+    assert isinstance(work.error, SlideError)
+    assert told.spent.decode_s == pytest.approx(work.timing.decode_s)
+    assert told.spent.decode_s > 0
 
 
 @pytest.mark.parametrize(
     ("waiting", "busy", "decode", "verdict"),
     [
         (0.1, 0.9, 1.0, "the encoder holds it back"),
+        (0.3, 0.7, 1.0, "the encoder holds it back"),
         (0.1, 0.1, 0.0, "neither does"),
         (0.9, 0.1, 0.0, "the disk holds it back"),
         (0.9, 0.1, 9e9, "decoding holds it back"),
@@ -306,8 +354,7 @@ def test_time_is_shared_among_slides_and_adds_up():
 def test_the_verdict_names_what_holds_back(waiting, busy, decode, verdict, monkeypatch):
     told = Told(1)
     monkeypatch.setattr(time, "process_time", lambda: told._cpu_began)
-    told.add(100, type(told.spent)(10.0, 0.0, 10 * waiting, 10 * busy))
-    told.decode_s = decode
+    told.add(100, type(told.spent)(10.0, decode, 10 * waiting, 10 * busy))
     assert verdict in str(told)
 
 

@@ -3,6 +3,7 @@
 Level-0 pixels become micrometres in `read_bag` and nowhere else, so everything above this module is physical.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactCorrupt, ArtifactError, IncompatibleError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, IncompatibleError
+from wsi_mil.stage import Item, artifact_items, attempt
 
 FEATURE_STAGES = ("extract", "import")
 """The stages whose artifacts hold features: our own, and what other programs made, converted."""
@@ -238,3 +240,40 @@ def _centres_um(artifact: store.Artifact) -> Float32[np.ndarray, "tiles 2"]:
     half_l0 = np.array([attrs["l0_tile_width"], attrs["l0_tile_height"]]) / 2
     mpp = np.array([attrs["mpp_x"], attrs["mpp_y"]])
     return ((artifact.arrays["coords"] + half_l0) * mpp).astype(np.float32)
+
+
+def feature_folder(encoder: str) -> str:
+    """Name of the folder for the features of one encoder among several: what file systems dislike becomes "-"."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", encoder)
+
+
+def feature_roots(folder: Path) -> set[Path]:
+    """The folders at or below this one that hold features, each slide_id being a path from there.
+
+    It is ``folder`` itself where one encoder wrote there, and one folder per encoder where several did.
+    """
+    roots: dict[Path, Path] = {}  # by the folder of an artifact: one that can be read tells
+    for item in artifact_items(folder):
+        if item.source.parent not in roots:
+            attrs = attempt(store.read_attrs, item.source)
+            if isinstance(attrs, dict) and "slide_id" in attrs:  # what is damaged or foreign tells nothing
+                inner = item.slide_id.removesuffix(f"/{attrs['slide_id']}")
+                roots[item.source.parent] = folder if inner == item.slide_id else folder / inner
+    return set(roots.values())
+
+
+def bag_items(folder: Path) -> list[Item]:
+    """The features in a folder, by slide_id.
+
+    Raises:
+        ArtifactMissing: there are none.
+        ArtifactError: there are those of several encoders.
+    """
+    items = artifact_items(folder) if folder.is_dir() else []
+    if not items:
+        raise ArtifactMissing(f"{folder} holds no artifacts: make them with `wsimil extract --model morphology`")
+    if inner := feature_roots(folder) - {folder}:
+        raise ArtifactError(
+            f"{folder} holds features in a folder per encoder: name one of them, such as --bags {min(inner)}"
+        )
+    return items

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from wsi_mil import extract, store
+from wsi_mil.bags import feature_folder, feature_roots
 from wsi_mil.devices import default_batch, pick_device
 from wsi_mil.encoders import Encoder, TileSize, find_encoder, load_encoder, require_resolution, tile_geometry
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
@@ -71,7 +72,7 @@ class Encoding:
         """
         if len(self.models) == 1:
             return [out]
-        folders = [out / extract.feature_folder(name) for name in self.models]
+        folders = [out / feature_folder(name) for name in self.models]
         if len(set(folders)) < len(folders):
             raise OptionError(f"--model {' --model '.join(self.models)}: two would share a folder, extract one by one")
         return folders
@@ -129,14 +130,14 @@ def _require_resolution(encoding: Encoding, items: list[Item]) -> None:
         if isinstance(found, dict) and {"tile_um", "tile_px"} <= found.keys()
     }
     for name in encoding.models:
-        out = f"tiles-{extract.feature_folder(name)}"
+        out = f"tiles-{feature_folder(name)}"
         remedy = f"wsimil tile SLIDES --for {name} --out {out}` and `wsimil extract --model {name} --tiles {out}"
         require_resolution(find_encoder(name), sizes, remedy, encoding.allow_mpp_mismatch)
 
 
 def _refuse_other_layout(out: Path, folders: list[Path]) -> None:
     """Keep features of one encoder and folders of several apart: nobody could tell what ``out`` holds."""
-    roots = extract.feature_roots(out) if out.exists() else set()
+    roots = feature_roots(out) if out.exists() else set()
     if folders != [out] and out in roots:
         raise ArtifactStale(f"{out} holds the features of one encoder: give another --out for a folder per encoder")
     if folders == [out] and (inner := roots - {out}):

@@ -6,7 +6,6 @@ and never kept, so memory is the features and those few batches, however large a
 
 import json
 import logging
-import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ from torch import Tensor
 from wsi_mil import store
 from wsi_mil.bags import half
 from wsi_mil.encoders import Encoder
-from wsi_mil.errors import ArtifactError, ArtifactMissing, EncoderError, OptionError, SlideError
+from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
 from wsi_mil.progress import Progress
 from wsi_mil.slides import Slide, open_slide, require_reader, slide_fingerprint
-from wsi_mil.stage import Item, Outcome, Output, Result, Stream, artifact_items, attempt
+from wsi_mil.stage import Item, Outcome, Output, Result, Stream
 from wsi_mil.stain import fit_slide, stain_recipe
 from wsi_mil.streaming import Pace, Tiles, Told, Work, stream
 
@@ -152,43 +151,6 @@ def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:
             log.info("extract: %s", told)
 
     return outcomes
-
-
-def feature_folder(encoder: str) -> str:
-    """Name of the folder for the features of one encoder among several: what file systems dislike becomes "-"."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", encoder)
-
-
-def feature_roots(folder: Path) -> set[Path]:
-    """The folders at or below this one that hold features, each slide_id being a path from there.
-
-    It is ``folder`` itself where one encoder wrote there, and one folder per encoder where several did.
-    """
-    roots: dict[Path, Path] = {}  # by the folder of an artifact: one that can be read tells
-    for item in artifact_items(folder):
-        if item.source.parent not in roots:
-            attrs = attempt(store.read_attrs, item.source)
-            if isinstance(attrs, dict) and "slide_id" in attrs:  # what is damaged or foreign tells nothing
-                inner = item.slide_id.removesuffix(f"/{attrs['slide_id']}")
-                roots[item.source.parent] = folder if inner == item.slide_id else folder / inner
-    return set(roots.values())
-
-
-def bag_items(folder: Path) -> list[Item]:
-    """The features in a folder, by slide_id.
-
-    Raises:
-        ArtifactMissing: there are none.
-        ArtifactError: there are those of several encoders.
-    """
-    items = artifact_items(folder) if folder.is_dir() else []
-    if not items:
-        raise ArtifactMissing(f"{folder} holds no artifacts: make them with `wsimil extract --model morphology`")
-    if inner := feature_roots(folder) - {folder}:
-        raise ArtifactError(
-            f"{folder} holds features in a folder per encoder: name one of them, such as --bags {min(inner)}"
-        )
-    return items
 
 
 class _Source:

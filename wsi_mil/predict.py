@@ -12,6 +12,7 @@ from pathlib import Path
 
 from wsi_mil import checkpoint, extract, store, tiling
 from wsi_mil.answering import JSON, Question, answers, as_json, notes
+from wsi_mil.bags import bag_items
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import some_names
 from wsi_mil.cohort.owners import read_patients
@@ -105,7 +106,7 @@ def find_bags(source: Path) -> list[Item]:
         return [Item(store.read_attrs(source).get("slide_id", source.stem), source)]
     if not artifact_items(source):
         raise OptionError(f"--bags {source}: no .h5 file is there: make features with `wsimil extract`")
-    return extract.bag_items(source)
+    return bag_items(source)
 
 
 def slides_at(sources: Sequence[Path]) -> list[SlideFile]:

@@ -150,6 +150,18 @@ class Report:
         return ", ".join(f"{len(slides)} {word}" for word, slides in counts if slides) or "nothing to do"
 
 
+def artifact_path(folder: Path, slide_id: str) -> Path:
+    """Where a stage's artifact of a slide lies; the dots of a slide_id are kept."""
+    return folder / f"{slide_id}.h5"
+
+
+def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The artifacts in a folder with their slide_ids, those that are being written left out."""
+    for path in folder.rglob("*.h5"):
+        if not path.name.startswith("."):
+            yield path.relative_to(folder).as_posix().removesuffix(".h5"), path
+
+
 def write_tables(folder: Path, rows: list[Row]) -> None:
     """Write the table of one run, if it did anything, and rebuild the folder's summary.csv."""
     if rows:
@@ -170,10 +182,7 @@ def _excluded(attrs: Mapping[str, Any]) -> str:
 def _summary(folder: Path) -> list[Row]:
     latest = _latest(folder)
     rows = [row for row in latest.values() if _has_failed(folder, row)]
-    for path in folder.rglob("*.h5"):
-        if path.name.startswith("."):
-            continue
-        slide_id = path.relative_to(folder).as_posix().removesuffix(".h5")
+    for slide_id, path in artifacts(folder):
         timed: dict[str, Any] = {name: getattr(latest[slide_id], name) for name in _TIMED if slide_id in latest}
         try:
             attrs = store.read_attrs(path)
@@ -186,7 +195,7 @@ def _summary(folder: Path) -> list[Row]:
 
 
 def _has_failed(folder: Path, row: Row) -> bool:
-    return row.status == "failed" and not (folder / f"{row.slide_id}.h5").exists()
+    return row.status == "failed" and not artifact_path(folder, row.slide_id).exists()
 
 
 def _latest(folder: Path) -> dict[str, Row]:

@@ -22,7 +22,7 @@ from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError
 from wsi_mil.executors import map_unordered
 from wsi_mil.progress import Progress, progress
-from wsi_mil.runs import Report, Row, RunOptions, Timing, write_tables
+from wsi_mil.runs import Report, Row, RunOptions, Timing, artifact_path, artifacts, write_tables
 
 log = logging.getLogger(__name__)
 
@@ -158,15 +158,9 @@ def attempt(function: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def artifact_path(folder: Path, slide_id: str) -> Path:
-    """Where a stage's artifact of a slide lies; the dots of a slide_id are kept."""
-    return folder / f"{slide_id}.h5"
-
-
 def artifact_items(folder: Path) -> list[Item]:
     """The artifacts of an earlier stage, as items for the next one, by slide_id."""
-    paths = (path for path in folder.rglob("*.h5") if not path.name.startswith("."))
-    return sorted(Item(path.relative_to(folder).as_posix().removesuffix(".h5"), path) for path in paths)
+    return sorted(Item(*named) for named in artifacts(folder))
 
 
 class _Origin(NamedTuple):

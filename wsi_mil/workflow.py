@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_mil import distances, extract, store, train
-from wsi_mil.bags import FEATURE_STAGES
+from wsi_mil import distances, store, train
+from wsi_mil.bags import FEATURE_STAGES, bag_items
 from wsi_mil.cohort import Cohort, CohortParams, Seen, read_cohort, read_slides_table, some_names
 from wsi_mil.contact_sheet import write_contact_sheet
 from wsi_mil.devices import pick_device
@@ -142,7 +142,7 @@ def measure_distances(
 ) -> Report:
     """Run stage 3 over a folder of features, whoever made them, and write ``summary.json``."""
     bags = own_bags(feats, peers, options.workers)
-    items = extract.bag_items(bags.folder)
+    items = bag_items(bags.folder)
     report = run(distances.DistanceStage(params, out, options.threads), items, out, options)
     report.failed |= bags.failed
     distances.write_summary(out)
@@ -244,7 +244,7 @@ def run_all(
 
 def labelled(labels: LabelTable, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
-    features = {item.slide_id: store.read_attrs(item.source) for item in extract.bag_items(folders.feats)}
+    features = {item.slide_id: store.read_attrs(item.source) for item in bag_items(folders.feats)}
     _refuse_other_features(folders, features)
     if all(attrs["stage"] == "import" for attrs in features.values()):
         folders = replace(folders, tiles=folders.feats)  # what tiles of ours there are says nothing of these

@@ -8,7 +8,7 @@ packages add theirs by an entry point: see `plugins`. `sources` finds weights, i
 hub; `feeder` keeps a GPU fed.
 """
 
-from wsi_mil.encoders.feeder import DeviceEncoder, Fed, Feeder
+from wsi_mil.encoders.feeder import DeviceEncoder, Fed, Feeder, encoded
 from wsi_mil.encoders.late import LateEncoder
 from wsi_mil.encoders.loading import Encoder, add_weights, load_encoder
 from wsi_mil.encoders.resolution import TileSize, require_resolution, tile_geometry
@@ -24,6 +24,7 @@ __all__ = [
     "LateEncoder",
     "TileSize",
     "add_weights",
+    "encoded",
     "find_encoder",
     "list_encoders",
     "load_encoder",

@@ -162,6 +162,15 @@ class _Line:
         return wait
 
 
+def encoded(encoder: Encoder, tiles: UInt8[Tensor, "tiles height width 3"]) -> Float32[Tensor, "tiles dim"]:
+    """What an encoder makes of tiles, waited for.
+
+    Raises:
+        EncoderError: it is not one vector per tile.
+    """
+    return require_vectors(encoder.encode(tiles.numpy()), encoder.name, len(tiles), encoder.dim)
+
+
 def _device(encoder: Encoder) -> torch.device | None:
     """The GPU of an encoder that can be fed without waiting."""
     return encoder.device if isinstance(encoder, DeviceEncoder) and encoder.device.type != "cpu" else None
@@ -169,6 +178,6 @@ def _device(encoder: Encoder) -> torch.device | None:
 
 def _at_once(encoder: Encoder, tiles: UInt8[Tensor, "tiles height width 3"]) -> Callable[[], Found]:
     began = time.perf_counter()
-    features = require_vectors(encoder.encode(tiles.numpy()), encoder.name, len(tiles), encoder.dim)
+    features = encoded(encoder, tiles)
     seconds = time.perf_counter() - began
     return lambda: (features, seconds)

@@ -50,7 +50,9 @@ def _plain(path: Path, mpp: float | None, reader: str, error: SlideUnreadable) -
         raise SlideUnreadable(f"{error}; as a plain image: {_reason(second, path)}") from error
     if reader != "auto":
         slide.close()
-        raise SlideUnreadable(f"{path} is a plain image, which --reader {reader} does not read: leave out --reader")
+        raise SlideUnreadable(
+            f"{error}; only as a plain image, which --reader {reader} does not read: leave out --reader"
+        ) from error
     return slide
 
 

@@ -43,6 +43,8 @@ class Batch:
     """What threads read."""
     waited_s: float = 0.0
     """Wall time that the encoder waited for it."""
+    decode_s: float = 0.0
+    """CPU time of the threads that read it."""
 
 
 class Reader(Generic[Slide]):
@@ -106,7 +108,7 @@ class Reader(Generic[Slide]):
         batch = self._planned.popleft()
         self._plan(wait=False)
         for work, future in batch.pieces:
-            self._collect(work, future.result())
+            batch.decode_s += self._collect(work, future.result())
         batch.pixels[batch.rows :] = batch.pixels[0]  # not what lay there before: an encoder might fail on it
         batch.waited_s = time.perf_counter() - began
         return batch
@@ -180,7 +182,8 @@ class Reader(Generic[Slide]):
         place.numpy()[:] = work.tiles.read(start, start + len(place))
         return time.thread_time() - began
 
-    def _collect(self, work: Work[Slide], found: float | Exception) -> None:
+    def _collect(self, work: Work[Slide], found: float | Exception) -> float:
+        """Take note of what became of a piece; return the CPU seconds that it took, if that is known."""
         work.reading -= 1
         if not isinstance(found, Exception):
             work.timing += Timing(decode_s=found)
@@ -188,6 +191,7 @@ class Reader(Generic[Slide]):
             work.error = found
             self._end(work)
         self._close_if_read(work)
+        return 0.0 if isinstance(found, Exception) else found
 
     def _close_if_read(self, work: Work[Slide]) -> None:
         """Close a slide when nobody will read it any more; its tiles may still be on their way to the encoder."""

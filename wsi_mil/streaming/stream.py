@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from wsi_mil.devices import within_cores
-from wsi_mil.encoders import Encoder, Feeder
+from wsi_mil.encoders import Encoder, Feeder, encoded
 from wsi_mil.errors import OptionError
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Timing
@@ -21,7 +21,7 @@ from wsi_mil.streaming.telling import Told
 from wsi_mil.streaming.works import Column, Slide, Work
 
 _UNWRITTEN = 2  # slides whose features wait for the caller
-_SECONDS = 0.05  # between looks at whether a stream that is given up has ended
+_SECONDS = 0.05  # between looks at whether anybody still wants them
 
 
 class Pace(NamedTuple):
@@ -62,9 +62,6 @@ def stream(
                 yield work
         finally:
             encoding.interrupt()
-            while not done.done():
-                with suppress(queue.Empty):  # nobody wants them any more, and it waits for room
-                    ended.get(timeout=_SECONDS)
     done.result()
 
 
@@ -82,7 +79,7 @@ class _Encoding(Generic[Slide]):
     ) -> None:
         self.encoders, self.ended, self.track, self.told = encoders, ended, track, told
         self.feeder = Feeder(encoders)
-        self.reader = Reader(sources, pace.batch, pace.threads, self.feeder.allocate, self.ended.put)
+        self.reader = Reader(sources, pace.batch, pace.threads, self.feeder.allocate, self._give)
         self.stopped, self.last = False, time.perf_counter()
 
     def interrupt(self) -> None:
@@ -102,7 +99,14 @@ class _Encoding(Generic[Slide]):
                 while not self.stopped and len(self.feeder):
                     self._return()
         finally:
-            self.ended.put(None)
+            self._give(None)
+
+    def _give(self, work: Work | None) -> None:
+        """Give a slide that is done to the caller, or word that there are no more, unless he has gone."""
+        while not self.stopped:
+            with suppress(queue.Full):
+                self.ended.put(work, timeout=_SECONDS)
+                return
 
     def _feed(self, batch: Batch) -> None:
         wanted = [one for one in self.encoders if any(part.work.wanted_by(one) for part in batch.parts)]
@@ -126,7 +130,7 @@ class _Encoding(Generic[Slide]):
             self._count(part, spent * (part.count / batch.rows))
         self.reader.release(batch)
         tiles = sum(part.count for part in live)
-        self.told.add(tiles, spent)
+        self.told.add(tiles, spent + Timing(decode_s=batch.decode_s))  # which slides have counted already, each its own
         self.track.step(tiles)
         self.track.tell(self.told.note)
 
@@ -136,8 +140,7 @@ class _Encoding(Generic[Slide]):
         work.returned += part.count
         if work.returned == work.tiles.count or all(column.error for column in work.tiles.columns):
             work.over = True
-            self.told.decode_s += work.timing.decode_s
-            self.ended.put(work)
+            self._give(work)
 
 
 def _fill(column: Column, part: Part, found: Float32[Tensor, "size dim"] | Exception) -> None:
@@ -154,4 +157,4 @@ def _alone(encoder: Encoder, batch: Batch, part: Part, error: Exception) -> Floa
     pixels = batch.pixels[part.row].repeat(len(batch.pixels), 1, 1, 1)  # other rows hold a tile of the slide, too
     rows = slice(part.row, part.row + part.count)
     pixels[rows] = batch.pixels[rows]
-    return attempt(encoder.encode, pixels.numpy())
+    return attempt(encoded, encoder, pixels)

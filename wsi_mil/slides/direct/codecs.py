@@ -5,6 +5,7 @@ a TIFF are not whole: their tables are kept apart, once for a level, and whether
 the TIFF and not by the JPEG. Both are put in front of each tile, as libjpeg expects them.
 """
 
+import struct
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ from jaxtyping import UInt8
 from wsi_mil.slides.direct.layout import Compressed, Decoder
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
+_JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # how its codestream begins, which a JP2 has some boxes before
+_SIZES = struct.Struct(">8x4I")  # after that, a length and capabilities: where the image ends and begins, x and y
 _JFIF = b"\xff\xe0"
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # the last byte says: colours are not transformed
 _CHROMA = np.arange(256) - 128
@@ -72,23 +75,39 @@ def _whole_jpeg(data: bytes, size: tuple[int, int], reduction: int = 1) -> UInt8
     height, width = (side // reduction for side in size)
     scale: dict[str, Any] = {"min_height": height, "min_width": width, "min_factor": reduction} if reduction > 1 else {}
     try:
+        _require_size(simplejpeg.decode_jpeg_header(data)[:2], size)
         pixels = simplejpeg.decode_jpeg(data, "RGB", **scale)
     except ValueError as error:
         raise Undecodable(str(error)) from error
-    if pixels.shape != (height, width, 3):
-        raise Undecodable(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels instead of {width} x {height}")
+    _require_size(pixels.shape[:2], (height, width))
     return pixels
 
 
 def decode_jpeg2000(size: tuple[int, int], data: Compressed) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a whole JPEG 2000 of so many (height, width) pixels."""
+    whole = bytes(data)
+    start = whole.find(_JPEG2000_SIZE)
+    if start < 0 or len(whole) < start + _SIZES.size:
+        raise Undecodable("it does not begin like a JPEG 2000")
+    right, bottom, left, top = _SIZES.unpack_from(whole, start)
+    _require_size((bottom - top, right - left), size)
     try:
-        pixels = imagecodecs.jpeg2k_decode(bytes(data))
+        pixels = imagecodecs.jpeg2k_decode(whole)
     except (RuntimeError, ValueError) as error:
         raise Undecodable(str(error)) from error
     if pixels.shape != (*size, 3) or pixels.dtype != np.uint8:
         raise Undecodable(f"it has other pixels than its table says: {pixels.dtype} {pixels.shape}")
     return pixels
+
+
+def _require_size(found: tuple[object, ...], size: tuple[int, int]) -> None:
+    """Refuse other pixels (height, width) than the table says: before they are decoded, since that takes memory.
+
+    Raises:
+        Undecodable: they are others.
+    """
+    if found != size:
+        raise Undecodable("it has {1} x {0} pixels instead of {3} x {2}".format(*found, *size))
 
 
 def rgb_of(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

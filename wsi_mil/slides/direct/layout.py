@@ -48,11 +48,6 @@ class TileTable:
         """Tiles in a column."""
         return -(-self.height // self.tile_height)
 
-    @property
-    def end(self) -> int:
-        """Where the file must not end before, bytes."""
-        return int((self.offsets + self.counts).max())
-
     def reduced(self, factor: int) -> "TileTable | None":
         """The same tiles, decoded at such a fraction of their size, if they can be."""
         if self.reduced_decoder is None or self.tile_width % factor or self.tile_height % factor:

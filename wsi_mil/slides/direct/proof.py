@@ -36,7 +36,10 @@ def prove(direct: Slide, tables: list[TileTable], openslide: OpenSlideSlide) -> 
             try:
                 ours, theirs = direct.read_level(*part), openslide.read_level(*part)
             except SlideUnreadable as error:
-                raise NotDirect(f"comparing with OpenSlide: {error}") from error
+                why = error.__cause__ or error  # without the advice to whoever named a reader
+                raise NotDirect(
+                    f"level {level} at ({part.x}, {part.y}) cannot be compared with OpenSlide's: {why}"
+                ) from error
             if not np.array_equal(ours, theirs):
                 worst = int(np.abs(ours.astype(int) - theirs).max())
                 raise NotDirect(

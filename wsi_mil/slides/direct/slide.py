@@ -34,14 +34,15 @@ class DirectSlide(Slide):
 
     reader = "direct"
 
-    def __init__(self, like: Slide, tables: Sequence[TileTable], scaled: bool = False) -> None:
+    def __init__(self, like: Slide, stored: Sequence[TileTable], scaled: Sequence[TileTable] = ()) -> None:
         """Open the file.
 
         Args:
             like: the slide, as another reader opened it.
-            tables: where the tiles of each of its levels lie; after these, of levels that only a scaled decoding makes.
-            scaled: whether there are such.
+            stored: where the tiles of each of its levels lie.
+            scaled: of levels that only a scaled decoding makes.
         """
+        tables = (*stored, *scaled)
         sizes = [(table.width, table.height) for table in tables]
         super().__init__(like.path, sizes, like.resolution, like.background)
         if scaled:
@@ -170,7 +171,11 @@ class DirectSlide(Slide):
                 places.setdefault(table.path or self.path, {})[key] = (int(table.offsets[key.index]), count)
         found: dict[Key, Compressed] = {}
         for path, spans in places.items():
-            found |= dict(zip(spans, self._files[path].read_all(list(spans.values())), strict=True))
+            try:
+                read = self._files[path].read_all(list(spans.values()))
+            except OSError as error:
+                raise SlideUnreadable(f"{path} cannot be read: {error.strerror or error}") from error
+            found |= dict(zip(spans, read, strict=True))
         return found
 
     def _decoded(self, keys: Sequence[Key], read: dict[Key, Compressed]) -> Iterator[Pixels]:

@@ -1,5 +1,6 @@
 """The tile tables of a TIFF, read by tifffile, level by level as OpenSlide counts them."""
 
+import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,18 @@ import tifffile
 from jaxtyping import UInt8
 
 from wsi_mil.slides.base import Level
-from wsi_mil.slides.direct.codecs import Undecodable, jpeg_decoder, rgb_of, stream_decoder
+from wsi_mil.slides.direct.codecs import Undecodable, decode_jpeg2000, jpeg_decoder, rgb_of, stream_decoder
 from wsi_mil.slides.direct.layout import Compressed, Decoder, NotDirect, TileTable
 
 _JPEG, _JPEG2000_YCBCR = 7, 33003
-_COMPRESSIONS = (1, 5, _JPEG, 8, 32946, _JPEG2000_YCBCR, 33005, 34712, 50000)  # none, LZW, deflate, JPEG 2000, zstd
+_JPEG2000 = (_JPEG2000_YCBCR, 33005, 34712)
+_COMPRESSIONS = (1, 5, _JPEG, 8, 32946, *_JPEG2000, 50000)  # none, LZW, deflate, zstd
 _RGB, _YCBCR = 2, 6
 _MOST_PIXELS = 4096 * 4096  # of a tile: 48 MB
-_FAILURES = (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+_FAILURES = (
+    tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError,
+    struct.error,
+)  # fmt: skip
 
 
 def read_tables(path: Path, levels: Sequence[Level]) -> list[TileTable]:
@@ -48,9 +53,16 @@ def _pages(file: tifffile.TiffFile) -> list[Any]:
 
 
 def _page_of(pages: list[Any], level: Level, padded: bool) -> Any | None:
-    """The page that a level was read from: of the same size, or, padded, as much larger as fills up its last tiles."""
-    fitting = (page for fits in (_is_exact, _is_padded)[: 1 + padded] for page in pages if fits(page, level))
-    return next(fitting, None)
+    """The page that a level was read from: of the same size, or, padded, as much larger as fills up its last tiles.
+
+    Raises:
+        NotDirect: it may be any of several, and a proof need not show which.
+    """
+    exact = [page for page in pages if _is_exact(page, level)]
+    fitting = exact or [page for page in pages if padded and _is_padded(page, level)]
+    if len(fitting) > 1:
+        raise NotDirect(f"several of its pages have {level.width} x {level.height} pixels")
+    return fitting[0] if fitting else None
 
 
 def _is_exact(page: Any, level: Level) -> bool:
@@ -73,7 +85,7 @@ def _table(page: Any | None, level: Level) -> TileTable:
     table = TileTable(level.width, level.height, size[1], size[0], offsets, counts, decode, reduced)
     if -(-page.imagewidth // size[1]) != table.columns or len(offsets) < table.columns * table.rows:
         raise NotDirect(f"it lists {len(offsets)} tiles instead of {table.columns} x {table.rows}")
-    if len(counts) != len(offsets) or counts.min() < 0 or offsets.min() < 0:
+    if len(counts) != len(offsets):
         raise NotDirect("its table of tiles makes no sense")
     return table
 
@@ -96,9 +108,12 @@ def _require_plain(page: Any) -> None:
 
 def _decoders(page: Any, size: tuple[int, int]) -> tuple[Decoder, Callable[[int], Decoder] | None]:
     """How its tiles are decoded, and how at a fraction of their size."""
+    if int(page.compression) == _JPEG2000_YCBCR:
+        return lambda data: rgb_of(decode_jpeg2000(size, data)), None
+    if int(page.compression) in _JPEG2000:
+        return partial(decode_jpeg2000, size), None
     if int(page.compression) != _JPEG:
-        decode = partial(_decode_by_tifffile, page.decode, size)
-        return (lambda data: rgb_of(decode(data))) if int(page.compression) == _JPEG2000_YCBCR else decode, None
+        return partial(_decode_by_tifffile, page.decode, size), None
     if page.jpegheader:
         return stream_decoder(page.jpegheader, size), None
     reduced = partial(jpeg_decoder, page.jpegtables or b"", size, int(page.photometric) == _RGB)
