@@ -27,7 +27,18 @@ from wsi_mil.aggregators.set_transformer import InducedSetTransformer, SetTransf
 from wsi_mil.aggregators.transmil import TransMil, TransMilPaper
 from wsi_mil.errors import OptionError
 
-__all__ = ["AGGREGATORS", "Aggregator", "Answer", "Ensemble", "Output", "apply", "build", "infer", "params_of"]
+__all__ = [
+    "AGGREGATORS",
+    "Aggregator",
+    "Answer",
+    "Ensemble",
+    "Output",
+    "apply",
+    "build",
+    "build_outputs",
+    "infer",
+    "params_of",
+]
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "das-mil": DasMil,
@@ -62,10 +73,23 @@ def build(name: str, dim: int, classes: int, **options: Any) -> Aggregator:
     Raises:
         OptionError: the name, an option or its value is unknown; the message names those that are known.
     """
-    params = params_of(name, options)
     if classes < 2:
         raise OptionError(f"classes {classes}: a model tells at least 2 classes apart")
-    return AGGREGATORS[name](dim, classes, params)
+    return build_outputs(name, dim, classes, **options)
+
+
+def build_outputs(name: str, dim: int, outputs: int, **options: Any) -> Aggregator:
+    """Make an untrained aggregator that says as many numbers of a bag as a task asks for (`Task.outputs`).
+
+    Whether these are logits of classes is the task's affair: `build` is for those who have classes and no task.
+
+    Raises:
+        OptionError: as `build`, but one output is enough.
+    """
+    params = params_of(name, options)
+    if outputs < 1:
+        raise OptionError(f"outputs {outputs}: a model says at least one number of a bag")
+    return AGGREGATORS[name](dim, outputs, params)
 
 
 def params_of(name: str, options: Mapping[str, Any]) -> Any:
