@@ -9,7 +9,7 @@ from PIL import Image
 from wsi_mil.bags import Bag, join_bags
 from wsi_mil.errors import SlideError
 from wsi_mil.explain import attention_png, colours, png
-from wsi_mil.report import Chart, Curve, Picture, Section, number, page
+from wsi_mil.report import Chart, Curve, Picture, Section, number, page, pictures
 from wsi_mil.slides import open_slide
 
 
@@ -92,3 +92,12 @@ def test_attention_is_drawn_over_one_slide_and_never_over_the_first_of_several(m
             assert Image.open(io.BytesIO(attention_png(slide, bag, np.ones(3)))).format == "PNG"
         with pytest.raises(SlideError, match=r"p-1 is a bag of 2 slides \(a, b\): draw each from its own bag"):
             attention_png(slide, join_bags([one, other], "p-1"), np.ones(6))
+
+
+def test_features_that_do_not_tell_whose_resolution_it_is_have_their_picture_too(make_slide) -> None:
+    path = make_slide()
+    with open_slide(path) as slide:
+        mpp = slide.mpp_x
+    attrs = {"tile_um": 256.0, "slide_path": str(path), "mpp_x": mpp}
+    drawn = pictures._attention_png(Bag("a", torch.zeros(3, 2), 300.0 * torch.rand(3, 2), attrs), np.ones(3))
+    assert Image.open(io.BytesIO(drawn)).format == "PNG"
