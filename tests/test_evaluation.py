@@ -197,7 +197,7 @@ def answers(seed: int, shift: float, count: int = 60, folds: int = 1) -> Answers
 def test_figures_come_with_intervals_that_hold_them_and_the_same_seed_gives_the_same() -> None:
     judged = judge("m", answers(0, 1.5), FEW)
     for name, (value, low, high) in judged.figures.items():
-        assert low <= value <= high or name == "ECE", name
+        assert low <= value <= high or name.startswith("ECE"), name
     again, other = (judge("m", answers(0, 1.5), how).figures for how in (FEW, Resampling(1, 200)))
     assert repr(judged.figures) == repr(again)
     assert repr(judged.figures) != repr(other)
@@ -586,7 +586,7 @@ def test_evaluating_says_who_was_trained_on_and_agrees_with_training(
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         asked = studies.Asked("test", device="cpu")
-        with pytest.raises(ArtifactStale, match=r"cohort was \w+, now \w+; split was none, now test. Add --overwrite"):
+        with pytest.raises(ArtifactStale, match=r"cohort was \w+, now \w+; .*; split was none, now test\. Add --ov"):
             studies.evaluate_model(model, labels, folders, asked, FEW, PeerOptions())
         assert len(read_predictions(tmp_path / "evaluation" / "predictions.csv")[0]) == 24  # nothing is taken away
         asked = replace(asked, overwrite=True)
