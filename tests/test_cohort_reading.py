@@ -96,6 +96,13 @@ def test_what_cannot_be_meant_is_refused_by_row(tmp_path: Path, text: str, param
         read(tmp_path, text, params)
 
 
+def test_a_column_that_subgroups_are_told_by_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "slide_id,label,patient_id,site,age a,x,p,s,1 b,y,q,s,2 c,x,r,t,3 d,y,u,t,4"
+    read(tmp_path, text, CohortParams(groups=("site",)))
+    (told,) = [line for line in caplog.messages if "ignored columns: age" in line]
+    assert told.count("site") == 1
+
+
 def test_many_rows_are_counted(tmp_path: Path) -> None:
     slides = [f"s{i}" for i in range(20)]
     text = "slide_id,label " + " ".join(f"{slide}," for slide in slides)

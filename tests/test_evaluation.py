@@ -16,12 +16,14 @@ from wsi_mil.aggregators import Ensemble, build
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.calibration import applied, calibrated
 from wsi_mil.cohort import draw_folds, nested
-from wsi_mil.errors import ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError
+from wsi_mil.errors import ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError
 from wsi_mil.evaluation import Answers, CrossvalParams, Place, compare, crossval, folded, judge
+from wsi_mil.evaluation.comparing import ENOUGH_FOR_DELONG
 from wsi_mil.interop import PeerOptions
-from wsi_mil.learning import LearnParams
+from wsi_mil.learning import LearnParams, RunParams, need
 from wsi_mil.metrics import Resampling
 from wsi_mil.predictions import Prediction, read_predictions
+from wsi_mil.report import study_page
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
@@ -30,13 +32,13 @@ CPU = torch.device("cpu")
 FEW = Resampling(0, 200)
 
 
-def validated(root: Path, **changed: object) -> tuple[evaluation.Validated, ...]:
+def validated(root: Path, run: RunParams | None = None, **changed: object) -> tuple[evaluation.Validated, ...]:
     base = TrainParams("abmil", learn=QUICK)
     params = replace(CrossvalParams(base, ("abmil",), folds=3), **changed)
     folders = Folders.under(root)
     cohort = folded(workflow.labelled(LabelTable(root / "labels.csv"), folders), params)
     place = Place(folders.feats, folders.distances, root / "crossval")
-    return tuple(crossval(cohort, place, params, CPU))
+    return tuple(crossval(cohort, place, params, CPU, run or RunParams()))
 
 
 def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def answers(seed: int, shift: float, count: int = 60, folds: int = 1) -> Answers
 def test_figures_come_with_intervals_that_hold_them_and_the_same_seed_gives_the_same() -> None:
     judged = judge("m", answers(0, 1.5), FEW)
     for name, (value, low, high) in judged.figures.items():
-        assert low <= value <= high or name == "ECE", name
+        assert low <= value <= high or name.startswith("ECE"), name
     again, other = (judge("m", answers(0, 1.5), how).figures for how in (FEW, Resampling(1, 200)))
     assert repr(judged.figures) == repr(again)
     assert repr(judged.figures) != repr(other)
@@ -287,7 +289,164 @@ def test_a_fold_with_one_patient_of_a_class_leaves_every_figure_its_interval() -
     assert min(sum((few.labels == 1) & (np.array(few.folds) == fold)) for fold in set(few.folds)) == 1
     judged = judge("m", few, FEW)
     for name, (value, low, high) in judged.figures.items():
-        assert name == "ECE" or low < value < high, name
+        assert name.startswith("ECE") or low < value < high, name
+
+
+def perfect(count: int, bags_each: int = 1) -> Answers:
+    found = answers(0, 3.0, count=count)
+    scores = np.where(np.eye(2)[found.labels] == 1, 0.8, 0.2)
+    owners = tuple(f"p{index // (2 * bags_each)}-{index % 2}" for index in range(count))
+    return replace(found, scores=scores, predicted=found.labels, patients=owners, groups={})
+
+
+def test_of_perfect_decisions_the_limits_are_exact_where_each_bag_is_a_patient() -> None:
+    judged = judge("m", perfect(20), FEW)
+    for name in ("sensitivity", "specificity"):
+        assert tuple(judged.figures[name]) == pytest.approx((1.0, 0.025 ** (1 / 10), 1.0))
+    assert judged.figures["accuracy"].low == pytest.approx(0.025 ** (1 / 20))
+    (note,) = [note for note in judged.notes if note.startswith("no interval of")]
+    assert "balanced accuracy" in note
+    assert "sensitivity" not in note
+
+
+def test_of_several_bags_a_patient_no_limits_are_made_up_and_it_is_said() -> None:
+    judged = judge("m", perfect(40, bags_each=2), FEW)
+    assert math.isnan(judged.figures["sensitivity"].low)
+    (note,) = [note for note in judged.notes if note.startswith("no interval of")]
+    assert "sensitivity, specificity" in note
+    assert "--unit patient" in note
+    some = judge("m", replace(answers(0, 1.0, count=40), patients=perfect(40, 2).patients), FEW)
+    assert 0 < some.figures["sensitivity"].low < some.figures["sensitivity"].value  # the bootstrap over patients
+
+
+def test_of_two_classes_calibration_of_the_positive_one_is_told_beside_the_likeliest(tmp_path: Path) -> None:
+    """Half right at 0.5 looks calibrated by the likeliest class whatever the positive one's probability says."""
+    rows = [
+        Prediction(f"s{index}", "done", (1 - p, p), 9, "b" if index % 2 else "a", predicted="a")
+        for index in range(40)
+        for p in [0.45 if index < 20 else 0.55]
+    ]
+    judged = judge("m", Answers.of(rows, ("a", "b")), FEW)
+    assert judged.figures["ECE of the positive class"].value == pytest.approx(0.05)
+    evaluation.write_study(evaluation.Study((judged,)), tmp_path)
+    with (tmp_path / "reliability.csv").open() as file:
+        told = {name: [row for row in csv.DictReader(file) if row["of"] == name] for name in ("b",)}
+    assert [(float(row["probability"]), float(row["share"]), row["count"]) for row in told["b"]] == [
+        (0.45, 0.5, "20"),
+        (0.55, 0.5, "20"),
+    ]
+    page = study_page("t", "l", evaluation.Study((judged,))).decode()
+    assert "Reliability of b: share of bags that are b, over its probability" in page
+    assert "Intervals of accuracy, sensitivity and specificity are exact" in page
+    three = [row._replace(probabilities=(*row.probabilities, 0.0)) for row in rows]
+    page = study_page("t", "l", evaluation.Study((judge("m", Answers.of(three, ("a", "b", "c")), FEW),))).decode()
+    assert "Reliability of the likeliest class" in page
+    assert "positive class at that of" not in page
+
+
+def test_what_is_not_defined_is_an_empty_cell(tmp_path: Path) -> None:
+    found = answers(0, 1.0, count=8, folds=2)
+    judged = judge("m", replace(found, labels=found.labels * 0), FEW)
+    evaluation.write_study(evaluation.Study((judged,)), tmp_path)
+    text = (tmp_path / "metrics.csv").read_text()
+    assert "nan" not in text
+    assert "AUROC,,," in text
+
+
+def test_few_patients_make_delongs_test_promise_too_much_and_it_is_said() -> None:
+    def notes(count: int) -> list[str]:
+        pair = [judge("one", answers(0, 1.0, count), FEW), judge("other", answers(1, 1.0, count), FEW)]
+        study = evaluation.Study(tuple(pair), compare(pair, FEW))
+        return [note for note in study.notes if "DeLong" in note]
+
+    assert notes(2 * ENOUGH_FOR_DELONG) == []
+    (note,) = notes(2 * ENOUGH_FOR_DELONG - 2)
+    assert note.startswith(f"{ENOUGH_FOR_DELONG - 1} patients of the rarer class")
+
+
+def test_each_round_starts_from_a_seed_of_its_own_that_all_models_share() -> None:
+    params = CrossvalParams(TrainParams("abmil", learn=QUICK), ("abmil", "mean"))
+    seeds = [params.of_round(name, fold).learn.seed for name in ("abmil", "mean") for fold in ("1", "2", "B")]
+    assert len(set(seeds[:3])) == 3
+    assert seeds[:3] == seeds[3:]
+    other = CrossvalParams(TrainParams("abmil", learn=replace(QUICK, seed=1)), ("abmil",))
+    assert other.of_round("abmil", "1").learn.seed not in seeds
+
+
+def test_devices_share_the_rounds_and_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_cohort(tmp_path, slides=18)
+    fit, given = train.fit, []
+
+    def watched(*args: object) -> train.Trained:
+        given.append(args[5])
+        return fit(*args[:5], replace(args[5], devices=1))
+
+    monkeypatch.setattr(train, "fit", watched)
+    validated(tmp_path, RunParams(devices=2), train=TrainParams("abmil", learn=replace(QUICK, epochs=1)), trials=1)
+    assert [run.devices for run in given] == [2] * 6
+    rounds = [run.folder and run.folder.name for run in given]
+    assert rounds == [None, "fold-1", None, "fold-2", None, "fold-3"]
+
+
+def test_rounds_of_shuffled_labels_and_of_true_ones_are_not_mixed(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=18)
+    quick = TrainParams("abmil", learn=replace(QUICK, epochs=1))
+    validated(tmp_path, train=quick)
+    with pytest.raises(ArtifactStale, match=r"labels were as in the table \(--label-shuffle\), and now are dealt anew"):
+        validated(tmp_path, train=quick, label_shuffle=True)
+
+
+def test_a_large_bag_is_found_before_the_first_round_whichever_tests_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path, slides=18)
+    plant(tmp_path / "feats", "s07", positive=True, seed=7, tiles=90)
+    monkeypatch.setattr(need, "PROBED", (8, 16, 32))
+    monkeypatch.setattr(need, "available_memory", lambda: 10_000)
+    with pytest.raises(TrainingError, match=r"^s07 has 90 tiles, and to train on all of them"):
+        validated(tmp_path)
+    assert not (tmp_path / "crossval").exists()
+
+
+def test_evaluating_looks_into_memory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, folders, model = trained_model(tmp_path, "mean")
+    monkeypatch.setattr(need, "PROBED", (4, 8, 16))
+    monkeypatch.setattr(need, "available_memory", lambda: 1_000)
+    with pytest.raises(TrainingError, match=r"^s23 has 30 tiles, and to ask a model about all of them"):
+        studies.evaluate_model(model, labels, folders, studies.Asked(device="cpu"), FEW, PeerOptions())
+
+
+def test_patients_with_several_slides_are_judged_once_each_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, folders, model = trained_model(tmp_path, "mean")
+    rows = labels.path.read_text().splitlines()
+    owners = ["patient_id", *(f"p{index // 4}-{index % 2}" for index in range(24))]
+    labels.path.write_text("\n".join(f"{row},{own}" for row, own in zip(rows, owners, strict=True)) + "\n")
+    asked = studies.Asked("test", device="cpu")
+    study = studies.evaluate_model(model, labels, folders, asked, FEW, PeerOptions())
+    assert [(found.name, len(found.answers)) for found in study.judged] == [("mean", 8), ("mean per patient", 4)]
+    patients, _, _ = read_predictions(tmp_path / "evaluation" / "patients.csv")
+    slides, _, _ = read_predictions(tmp_path / "evaluation" / "predictions.csv")
+    assert [(row.patient_id, row.slide_id, row.tiles) for row in patients[:2]] == [
+        ("p4-0", "s16; s18", 60),
+        ("p4-1", "s17; s19", 60),
+    ]
+    assert patients[0].probabilities == pytest.approx(
+        np.mean([slides[0].probabilities, slides[2].probabilities], axis=0)
+    )
+    made = checkpoint.load(model)
+    assert [row.predicted for row in patients] == [made.decide(row.probabilities) for row in patients]
+    assert "mean of the calibrated probabilities" in (tmp_path / "evaluation" / "report.html").read_text()
+    with (tmp_path / "evaluation" / "metrics.csv").open() as file:
+        told = [row for row in csv.DictReader(file) if row["model"] == "mean per patient" and row["figure"] == "AUROC"]
+    assert [(row["patients"], row["bags"]) for row in told] == [("4", "4")]
+    with caplog.at_level(logging.WARNING):
+        mixed = [*slides, slides[0]._replace(slide_id="x", label="pos")]
+        left = evaluation.by_patient(mixed, made.decide)
+    assert [row.patient_id for row in left] == ["p4-1", "p5-0", "p5-1"]
+    assert "p4-0: of patients with several labels" in caplog.text
+    assert evaluation.by_patient(slides[:2], made.decide) == []
 
 
 def test_models_of_different_rounds_have_no_delong_test() -> None:
@@ -387,6 +546,15 @@ def test_runs_are_compared_on_what_both_have_whatever_the_order_of_their_classes
     assert study.comparisons[0].difference.value == 0.0
     assert study.comparisons[0].mcnemar == 1.0
     assert (tmp_path / "out" / "report.html").exists()
+    studies.compare_runs([one, other], tmp_path / "out", FEW)
+    with pytest.raises(ArtifactStale, match=r"out holds another result: resampling was .* Add --overwrite"):
+        studies.compare_runs([one, other], tmp_path / "out", Resampling(1, 200))
+    studies.compare_runs([one, other], tmp_path / "out", Resampling(1, 200), overwrite=True)
+    (tmp_path / "out" / "study.json").unlink()
+    with pytest.raises(ArtifactStale, match=r"holds metrics.csv, and nothing says what it is of"):
+        studies.compare_runs([one, other], tmp_path / "out", FEW)
+    with pytest.raises(OptionError, match=r"\(one per model\).*such as .*one, .*out, .*two|such as .*one, .*two"):
+        studies.compare_runs([one, tmp_path], tmp_path / "out", FEW)
     with (tmp_path / "out" / "comparison.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
     wrong = [row._replace(label="b" if row.label == "a" else "a") for row in rows[:3]] + rows[3:]
@@ -417,7 +585,12 @@ def test_evaluating_says_who_was_trained_on_and_agrees_with_training(
     assert "16 of 24 patients took part in training" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        study = studies.evaluate_model(model, labels, folders, studies.Asked("test", device="cpu"), FEW, PeerOptions())
+        asked = studies.Asked("test", device="cpu")
+        with pytest.raises(ArtifactStale, match=r"cohort was \w+, now \w+; .*; split was none, now test\. Add --ov"):
+            studies.evaluate_model(model, labels, folders, asked, FEW, PeerOptions())
+        assert len(read_predictions(tmp_path / "evaluation" / "predictions.csv")[0]) == 24  # nothing is taken away
+        asked = replace(asked, overwrite=True)
+        study = studies.evaluate_model(model, labels, folders, asked, FEW, PeerOptions())
     assert "took part in training" not in caplog.text
     rows, _, _ = read_predictions(tmp_path / "evaluation" / "predictions.csv")
     told, _, _ = read_predictions(tmp_path / "model" / "predictions.csv")
@@ -427,10 +600,25 @@ def test_evaluating_says_who_was_trained_on_and_agrees_with_training(
     assert [row.predicted for row in rows] == [wanted[row.slide_id].predicted for row in rows]
     assert len(study.judged[0].answers) == 8
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
-        "metrics.csv", "predictions.csv", "reliability.csv", "report.html",
+        "metrics.csv", "predictions.csv", "reliability.csv", "report.html", "study.json",
     }  # fmt: skip
+    before = {path.name: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()}
+    studies.evaluate_model(model, labels, folders, replace(asked, overwrite=False), FEW, PeerOptions())  # the very same
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()}
+    with pytest.raises(ArtifactStale, match="resampling was"):
+        studies.evaluate_model(model, labels, folders, studies.Asked("test"), Resampling(1, 200), PeerOptions())
     with pytest.raises(TableError, match="--split val"):
         studies.evaluate_model(model, labels, folders, studies.Asked("val"), FEW, PeerOptions())
+
+
+def test_a_folder_of_several_runs_is_told_apart_from_one_run(tmp_path: Path) -> None:
+    for name in ("abmil", "mean"):
+        (tmp_path / "crossval" / name).mkdir(parents=True)
+        (tmp_path / "crossval" / name / CHECKPOINT).touch()
+    with pytest.raises(ArtifactMissing, match=r"holds several runs: name one with --model: \S+/abmil, \S+/mean$"):
+        workflow.checkpoint_at(tmp_path / "crossval")
+    with pytest.raises(ArtifactMissing, match="train a model with"):
+        workflow.checkpoint_at(tmp_path / "nowhere")
 
 
 def test_labels_that_the_model_was_not_taught_are_refused(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi_mil.aggregators import AGGREGATORS, Aggregator, Output, build, infer
+from wsi_mil.aggregators import AGGREGATORS, Aggregator, Output, apply, build, build_outputs, infer
 from wsi_mil.bags import Bag, Batch, collate
 from wsi_mil.errors import ArtifactCorrupt, OptionError, TrainingError
 from wsi_mil.learning import Example, LearnParams, Pace, RunParams, best_epoch, learn, need, prefetch
@@ -199,12 +199,24 @@ def test_another_task_is_another_class() -> None:
     assert isinstance(Counting(), Task)
     assert isinstance(Classification(CLASSES), Task)
     train, val = Drawn(20, 0), Drawn(8, 1)
-    kind = AGGREGATORS["abmil"]
     torch.manual_seed(0)
-    model = kind(DIM, 1, kind.Params(dropout=0.0))
+    model = build_outputs("abmil", DIM, Counting().outputs, dropout=0.0)
     history = learn(model, Counting(), train, val, LearnParams(epochs=15, patience=15, lr=1e-2))
     assert list(history[0].row()) == ["epoch", "lr", "train_loss", "val_loss", "val_mae"]
     assert best_epoch(history).figures["val_mae"] < 0.5 * history[0].figures["val_mae"]
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_every_model_says_one_number_where_a_task_asks_for_it(name: str) -> None:
+    output = apply(build_outputs(name, DIM, Counting().outputs), collate([Drawn(1, 0)[0].bag]))
+    assert output.logits.shape == (1, 1)
+
+
+def test_classes_are_two_at_least_and_outputs_one() -> None:
+    with pytest.raises(OptionError, match="outputs 0: a model says at least one number"):
+        build_outputs("abmil", DIM, 0)
+    with pytest.raises(TrainingError, match="1 class: a model tells at least 2 classes apart"):
+        Classification(("only",))
 
 
 # ---- seeds and drawn tiles
@@ -384,3 +396,36 @@ def test_what_is_kept_is_counted_once_and_without_the_weights() -> None:
     features = 4 * 64 * 1000
     assert need.kept_bytes(model, 64) < features  # a mean keeps no tiles
     assert not model.seen  # a copy was asked
+
+
+def test_what_a_model_that_is_asked_fills_is_counted_at_its_peak() -> None:
+    """Two layers of 64 numbers a tile: what is done with is given back, so that ten take what two take."""
+
+    class Deep(Aggregator):
+        uses_position = "none"
+        standardises = False
+
+        def __init__(self, layers: int) -> None:
+            super().__init__(64, 2, None)
+            self.layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(layers)])
+
+        def forward(self, batch: Batch) -> Output:
+            found = batch.features
+            for layer in self.layers:
+                found = layer(found)
+            return Output(found[:, 0, :2], batch.mask.float())
+
+    layer = 1000 * 64 * 4
+    assert 2 * layer <= need.asked_bytes(Deep(2), 1000) < 3 * layer
+    assert need.asked_bytes(Deep(10), 1000) == need.asked_bytes(Deep(2), 1000)
+    assert need.kept_bytes(Deep(10), 1000) > 8 * layer
+
+
+def test_a_bag_too_large_to_be_asked_about_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("abmil", 32, 2)
+    monkeypatch.setattr(need, "available_memory", lambda: 50 << 20)
+    with pytest.raises(TrainingError, match=r"^big has 400,000 tiles, and to ask a model .* GiB are free: make fewer"):
+        need.require_memory_to_ask(model, "big", 400_000)
+    need.require_memory_to_ask(model, "big", 20_000)
+    need.require_memory_to_ask(model, "small", 2048)
+    assert model.training

@@ -206,3 +206,14 @@ def equally_wide_ece(labels, scores, bins=10):
 def test_there_is_at_least_one_bin():
     with pytest.raises(ValueError, match="0 bins"):
         metrics.reliability(np.array([0]), two_columns([0.1]), 0)
+
+
+def test_a_class_that_is_looked_at_has_its_own_curve() -> None:
+    """Confidence may be right while the positive class's probability is not: errors of both kinds cancel out."""
+    scores = np.array([[0.8, 0.2]] * 10 + [[0.2, 0.8]] * 10)
+    labels = np.array([0] * 6 + [1] * 4 + [1] * 10)  # 0.2 happens in 4 of 10, 0.8 in all: 0.8 confidence is right
+    assert metrics.ece(labels, scores) == pytest.approx(0.0)
+    assert metrics.ece(labels, scores, of=1) == pytest.approx(0.2)
+    curve = metrics.reliability(labels, scores, of=1)
+    assert curve.confidence.tolist() == pytest.approx([0.2, 0.8])
+    assert curve.accuracy.tolist() == pytest.approx([0.4, 1.0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
 from wsi_mil import metrics
 from wsi_mil.errors import OptionError
@@ -326,3 +326,17 @@ def test_the_calibration_error_that_chance_makes_is_about_what_is_said(bags):
         positive = 1 / (1 + np.exp(-rng.normal(0, 2, bags)))
         seen.append(metrics.ece((rng.random(bags) < positive).astype(int), two_columns(positive)))
     assert metrics.notes.chance_ece(bags) == pytest.approx(np.mean(seen), rel=0.15)
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(10, 10), (0, 10), (3, 7), (1, 1)])
+def test_exact_limits_are_those_at_which_what_was_seen_is_just_improbable(hits: int, trials: int) -> None:
+    found = metrics.exact(hits, trials)
+    assert found.value == hits / trials
+    low, high = (0.0 if hits == 0 else found.low), (1.0 if hits == trials else found.high)
+    assert (found.low, found.high) == (low, high)
+    assert hits == 0 or binom.sf(hits - 1, trials, low) == pytest.approx(0.025)
+    assert hits == trials or binom.cdf(hits, trials, high) == pytest.approx(0.025)
+
+
+def test_exact_limits_of_nobody_are_undefined() -> None:
+    assert np.isnan(metrics.exact(0, 0)).all()

@@ -4,8 +4,10 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
+from wsi_mil.bags import Bag
 from wsi_mil.explain import png
-from wsi_mil.report import Chart, Curve, Picture, Section, number, page
+from wsi_mil.report import Chart, Curve, Picture, Section, number, page, pictures
+from wsi_mil.slides import open_slide
 
 
 class _Checker(HTMLParser):
@@ -72,3 +74,12 @@ def test_numbers_and_pictures() -> None:
     jpeg = io.BytesIO()
     Image.new("RGB", (4, 4)).save(jpeg, "JPEG")
     assert Picture("p", jpeg.getvalue()).source.startswith("data:image/jpeg;base64,")
+
+
+def test_features_that_do_not_tell_whose_resolution_it_is_have_their_picture_too(make_slide) -> None:
+    path = make_slide()
+    with open_slide(path) as slide:
+        mpp = slide.mpp_x
+    attrs = {"tile_um": 256.0, "slide_path": str(path), "mpp_x": mpp}
+    drawn = pictures._attention_png(Bag("a", torch.zeros(3, 2), 300.0 * torch.rand(3, 2), attrs), np.ones(3))
+    assert Image.open(io.BytesIO(drawn)).format == "PNG"

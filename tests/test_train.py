@@ -1,6 +1,7 @@
 import csv
 import itertools
 import json
+import logging
 import math
 import re
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from planted import DIM, plant, plant_cohort
 from wsi_mil import checkpoint, learning, store, train, training_bags, workflow
 from wsi_mil.aggregators import AGGREGATORS, build, params_of
 from wsi_mil.bags import collate, read_bag
+from wsi_mil.calibration import calibrated, doubts
 from wsi_mil.checkpoint import Part
 from wsi_mil.errors import (
     ArtifactError,
@@ -117,7 +119,24 @@ def test_a_bag_that_does_not_fit_into_memory_is_refused_before_the_first_step(
     monkeypatch.setattr(need, "available_memory", lambda: 10_000)
     with pytest.raises(TrainingError, match=r"^s23 has 30 tiles, .* add --max-tiles"):
         fit(tmp_path)
+    with pytest.raises(TrainingError, match=r"^s23 has 30 tiles, and to ask a model about all of them takes about"):
+        fit(tmp_path, max_tiles=16, epochs=1)
+    monkeypatch.setattr(training_bags, "available_memory", lambda: 0)  # keeps no bags in memory
+    monkeypatch.setattr(need, "available_memory", lambda: 60_000)  # enough to ask about all, and to train on some
+    with pytest.raises(TrainingError, match=r"^s23 has 30 tiles, .* add --max-tiles"):
+        fit(tmp_path)
     assert fit(tmp_path, max_tiles=16, epochs=1).history
+
+
+def test_bags_that_are_only_validated_or_tested_are_looked_into_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path, test=8)
+    plant(tmp_path / "feats", "s22", positive=False, seed=22, tiles=90)
+    monkeypatch.setattr(need, "PROBED", (8, 16, 32))
+    monkeypatch.setattr(need, "available_memory", lambda: 10_000)
+    with pytest.raises(TrainingError, match=r"^s22 has 90 tiles, and to ask .*`wsimil tile --max-tiles`"):
+        fit(tmp_path)
 
 
 def test_bags_too_many_for_memory_are_read_again_and_give_the_same(
@@ -380,3 +399,28 @@ def test_models_that_use_positions_record_how_far_apart_tiles_lie(tmp_path: Path
     again = TileDistances.recorded(checkpoint.load(path).training)
     assert again is not None
     assert again.record() == recorded[0].record()
+
+
+def test_few_validation_patients_are_told_once_and_in_the_card(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, folders = LabelTable(plant_cohort(tmp_path)), Folders.under(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        workflow.train_model(labels, folders, TrainParams("mean", learn=replace(QUICK, epochs=1)), "cpu")
+    told = [line for line in caplog.messages if "not to be relied on" in line]
+    assert len(told) == 1
+    assert "few patients (2 of class neg, 2 of class pos" in told[0]
+    card = (tmp_path / "model" / "model_card.md").read_text()
+    assert "But temperature and threshold are not to be relied on: validation has few patients (2 of class neg" in card
+
+
+def test_a_temperature_at_its_bound_is_doubted_and_one_within_is_not() -> None:
+    enough = {"neg": 10, "pos": 30}
+    assert doubts(1.0, enough) == doubts(0.2, enough) == doubts(1.0, {}) == ""
+    assert doubts(0.1003, enough).endswith("not to be relied on: the temperature ended at its bound, 0.1")
+    assert doubts(99.9, {"neg": 9, "pos": 30}).endswith(
+        "few patients (9 of class neg; from 10 on they begin to tell) and the temperature ended at its bound, 100"
+    )
+    labels = np.array([0, 1] * 40)
+    chance = np.full((80, 2), [0.99, 0.01])
+    assert doubts(calibrated(labels, chance, (0.5, 0.5)).temperature, enough)

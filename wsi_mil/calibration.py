@@ -1,6 +1,6 @@
 """What turns a model's probabilities into calibrated ones and into decisions, chosen on validation bags."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,10 @@ from jaxtyping import Float64
 
 from wsi_mil import metrics
 from wsi_mil.metrics.arrays import Labels, Scores
+from wsi_mil.metrics.calibration import TEMPERATURES
+from wsi_mil.metrics.notes import FEW_PATIENTS
+
+_AT_BOUND = 1.01  # the search for a temperature ends beside its bounds and not on them
 
 
 class Calibration(NamedTuple):
@@ -45,3 +49,20 @@ def calibrated(labels: Labels, scores: Scores, prior: tuple[float, ...]) -> Cali
     if scores.shape[1] != 2:
         return found
     return found._replace(threshold=metrics.choose_threshold(labels, applied(scores, found)))
+
+
+def doubts(temperature: float, val_patients: Mapping[str, int]) -> str:
+    """Why a temperature and a threshold are not to be relied on, in one sentence; "" where nothing speaks against them.
+
+    Args:
+        temperature: as `calibrated` found it.
+        val_patients: by class how many validation patients chose it; none where that is not known.
+    """
+    low, high = TEMPERATURES
+    reasons = []
+    if few := {name: count for name, count in val_patients.items() if count < FEW_PATIENTS}:
+        told = ", ".join(f"{count} of class {name}" for name, count in few.items())
+        reasons.append(f"validation has few patients ({told}; from {FEW_PATIENTS} on they begin to tell)")
+    if not low * _AT_BOUND < temperature < high / _AT_BOUND:
+        reasons.append(f"the temperature ended at its bound, {low if temperature < 1 else high:g}")
+    return f"temperature and threshold are not to be relied on: {' and '.join(reasons)}" if reasons else ""

@@ -134,12 +134,13 @@ def crossval(
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
     device: Device = "auto",
+    devices: Devices = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Judge models on every patient, by rounds that knew nothing of them: weights and choices come from the others."""
     from wsi_mil import studies
     from wsi_mil.evaluation import CrossvalParams
-    from wsi_mil.learning import LearnParams
+    from wsi_mil.learning import LearnParams, RunParams
     from wsi_mil.metrics import Resampling
     from wsi_mil.train import TrainParams
     from wsi_mil.workflow import Folders
@@ -150,7 +151,8 @@ def crossval(
     params = CrossvalParams(base, models, folds, by_site, label_shuffle, trials)
     told = label_table(labels, slides_table, target, positive, unit, by)
     folders, peers = Folders(tiles, bags, distances, out), peer_options(slides, table, mpp, encoder)
-    study = studies.cross_validate(told, folders, params, Resampling(seed, resamples), device, overwrite, peers)
+    run = RunParams(devices, overwrite=overwrite)
+    study = studies.cross_validate(told, folders, params, Resampling(seed, resamples), device, run, peers)
     show_study(study, out)
 
 
@@ -175,6 +177,7 @@ def evaluate(
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Judge a trained model on labelled slides: figures with intervals, by site and other groups."""
     from wsi_mil import studies
@@ -183,7 +186,7 @@ def evaluate(
 
     told = label_table(labels, slides_table, target, None, Unit.SLIDE, by)
     folders, peers = Folders(tiles, bags, model=out), peer_options(slides, table, mpp, encoder)
-    asked, how = studies.Asked(part, spatial, device), Resampling(seed, resamples)
+    asked, how = studies.Asked(part, spatial, device, overwrite), Resampling(seed, resamples)
     show_study(studies.evaluate_model(checkpoint_at(model), told, folders, asked, how, peers), out)
 
 
@@ -193,9 +196,10 @@ def compare(
     out: Out = Path("comparison"),
     seed: Seed = 0,
     resamples: Resamples = 2000,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare runs on the patients that all of them have: difference in AUROC, its interval, DeLong, McNemar, Holm."""
     from wsi_mil import studies
     from wsi_mil.metrics import Resampling
 
-    show_study(studies.compare_runs(runs, out, Resampling(seed, resamples)), out)
+    show_study(studies.compare_runs(runs, out, Resampling(seed, resamples), overwrite), out)

@@ -14,29 +14,39 @@ from wsi_mil.cohort import Cohort, some_names
 from wsi_mil.devices import pick_device
 from wsi_mil.errors import OptionError, TableError
 from wsi_mil.evaluation import (
+    PATIENTS,
+    REPORT,
     Answers,
     CrossvalParams,
     Place,
     Study,
     Validated,
     ask,
+    by_patient,
+    claim,
     compare,
     crossval,
     does_space_matter,
     folded,
     judge,
+    require_own,
     write_study,
 )
 from wsi_mil.interop import PeerOptions, own_bags
+from wsi_mil.learning import RunParams
 from wsi_mil.metrics import Resampling
 from wsi_mil.predictions import TABLE, read_predictions, write_predictions
 from wsi_mil.report import model_card, shown, study_page
+from wsi_mil.stage import artifact_path
 from wsi_mil.train import CHECKPOINT, patient_hash
+from wsi_mil.weights import file_sha256
 from wsi_mil.workflow import Folders, LabelTable, labelled
 
 log = logging.getLogger(__name__)
 
-_REPORT = "report.html"
+_PER_PATIENT = (
+    "Per patient: the mean of the calibrated probabilities of a patient's slides, decided at the model's threshold."
+)
 _SHUFFLED = "Labels were dealt anew among the patients first: nothing but chance is to be found."
 
 
@@ -46,14 +56,14 @@ def cross_validate(
     params: CrossvalParams,
     how: Resampling,
     device: str,
-    overwrite: bool,
+    run: RunParams,
     peers: PeerOptions,
 ) -> Study:
-    """Judge models by cross-validation; ``folders.model`` is where everything goes."""
+    """Judge models by cross-validation; ``folders.model`` is where everything goes, whatever ``run`` says."""
     folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
     cohort = folded(labelled(labels, folders), params)
-    place = Place(folders.feats, folders.distances, folders.model, overwrite)
-    made = list(crossval(cohort, place, params, pick_device(device)))
+    place = Place(folders.feats, folders.distances, folders.model, run.overwrite)
+    made = list(crossval(cohort, place, params, pick_device(device), run))
     judged = [judge(one.aggregator, Answers.of(one.rows, one.ensemble.classes, _groups(cohort)), how) for one in made]
     study = Study(tuple(judged), compare(judged, how))
     if not params.label_shuffle:
@@ -77,6 +87,8 @@ class Asked:
     """Whether the model is asked again with its slides laid out otherwise."""
     device: str = "auto"
     """Where it runs."""
+    overwrite: bool = False
+    """Replace what was judged otherwise."""
 
 
 def evaluate_model(
@@ -88,6 +100,9 @@ def evaluate_model(
     as_trained = replace(labels.params, unit=made.unit, classes=made.classes)
     cohort = _chosen(labelled(replace(labels, params=as_trained), folders), asked.part)
     _refuse_model_folder(folders.model)
+    digest = checkpoint.digest(model)
+    inputs = _inputs(digest, cohort, folders.feats, asked, how)
+    require_own(folders.model, inputs, asked.overwrite)
     seen = _trained_on(made, cohort)
     network = made.model().to(pick_device(asked.device))
     # `compare` takes no such row for a test
@@ -95,30 +110,50 @@ def evaluate_model(
         row._replace(split="train") if row.patient_id in seen else row
         for row in ask(made, network, cohort, folders.feats)
     ]
-    write_predictions(folders.model / TABLE, rows, made.classes, checkpoint.digest(model))
+    claim(folders.model, inputs)
+    write_predictions(folders.model / TABLE, rows, made.classes, digest)
 
     def again(other: Aggregator, change: Callable[[Bag], Bag]) -> Answers:
         return Answers.of(ask(made, other, cohort, folders.feats, change), made.classes)
 
-    judged = judge(made.aggregator, Answers.of(rows, made.classes, _groups(cohort)), how)
-    study = Study((judged,), spatial=does_space_matter(again, network, how) if asked.spatial else None)
+    judged = [judge(made.aggregator, Answers.of(rows, made.classes, _groups(cohort)), how)]
     lead = f"{made.aggregator}, {len(cohort.units)} bags of {len(cohort.patients)} patients."
-    facts = [
-        ("model", f"{model} ({checkpoint.digest(model)})"),
-        ("cohort", cohort.digest),
-        ("labels", str(labels.path)),
-    ]
-    facts += _left_out(cohort)
-    _publish(study, folders.model, "Evaluation", lead, facts)
+    if patients := by_patient(rows, made.decide):
+        write_predictions(folders.model / PATIENTS, patients, made.classes, digest)
+        judged.append(judge(f"{made.aggregator} per patient", Answers.of(patients, made.classes), how))
+        lead += f" {_PER_PATIENT}"
+    study = Study(tuple(judged), spatial=does_space_matter(again, network, how) if asked.spatial else None)
+    facts = [("model", f"{model} ({digest})"), ("cohort", cohort.digest), ("labels", str(labels.path))]
+    _publish(study, folders.model, "Evaluation", lead, facts + _left_out(cohort))
     return study
 
 
-def compare_runs(runs: Sequence[Path], out: Path, how: Resampling) -> Study:
+def _inputs(model: str, cohort: Cohort, feats: Path, asked: Asked, how: Resampling) -> dict[str, str]:
+    """Everything that decides an evaluation."""
+    prints = [store.read_attrs(artifact_path(feats, member.slide_id))["fingerprint"] for member in cohort.members]
+    groups = {column: dict(values) for column, values in cohort.groups.items()}
+    return {
+        "command": "evaluate",
+        "model": model,
+        "split": asked.part,
+        "cohort": cohort.digest,
+        "features": store.fingerprint("evaluate", 1, {}, " ".join(prints)),
+        "by": f"{', '.join(groups)} ({store.fingerprint('groups', 1, groups, '')})" if groups else "",
+        "spatial": "yes" if asked.spatial else "",
+        "resampling": str(how),
+    }
+
+
+def compare_runs(runs: Sequence[Path], out: Path, how: Resampling, overwrite: bool = False) -> Study:
     """Compare runs, folders of `wsimil crossval`, `evaluate` or `train`, on the bags that all of them have."""
     if len(set(runs)) < max(2, len(runs)):
         raise OptionError("compare: name two different runs or more, such as crossval/das-mil crossval/abmil")
     _refuse_model_folder(out)
     tables = _matched({str(run): _answers_in(run) for run in runs})
+    hashes = {f"run {run}": file_sha256(_table_of(run))[:16] for run in runs}
+    inputs = {"command": "compare", **hashes, "resampling": str(how)}
+    require_own(out, inputs, overwrite)
+    claim(out, inputs)
     judged = [judge(name, answers, how) for name, answers in tables.items()]
     study = Study(tuple(judged), compare(judged, how))
     lead = f"{len(judged)} runs on the {len(judged[0].answers)} bags that all of them judged."
@@ -139,14 +174,12 @@ def _write_cards(study: Study, made: Sequence[Validated], out: Path) -> None:
 
 def _publish(study: Study, out: Path, title: str, lead: str, facts: Sequence[tuple[str, str]]) -> None:
     write_study(study, out)
-    store.write_bytes(out / _REPORT, study_page(title, lead, study, facts))
+    store.write_bytes(out / REPORT, study_page(title, lead, study, facts))
 
 
 def _answers_in(run: Path) -> Answers:
     """What a run's table says of labelled bags: of those that were tested, where it says which these are."""
-    table = run / TABLE if run.is_dir() else run
-    if not table.is_file():
-        raise OptionError(f"{run}: there is no {TABLE}: name folders of `wsimil crossval` or `wsimil evaluate`")
+    table = _table_of(run)
     rows, classes, _ = read_predictions(table)
     rows = [row for row in rows if row.label]
     if any(row.split in ("train", "val") for row in rows):
@@ -154,6 +187,18 @@ def _answers_in(run: Path) -> Answers:
         if not rows:
             raise TableError(f"{table} holds no test slide: judge the model by `wsimil evaluate`, and name that folder")
     return Answers.of(rows, classes)
+
+
+def _table_of(run: Path) -> Path:
+    """The table of predictions that a path, a file or the folder of a run, names."""
+    table = run / TABLE if run.is_dir() else run
+    if not table.is_file():
+        inside = ", ".join(str(found.parent) for found in sorted(run.glob(f"*/{TABLE}")))
+        raise OptionError(
+            f"{run}: there is no {TABLE}: name folders of `wsimil crossval` (one per model) or `wsimil evaluate`"
+            f"{f', such as {inside}' if inside else ''}"
+        )
+    return table
 
 
 def _matched(tables: dict[str, Answers]) -> dict[str, Answers]:

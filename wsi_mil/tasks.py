@@ -60,6 +60,10 @@ class Classification:
     weights: tuple[float, ...] = ()
     """What a bag of each class counts; empty = 1 each."""
 
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise TrainingError(f"{len(self.classes)} class: a model tells at least 2 classes apart")
+
     @classmethod
     def balanced(cls, classes: tuple[str, ...], targets: Sequence[int]) -> "Classification":
         """The task whose weights are `class_weights` of the training bags."""

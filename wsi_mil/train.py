@@ -9,9 +9,10 @@ import csv
 import dataclasses
 import functools
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +23,9 @@ import torch
 from jaxtyping import Int
 
 from wsi_mil import checkpoint, distances, learning, metrics, store
-from wsi_mil.aggregators import Aggregator, build, infer, params_of
+from wsi_mil.aggregators import Aggregator, build_outputs, infer, params_of
 from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
-from wsi_mil.calibration import Calibration, applied, calibrated
+from wsi_mil.calibration import Calibration, applied, calibrated, doubts
 from wsi_mil.checkpoint import Checkpoint, Part, Recipe, patient_hash
 from wsi_mil.cohort import Cohort, Member, Unit, split
 from wsi_mil.domain import Domain
@@ -35,6 +36,8 @@ from wsi_mil.stage import Item, artifact_path
 from wsi_mil.tasks import Classification
 from wsi_mil.tile_distances import TileDistances
 from wsi_mil.training_bags import Bags, UnitExamples, feature_statistics, require_one_recipe, slide_facts_of
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 _TILES_WORTH_THREADS = 1000
@@ -147,11 +150,11 @@ def fit(
     task = Classification.balanced(cohort.classes, train.targets)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(params.learn.seed)
-        model = build(params.aggregator, bags.dim, task.outputs, **options)
+        model = build_outputs(params.aggregator, bags.dim, task.outputs, **options)
         statistics = feature_statistics(example.bag for example in train)
         model.fit_features(statistics.mean, statistics.std)
         model.to(device)
-        _require_memory(model, train, params.learn.max_tiles)
+        require_memory(model, bags, train.units, params.learn.max_tiles)
         with _threads_for(statistics.tiles / len(train)):
             history = learning.learn(model, task, train, val, params.learn, run)
             scores = np.stack([infer(model, bags[unit.bag_id]).probabilities for unit in cohort.units])
@@ -176,6 +179,10 @@ def _facts(cohort: Cohort, params: TrainParams, print_: str, history: list[Epoch
         "cohort": cohort.digest,
         "patients": sorted({patient_hash(m.patient_id) for m in cohort.members if m.split in ("train", "val")}),
         "trained_slides": sorted(patient_hash(m.slide_id) for m in cohort.members if m.split in ("train", "val")),
+        "val_patients": {
+            name: len({m.patient_id for m in cohort.part("val") if m.label == name}) for name in cohort.classes
+        },
+        "label_shuffle": cohort.shuffled,
         "slides": dict(Counter(member.split for member in cohort.members)),
         "best": learning.best_epoch(history).row(),
         "versions": checkpoint.versions(),
@@ -192,10 +199,29 @@ def _units(cohort: Cohort, part: str) -> list[Unit]:
     return [unit for unit in cohort.units if unit.split == part]
 
 
-def _require_memory(model: Aggregator, train: UnitExamples, max_tiles: int) -> None:
-    """Refuse before the first step what would fail, or be killed, hours later."""
-    tiles, bag_id = max((train.bags.tiles(unit.bag_id), unit.bag_id) for unit in train.units)
-    learning.require_memory(model, bag_id, min(tiles, max_tiles or tiles), train.bags.reserved)
+def require_memory(model: Aggregator, bags: Bags, trained: Iterable[Unit], max_tiles: int) -> None:
+    """Refuse before the first step what would fail, or be killed, hours later: in training, or when all is asked.
+
+    Raises:
+        TrainingError: the largest bag to train on, or the largest of all, will not fit.
+    """
+    tiles, bag_id = max((bags.tiles(unit.bag_id), unit.bag_id) for unit in trained)
+    learning.require_memory(model, bag_id, min(tiles, max_tiles or tiles), bags.reserved)
+    tiles, bag_id = max((bags.tiles(bag_id), bag_id) for bag_id in bags.paths)
+    learning.require_memory_to_ask(model, bag_id, tiles, bags.reserved)
+
+
+def require_memory_for(cohort: Cohort, folder: Path, params: TrainParams, device: torch.device) -> None:
+    """Refuse a cohort some bag of which will not fit when its turn comes to be trained on, or to be tested.
+
+    Raises:
+        TrainingError: as `require_memory`.
+    """
+    bags = Bags(folder, cohort.units)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        outputs = Classification(cohort.classes).outputs
+        model = build_outputs(params.aggregator, bags.dim, outputs, **params.options).to(device)
+    require_memory(model, bags, cohort.units, params.learn.max_tiles)
 
 
 def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
@@ -214,6 +240,9 @@ def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
         store.write_bytes(out / name, data)
     checkpoint.save(out / CHECKPOINT, trained.checkpoint)
     learning.discard(out)
+    made = trained.checkpoint
+    if doubt := doubts(made.parts[0].temperature, made.training["val_patients"]):
+        log.warning("%s: %s", out / CHECKPOINT, doubt)
     return out / CHECKPOINT
 
 

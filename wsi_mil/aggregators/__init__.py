@@ -39,6 +39,7 @@ __all__ = [
     "answer_of",
     "apply",
     "build",
+    "build_outputs",
     "evaluating",
     "infer",
     "params_of",
@@ -77,10 +78,23 @@ def build(name: str, dim: int, classes: int, **options: Any) -> Aggregator:
     Raises:
         OptionError: the name, an option or its value is unknown; the message names those that are known.
     """
-    params = params_of(name, options)
     if classes < 2:
         raise OptionError(f"classes {classes}: a model tells at least 2 classes apart")
-    return AGGREGATORS[name](dim, classes, params)
+    return build_outputs(name, dim, classes, **options)
+
+
+def build_outputs(name: str, dim: int, outputs: int, **options: Any) -> Aggregator:
+    """Make an untrained aggregator that says as many numbers of a bag as a task asks for (`Task.outputs`).
+
+    Whether these are logits of classes is the task's affair: `build` is for those who have classes and no task.
+
+    Raises:
+        OptionError: as `build`, but one output is enough.
+    """
+    params = params_of(name, options)
+    if outputs < 1:
+        raise OptionError(f"outputs {outputs}: a model says at least one number of a bag")
+    return AGGREGATORS[name](dim, outputs, params)
 
 
 def params_of(name: str, options: Mapping[str, Any]) -> Any:

@@ -35,7 +35,8 @@ def read_labels(path: Path, params: CohortParams, by_patient: bool) -> Labels:
     """Read a table of labels, one row per slide, or ``by_patient`` one row per patient."""
     required = ("patient_id" if by_patient else "slide_id",)
     optional = ("split", "site", "fold") if by_patient else ("patient_id", "split", "site", "fold")
-    wanted = ",".join([*required, params.target, *(f"[{name}]" for name in optional), *params.groups])
+    others = [name for name in optional if name not in params.groups]
+    wanted = ",".join([*required, params.target, *(f"[{name}]" for name in others), *params.groups])
     asked = (params.target.lower(), *(group.lower() for group in params.groups))
     sheet = read_sheet(path, {*asked, *(name for names in SYNONYMS.values() for name in names)}, wanted)
     ours = _own_columns(sheet)

@@ -115,6 +115,8 @@ class Cohort:
     """Whether folds were drawn so that no site is in two of them."""
     positive: str = ""
     """The class that comes last, whatever its name."""
+    shuffled: bool = False
+    """Whether labels were dealt anew among the patients."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def shuffled_labels(cohort: Cohort, seed: int) -> Cohort:
         for index, member in enumerate(sorted(patients[patient_id])):
             taken[member.slide_id] = labels[dealt[index % len(dealt)]]
     members = tuple(member._replace(label=taken[member.slide_id]) for member in cohort.members)
-    return replace(cohort, members=members, declared=cohort.classes)
+    return replace(cohort, members=members, declared=cohort.classes, shuffled=True)
 
 
 def strata(members: Iterable[Member]) -> dict[str, list[str]]:

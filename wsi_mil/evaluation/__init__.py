@@ -5,11 +5,16 @@ from wsi_mil.evaluation.asking import ask
 from wsi_mil.evaluation.comparing import Comparison, compare
 from wsi_mil.evaluation.crossval import CrossvalParams, Place, Validated, crossval, folded
 from wsi_mil.evaluation.figures import FIGURES, Group, Judged, judge
+from wsi_mil.evaluation.patients import PATIENTS, by_patient
+from wsi_mil.evaluation.record import RECORD, REPORT, claim, require_own
 from wsi_mil.evaluation.spatial import Spatial, does_space_matter
 from wsi_mil.evaluation.study import Study, write_study
 
 __all__ = [
     "FIGURES",
+    "PATIENTS",
+    "RECORD",
+    "REPORT",
     "Answers",
     "Comparison",
     "CrossvalParams",
@@ -20,10 +25,13 @@ __all__ = [
     "Study",
     "Validated",
     "ask",
+    "by_patient",
+    "claim",
     "compare",
     "crossval",
     "does_space_matter",
     "folded",
     "judge",
+    "require_own",
     "write_study",
 ]

@@ -34,6 +34,11 @@ class Answers:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def patient_count(self) -> int:
+        """Of how many patients the bags are."""
+        return len(set(self.patients))
+
     @classmethod
     def of(
         cls,

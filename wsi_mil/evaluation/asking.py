@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from wsi_mil import store
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import Cohort, Unit
+from wsi_mil.learning import require_memory_to_ask
 from wsi_mil.predictions import Prediction
 from wsi_mil.stage import artifact_path
 
@@ -34,8 +36,17 @@ def ask(
 
     Raises:
         IncompatibleError: some features were made otherwise than those of training.
+        TrainingError: the largest bag will not fit into memory.
     """
+    tiles, bag_id = max((_tiles(unit, feats), unit.bag_id) for unit in cohort.units)
+    require_memory_to_ask(network, bag_id, tiles)
     return [_answer(made, network, unit, change(_bag(made, unit, feats))) for unit in cohort.units]
+
+
+def _tiles(unit: Unit, feats: Path) -> int:
+    """How many tiles a bag has, without reading their features."""
+    paths = (artifact_path(feats, member.slide_id) for member in unit.members)
+    return sum(store.survey(path).shapes["features"][0] for path in paths)
 
 
 def _bag(made: Checkpoint, unit: Unit, feats: Path) -> Bag:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from wsi_mil import checkpoint, store, train
@@ -27,6 +28,8 @@ from wsi_mil.tile_distances import TileDistances, merged
 from wsi_mil.train import CHECKPOINT, TrainParams
 
 log = logging.getLogger(__name__)
+
+_ONE_DEVICE = RunParams()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class CrossvalParams:
         options = {key: value for key, value in self.train.options.items() if key in known}
         return replace(self.train, aggregator=aggregator, options=options)
 
+    def of_round(self, aggregator: str, fold: str) -> TrainParams:
+        """How one of the models is trained in one round: from a seed of its own."""
+        base = self.of(aggregator)
+        return replace(base, learn=replace(base.learn, seed=round_seed(base.learn.seed, fold)))
+
 
 class Validated(NamedTuple):
     """One model, judged on every patient by a round that knew nothing of them."""
@@ -94,7 +102,18 @@ def folded(cohort: Cohort, params: CrossvalParams) -> Cohort:
     return draw_folds(cohort, params.folds, seed, params.by_site)
 
 
-def crossval(cohort: Cohort, place: Place, params: CrossvalParams, device: torch.device) -> Iterator[Validated]:
+def round_seed(seed: int, fold: str) -> int:
+    """The seed of one round: its initial weights, orders and dropout are its own, and the same for every model.
+
+    Rounds of one seed would all share the luck of one start. The seed and the name of the fold decide it, so that a
+    round can be trained again alone.
+    """
+    return int(np.random.SeedSequence([seed, *fold.encode()]).generate_state(1)[0])
+
+
+def crossval(
+    cohort: Cohort, place: Place, params: CrossvalParams, device: torch.device, run: RunParams = _ONE_DEVICE
+) -> Iterator[Validated]:
     """Judge each model on every patient.
 
     Args:
@@ -103,25 +122,30 @@ def crossval(cohort: Cohort, place: Place, params: CrossvalParams, device: torch
             ``predictions.csv``, of each bag by the round that tested it, and ``checkpoint.safetensors``, all rounds.
         params: how to go about it.
         device: where to train.
+        run: how many devices share a round; its folder is that of the round.
 
     Raises:
         ArtifactStale: a round was trained otherwise, and overwriting was not asked for.
         TableError: some round would lack a class.
+        TrainingError: some bag will not fit into memory.
     """
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         raise OptionError(
-            "crossval is one process: start it without torchrun, several GPUs share a round by `train` only"
+            "crossval starts its own processes: start it without torchrun, and several GPUs share a round by --devices"
         )
     rounds = cohort.folds
     _require_folders(rounds)
     cohorts = [nested(cohort, fold, params.train.val_fraction, params.train.learn.seed) for fold in rounds]
+    for aggregator in params.aggregators:  # before the first round of the first: the largest bag may be of a later one
+        if place.overwrite or not (place.out / aggregator / TABLE).exists():
+            train.require_memory_for(cohort, place.feats, params.of(aggregator), device)
     for aggregator in params.aggregators:
         out = place.out / aggregator
         made = {}
         for fold, inner in zip(rounds, cohorts, strict=True):
             log.info("%s, round %s of %d", aggregator, fold, len(rounds))
             where = place._replace(out=out / f"fold-{fold}")
-            made[fold] = _round(inner, where, params.of(aggregator), params, device)
+            made[fold] = _round(inner, where, params.of_round(aggregator, fold), params, device, run)
         yield _published(aggregator, cohort, made, out, params)
 
 
@@ -134,28 +158,37 @@ def _require_folders(folds: Sequence[str]) -> None:
         raise TableError(f"folds {', '.join(folds)} differ by case only: name them otherwise")
 
 
-def _round(cohort: Cohort, place: Place, base: TrainParams, params: CrossvalParams, device: torch.device) -> Path:
+def _round(
+    cohort: Cohort, place: Place, base: TrainParams, params: CrossvalParams, device: torch.device, run: RunParams
+) -> Path:
     """The folder of one round, trained now unless it was before."""
     chosen = base
     if params.trials:
-        kept = Kept(place.distances, place.out, device, place.overwrite)
+        kept = Kept(place.distances, place.out, device, place.overwrite, run)
         chosen = search(cohort, place.feats, base, params.trials, kept)
     print_ = train.fingerprint(cohort, place.feats, chosen)
-    if not _is_finished(place, print_, chosen):
+    if not _is_finished(place, print_, chosen, params.label_shuffle):
         for name in (CHECKPOINT, TABLE):
             (place.out.parent / name).unlink(missing_ok=True)  # until all rounds are there, nothing stands for them
-        run = RunParams(folder=place.out, overwrite=place.overwrite)
+        run = replace(run, folder=place.out, overwrite=place.overwrite)
         train.publish(train.fit(cohort, place.feats, chosen, place.distances, device, run), place.out, {})
     return place.out
 
 
-def _is_finished(place: Place, print_: str, params: TrainParams) -> bool:
+def _is_finished(place: Place, print_: str, params: TrainParams, shuffled: bool) -> bool:
     try:
         return train.is_finished(place.out, print_, params)
-    except ArtifactStale:
+    except ArtifactStale as error:
         if place.overwrite:
             return False
-        raise
+        before = checkpoint.load(place.out / CHECKPOINT).training.get("label_shuffle", False)
+        if before == shuffled:
+            raise
+        had, has = ("were dealt anew", "are as in the table") if before else ("were as in the table", "are dealt anew")
+        raise ArtifactStale(
+            f"{place.out} was trained otherwise: labels {had} (--label-shuffle), and now {has}. Keep the two apart by"
+            " --out, or add --overwrite to replace it"
+        ) from error
 
 
 def _published(

@@ -64,6 +64,10 @@ def _of_two(figure: Callable[..., float], found: Arrays) -> float:
     return figure(found.labels, found.predicted) if found.scores.shape[1] == 2 else math.nan
 
 
+def _ece_of_positive(found: Arrays) -> float:
+    return metrics.ece(found.labels, found.scores, of=1) if found.scores.shape[1] == 2 else math.nan
+
+
 def _balanced_accuracy(found: Arrays) -> float:
     """Undefined where a declared class is absent: the mean recall of the others is another figure."""
     absent = set(range(found.scores.shape[1])) - set(found.labels.tolist())
@@ -82,8 +86,12 @@ FIGURES: Mapping[str, Figure] = {
     "Brier": partial(_pooled, metrics.brier),
     "log loss": partial(_pooled, metrics.log_loss),
     "ECE": partial(_pooled, metrics.ece),
+    "ECE of the positive class": _ece_of_positive,
 }
-"""Every figure of a classification. Those of decisions are at each model's own threshold."""
+"""Every figure of a classification. Those of decisions are at each model's own threshold; those that speak of a
+positive class, the last of two, are nan where there are more."""
+_PROPORTIONS = {"accuracy": None, "sensitivity": 1, "specificity": 0}
+"""Figures that are a share of bags, with the class whose bags these are."""
 
 
 class Group(NamedTuple):
@@ -115,17 +123,38 @@ class Judged:
 def judge(name: str, answers: Answers, how: Resampling) -> Judged:
     """Compute every figure of a model's answers."""
     names = np.unique(answers.folds).tolist()
+    figures = {figure: _with_limits(figure, answers, how) for figure in FIGURES}
     return Judged(
         name=name,
         answers=answers,
-        figures={figure: _with_limits(figure, answers, how) for figure in FIGURES},
+        figures=figures,
         rounds=dict(zip(names, rounds(Arrays.of(answers)), strict=True)) if len(names) > 1 else {},
         groups=tuple(_groups(answers, how)),
         notes=(
             *_undefined_rounds(answers),
+            *_alike(figures, answers),
             *metrics.small_sample_notes(answers.labels, answers.patients, answers.classes),
         ),
     )
+
+
+def _alike(figures: Mapping[str, Interval], answers: Answers) -> Iterator[str]:
+    """A word on figures without limits though there are patients to draw: resamples say nothing of others."""
+    patients = np.asarray(answers.patients)
+    if any(len(np.unique(patients[answers.labels == label])) < 2 for label in np.unique(answers.labels)):
+        return  # which `small_sample_notes` tells
+    names = [
+        name
+        for name, found in figures.items()
+        if not name.startswith("ECE") and math.isfinite(found.value) and math.isnan(found.low)
+    ]
+    if names:
+        exact = "" if _one_bag_each(answers) else "; an exact one asks for one bag a patient (train --unit patient)"
+        yield f"no interval of {', '.join(names)}, which is no certainty: resamples are all alike{exact}"
+
+
+def _one_bag_each(answers: Answers) -> bool:
+    return answers.patient_count == len(answers)
 
 
 def _undefined_rounds(answers: Answers) -> Iterator[str]:
@@ -142,14 +171,23 @@ def _undefined_rounds(answers: Answers) -> Iterator[str]:
 
 def _with_limits(name: str, answers: Answers, how: Resampling) -> Interval:
     """A figure with the limits that hold the truth most often (`docs/decisions.md`)."""
-    if name == "ECE":  # resamples are all further off than the sample, so that theirs say nothing
+    if name.startswith("ECE"):  # resamples are all further off than the sample, so that theirs say nothing
         return Interval(FIGURES[name](Arrays.of(answers)), math.nan, math.nan)
     two = len(answers.classes) == 2
     if name == "pooled AUROC" and two:
         return metrics.delong_interval(answers.labels, answers.scores, answers.patients, how.level)
     if name == "AUROC" and two:
         return _auroc(answers, how)
+    if name in _PROPORTIONS and _one_bag_each(answers) and (two or name == "accuracy"):
+        return _proportion(answers, _PROPORTIONS[name], how)
     return interval(FIGURES[name], answers, how)
+
+
+def _proportion(answers: Answers, label: int | None, how: Resampling) -> Interval:
+    """The share of bags that were decided rightly, of one class or of all, where bags are patients."""
+    chosen = np.ones(len(answers), dtype=bool) if label is None else answers.labels == label
+    hits = int((answers.predicted[chosen] == answers.labels[chosen]).sum())
+    return metrics.exact(hits, int(chosen.sum()), how.level)
 
 
 def _auroc(answers: Answers, how: Resampling) -> Interval:

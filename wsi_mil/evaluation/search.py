@@ -17,24 +17,27 @@ from wsi_mil import store, train
 from wsi_mil.aggregators import params_of
 from wsi_mil.cohort import Cohort
 from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
-from wsi_mil.learning import best_epoch
+from wsi_mil.learning import RunParams, best_epoch
 from wsi_mil.train import TrainParams
 
 log = logging.getLogger(__name__)
 
+_ONE_DEVICE = RunParams()
 _LR = (1e-4, 1e-2)
 _DECAY = (1e-4, 1e-1)
 _DROPOUT = (0.0, 0.5)
 
 
 class Kept(NamedTuple):
-    """Where distances lie, where the trials are kept, and where they run."""
+    """Where distances lie, where the trials are kept, and where and how they run."""
 
     distances: Path
     out: Path
     device: torch.device
     overwrite: bool = False
     """Replace another search."""
+    run: RunParams = _ONE_DEVICE
+    """How many devices share a trial."""
 
 
 def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Kept) -> TrainParams:
@@ -120,5 +123,5 @@ def _changed(base: TrainParams, drawn: dict[str, float]) -> TrainParams:
 
 
 def _loss(cohort: Cohort, feats: Path, params: TrainParams, kept: Kept) -> float:
-    history = train.fit(cohort, feats, params, kept.distances, kept.device).history
+    history = train.fit(cohort, feats, params, kept.distances, kept.device, kept.run).history
     return best_epoch(history).val_loss

@@ -1,15 +1,19 @@
 """Everything that came of judging models, and its tables."""
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_mil import metrics, store
-from wsi_mil.evaluation.comparing import Comparison
+from wsi_mil.evaluation.comparing import Comparison, comparison_notes
 from wsi_mil.evaluation.figures import Judged
 from wsi_mil.evaluation.spatial import Spatial
 from wsi_mil.metrics import Interval
+
+TABLES = ("metrics.csv", "reliability.csv", "comparison.csv", "spatial.csv")
+"""What `write_study` may write."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Study:
     @property
     def notes(self) -> tuple[str, ...]:
         """What one should bear in mind, each sentence once."""
-        return tuple(dict.fromkeys(note for found in self.judged for note in found.notes))
+        notes = [note for found in self.judged for note in found.notes]
+        return tuple(dict.fromkeys([*notes, *(comparison_notes(self.judged) if self.comparisons else ())]))
 
 
 def write_study(study: Study, out: Path) -> None:
@@ -33,9 +38,9 @@ def write_study(study: Study, out: Path) -> None:
         ("model", "group", "of", "patients", "bags", "figure", *Interval._fields),
         _figures(study),
     )
-    bins = ("model", "confidence", "accuracy", "count")
+    bins = ("model", "of", "probability", "share", "count")
     _write(out / "reliability.csv", bins, _reliability(study))
-    for name in ("comparison.csv", "spatial.csv"):
+    for name in TABLES[2:]:
         (out / name).unlink(missing_ok=True)  # of a study before, which had such
     if study.comparisons:
         header = (
@@ -72,14 +77,26 @@ def _figures(study: Study) -> Iterator[tuple[object, ...]]:
 
 
 def _reliability(study: Study) -> Iterator[tuple[object, ...]]:
+    """The curve of the likeliest class, and of two classes that of the positive one."""
     for found in study.judged:
-        curve = metrics.reliability(found.answers.labels, found.answers.scores)
-        for confidence, accuracy, count in zip(*curve, strict=True):
-            yield (found.name, float(confidence), float(accuracy), int(count))
+        labels, scores, classes = found.answers.labels, found.answers.scores, found.answers.classes
+        curves = {"likeliest class": metrics.reliability(labels, scores)}
+        if len(classes) == 2:
+            curves[classes[1]] = metrics.reliability(labels, scores, of=1)
+        for name, curve in curves.items():
+            for probability, share, count in zip(*curve, strict=True):
+                yield (found.name, name, float(probability), float(share), int(count))
 
 
 def _write(path: Path, header: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> None:
     with store.replacing_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+        writer.writerows([_cell(cell) for cell in row] for row in rows)
+
+
+def _cell(value: object) -> object:
+    """A number in six digits; what is not defined is an empty cell, whatever the reason."""
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"

@@ -8,7 +8,7 @@ refuses what will not fit, and `logs` writes for TensorBoard.
 
 from wsi_mil.learning.examples import Epoch, Example, Examples, Pace, best_epoch, prefetch
 from wsi_mil.learning.loop import learn
-from wsi_mil.learning.need import require_memory
+from wsi_mil.learning.need import require_memory, require_memory_to_ask
 from wsi_mil.learning.params import LearnParams, RunParams
 from wsi_mil.learning.resume import RESUME, discard
 
@@ -25,4 +25,5 @@ __all__ = [
     "learn",
     "prefetch",
     "require_memory",
+    "require_memory_to_ask",
 ]

@@ -1,17 +1,22 @@
-"""Whether a training fits into memory, found out beforehand on small bags.
+"""Whether a training, or asking a trained model, fits into memory, found out beforehand on small bags.
 
 What a model keeps for its backward pass is counted on bags of some sizes and drawn on from there: along a line, unless
 it is seen to bend. With 8,000 tiles the peak of a step (``examples/bench_step.py``) is 1.0 to 1.8 times that for the
-models of the registry, and three times for relative-discrete, whose attention works block by block.
+models of the registry, and three times for relative-discrete, whose attention works block by block. What a model that
+is only asked fills at its peak is counted likewise, tensor by tensor.
 """
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from wsi_mil.aggregators import Aggregator
+from wsi_mil.aggregators import Aggregator, apply
 from wsi_mil.bags import Batch
 from wsi_mil.errors import TrainingError
 from wsi_mil.memory import available_memory
@@ -20,6 +25,7 @@ PROBED = (512, 1024, 2048)
 """Tiles of the bags that it is found out on: what is no larger than the last of them is not looked into."""
 _BENDS = 1.3
 _PEAK_TO_KEPT = 1.5
+_PEAK_TO_COUNTED = 1.25  # what an operation fills and empties within itself is not seen
 _COPIES = 5  # of the features: this bag and the next one, each read as float16 and in use as float32, and one half done
 _TILE_UM = 256.0
 
@@ -38,8 +44,7 @@ def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int =
     """
     if tiles <= PROBED[-1]:
         return
-    device = next(model.parameters()).device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory() - reserved
+    free = _free_bytes(model, reserved)
     kept = {count: kept_bytes(model, count) for count in PROBED}
     if (need := step_bytes(kept, model.dim, tiles)) <= free:
         return
@@ -48,9 +53,45 @@ def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int =
         fitting = int(fitting * 0.9)
     digits = 10 ** (len(str(fitting)) - 2)
     raise TrainingError(
-        f"{slide_id} has {tiles:,} tiles, and to train on all of them takes about {need / 2**30:.1f} GiB where"
-        f" {max(free, 0) / 2**30:.1f} GiB are free: add --max-tiles {fitting // digits * digits} to train on so many of"
-        " a slide, drawn anew each epoch, or choose another --aggregator"
+        f"{_refusal(slide_id, tiles, 'to train on', need, free)}: add --max-tiles {fitting // digits * digits} to train"
+        " on so many of a slide, drawn anew each epoch, or choose another --aggregator"
+    )
+
+
+def require_memory_to_ask(model: Aggregator, slide_id: str, tiles: int, reserved: int = 0) -> None:
+    """Refuse to begin where the largest bag that the model will be asked about does not fit.
+
+    Bags of validation and test are asked about whole, whatever of a bag is trained on.
+
+    Args:
+        model: on the device to use.
+        slide_id: whose bag that is.
+        tiles: how many it has.
+        reserved: bytes of the machine's memory that will be filled otherwise.
+
+    Raises:
+        TrainingError: names the slide, what it needs and what there is.
+    """
+    if tiles <= PROBED[-1]:
+        return
+    free = _free_bytes(model, reserved)
+    counted = {count: asked_bytes(model, count) for count in PROBED}
+    if (need := answer_bytes(counted, model.dim, tiles)) > free:
+        raise TrainingError(
+            f"{_refusal(slide_id, tiles, 'to ask a model about', need, free)}: make fewer tiles by `wsimil tile"
+            " --max-tiles` or larger ones by `--tile-um`, choose another --aggregator, or a --device with more memory"
+        )
+
+
+def _free_bytes(model: Aggregator, reserved: int) -> int:
+    device = next(model.parameters()).device
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory() - reserved
+
+
+def _refusal(slide_id: str, tiles: int, what: str, need: float, free: int) -> str:
+    return (
+        f"{slide_id} has {tiles:,} tiles, and {what} all of them takes about {need / 2**30:.1f} GiB where"
+        f" {max(free, 0) / 2**30:.1f} GiB are free"
     )
 
 
@@ -62,14 +103,24 @@ def step_bytes(kept: dict[int, int], dim: int, tiles: int) -> float:
         dim: of the features.
         tiles: of the bag.
     """
-    small, middle, large = sorted(kept)
-    first, second = ((kept[b] - kept[a]) / (b - a) for a, b in ((small, middle), (middle, large)))
+    return _PEAK_TO_KEPT * _drawn_on(kept, tiles) + _COPIES * 4 * dim * tiles
+
+
+def answer_bytes(counted: dict[int, int], dim: int, tiles: int) -> float:
+    """What asking about one bag takes at its peak, by what small bags take; arguments as of `step_bytes`."""
+    return _PEAK_TO_COUNTED * _drawn_on(counted, tiles) + _COPIES * 4 * dim * tiles
+
+
+def _drawn_on(found: dict[int, int], tiles: int) -> float:
+    """Bytes for so many tiles, from those of three bags: along a line, unless it is seen to bend."""
+    small, middle, large = sorted(found)
+    first, second = ((found[b] - found[a]) / (b - a) for a, b in ((small, middle), (middle, large)))
     beyond = tiles - large
-    drawn_on = kept[large] + second * beyond
+    drawn_on = found[large] + second * beyond
     if second > _BENDS * first:
         bend = (second - first) / (large - small)
         drawn_on += bend * beyond * (tiles - middle)
-    return _PEAK_TO_KEPT * drawn_on + _COPIES * 4 * dim * tiles
+    return drawn_on
 
 
 def kept_bytes(model: Aggregator, tiles: int) -> int:
@@ -91,6 +142,51 @@ def kept_bytes(model: Aggregator, tiles: int) -> int:
             logits = probe(_section(tiles, model.dim).to(device)).logits
         del logits
     return sum(kept.values())
+
+
+def asked_bytes(model: Aggregator, tiles: int) -> int:
+    """Bytes that a model fills at most while it is asked about one bag, beside the bag and its own weights."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        batch = _section(tiles, model.dim).to(device)
+    with _Counted() as counted:
+        apply(model, batch)
+    return counted.peak
+
+
+class _Counted(TorchDispatchMode):
+    """Counts the memory of the tensors that are made within, while they are there: on any device alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[int, int] = {}
+        self._now = 0
+        self.peak = 0
+        """The most bytes that were there at once."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}  # what is only looked at otherwise
+        for storage in _storages(made):
+            if storage.data_ptr() not in given:
+                self._count(storage)
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place = storage.data_ptr()
+        if place and place not in self._held:
+            self._held[place] = storage.nbytes()
+            self._now += storage.nbytes()
+            self.peak = max(self.peak, self._now)
+            finalize(storage, self._release, place)
+
+    def _release(self, place: int) -> None:
+        self._now -= self._held.pop(place, 0)
+
+
+def _storages(found: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -32,7 +32,7 @@ from wsi_mil.metrics.figures import (
     sensitivity,
     specificity,
 )
-from wsi_mil.metrics.intervals import Interval, Resampling, bootstrap
+from wsi_mil.metrics.intervals import Interval, Resampling, bootstrap, exact
 from wsi_mil.metrics.notes import small_sample_notes
 from wsi_mil.metrics.thresholds import NEUTRAL, choose_threshold, predict_at
 
@@ -55,6 +55,7 @@ __all__ = [
     "delong_interval",
     "delong_test",
     "ece",
+    "exact",
     "f1",
     "fit_temperature",
     "holm",

@@ -98,6 +98,26 @@ def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequenc
     return Interval(value, low, high) if low < high else Interval(value, math.nan, math.nan)
 
 
+def exact(hits: int, trials: int, level: float = 0.95) -> Interval:
+    """Confidence interval of a proportion of independent patients (Clopper and Pearson, Biometrika 26:404, 1934).
+
+    It holds the true proportion at least as often as it promises, however few there are, and also where all or none
+    are hit, of which resamples say nothing: of 10 in 10, that it is 0.69 or more.
+
+    Args:
+        hits: how many were as they should be.
+        trials: of how many, each a patient of its own.
+        level: confidence.
+
+    Returns:
+        The proportion with its limits; all nan of none.
+    """
+    if not trials:
+        return Interval(math.nan, math.nan, math.nan)
+    found = stats.binomtest(hits, trials).proportion_ci(level, method="exact")
+    return Interval(hits / trials, float(found.low), float(found.high))
+
+
 class _Owners:
     """Which bags are whose. Patients are numbered by name, so that the order of the bags does not matter."""
 

@@ -1,7 +1,9 @@
 """The model card: what a checkpoint is, made of what, how good, and what it is not for (Mitchell et al. 2019)."""
 
+from collections import Counter
 from collections.abc import Mapping
 
+from wsi_mil.calibration import doubts
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.report.page import number
 from wsi_mil.train import Trained
@@ -70,10 +72,21 @@ def _features(made: Checkpoint) -> str:
 def _decisions(made: Checkpoint) -> str:
     temperatures = ", ".join(f"{part.temperature:.3g}" for part in made.parts)
     text = f"## Probabilities and decisions\n\nLogits are divided by {temperatures}, fitted on validation patients."
+    text += _doubts(made)
     if made.threshold is None:
         return f"{text} The most probable class is decided for."
     chosen = "the mean of what was chosen on them" if len(made.parts) > 1 else "chosen on them, too"
     return f"{text} {made.classes[1]} is decided for from a probability of {made.threshold:.3g} on, {chosen}."
+
+
+def _doubts(made: Checkpoint) -> str:
+    """Of each model why they are not to be relied on; models with the same reason together."""
+    trainings = made.training.get("rounds", [made.training])
+    pairs = zip(made.parts, trainings, strict=True)
+    told = [doubts(part.temperature, training.get("val_patients", {})) for part, training in pairs]
+    several = len(told) > 1
+    whose = [f" In {count} of {len(told)} models {doubt}." for doubt, count in Counter(filter(None, told)).items()]
+    return "".join(whose if several else [f" But {doubt}." for doubt in told if doubt])
 
 
 def _provenance(made: Checkpoint) -> str:

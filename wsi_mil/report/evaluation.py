@@ -43,9 +43,25 @@ def _figures(judged: Sequence[Judged]) -> Section:
     text = (
         "With 95% intervals over patients. Classes are decided at the threshold that was chosen on validation patients."
     )
+    if len(judged[0].answers.classes) == 2:
+        text += (
+            f" ECE looks at the probability of the likelier class, ECE of the positive class at that of"
+            f" {judged[0].answers.classes[1]}, as the reliability curve does."
+        )
+    text += _exact(judged)
     if any(found.rounds for found in judged):
         text += " AUROC is that of each round, averaged; pooled AUROC also compares patients of different rounds."
     return Section("Figures", text, ("figure", *(found.name for found in judged)), rows)
+
+
+def _exact(judged: Sequence[Judged]) -> str:
+    """A sentence on whose proportions have exact intervals."""
+    exact = [found.name for found in judged if found.answers.patient_count == len(found.answers)]
+    if not exact:
+        return ""
+    whose = "" if len(exact) == len(judged) else f" for {', '.join(exact)}"
+    figures = "accuracy, sensitivity and specificity" if len(judged[0].answers.classes) == 2 else "accuracy"
+    return f" Intervals of {figures} are exact (Clopper and Pearson){whose}."
 
 
 def _curves(judged: Sequence[Judged]) -> Section:
@@ -58,9 +74,15 @@ def _curves(judged: Sequence[Judged]) -> Section:
         if len(classes) > 2 or column == 1
     ]
     reliable = tuple(_reliable(name, answers) for name, answers in pairs)
-    caption = "Reliability: share of right decisions, over the probability of the likeliest class"
-    charts.append(Chart(caption, reliable, 1.0, 320, 320, ("0", "1"), True))
+    charts.append(Chart(_reliability_of(classes), reliable, 1.0, 320, 320, ("0", "1"), True))
     return Section("Curves", charts=charts)
+
+
+def _reliability_of(classes: Sequence[str]) -> str:
+    """What the curve shows: of two classes the probability that a clinician is told, of more the likeliest's."""
+    if len(classes) == 2:
+        return f"Reliability of {classes[1]}: share of bags that are {classes[1]}, over its probability"
+    return "Reliability of the likeliest class: share of bags of which it is the true one, over its probability"
 
 
 def _rocs(pairs: list[tuple[str, Answers]], column: int) -> tuple[Curve, ...]:
@@ -72,7 +94,7 @@ def _rocs(pairs: list[tuple[str, Answers]], column: int) -> tuple[Curve, ...]:
 
 
 def _reliable(name: str, answers: Answers) -> Curve:
-    curve = metrics.reliability(answers.labels, answers.scores)
+    curve = metrics.reliability(answers.labels, answers.scores, of=1 if len(answers.classes) == 2 else None)
     return Curve(name, tuple(curve.accuracy.tolist()), tuple(curve.confidence.tolist()))
 
 

@@ -61,6 +61,6 @@ def _attention_png(bag: Bag, attention: Float[np.ndarray, " tiles"]) -> bytes:
     require_one_slide(bag)
     if "slide_path" not in bag.attrs:
         raise SlideError("its features do not tell where the slide is: name the folder of slides by --slides")
-    mpp = bag.attrs["mpp_x"] if bag.attrs["mpp_source"] == "option" else None
+    mpp = bag.attrs["mpp_x"] if bag.attrs.get("mpp_source") == "option" else None
     with open_slide(Path(bag.attrs["slide_path"]), mpp) as slide:
         return attention_png(slide, bag, attention)

@@ -1,0 +1,66 @@
+"""What was judged in a folder, written down, so that results of something else are never replaced in silence."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from wsi_mil import store
+from wsi_mil.errors import ArtifactStale
+from wsi_mil.evaluation.patients import PATIENTS
+from wsi_mil.evaluation.study import TABLES
+from wsi_mil.predictions import TABLE
+
+RECORD = "study.json"
+REPORT = "report.html"
+_RESULTS = (TABLE, PATIENTS, *TABLES, REPORT)
+
+
+def require_own(out: Path, inputs: Mapping[str, str], overwrite: bool) -> None:
+    """Refuse a folder that holds the results of something else; the same once more is welcome.
+
+    Args:
+        out: the folder.
+        inputs: by name everything that decides the results.
+        overwrite: refuse nothing.
+
+    Raises:
+        ArtifactStale: it holds other results, and overwriting was not asked for.
+    """
+    before, there = _recorded(out), _there(out)
+    if there and before != inputs and not overwrite:
+        raise ArtifactStale(
+            f"{out} holds {_otherwise(before, inputs, there)}. Add --overwrite to replace it, or --out for another"
+            " folder"
+        )
+
+
+def claim(out: Path, inputs: Mapping[str, str]) -> None:
+    """Make a folder that of one judging, before anything of it is written: results of something else are removed."""
+    if _recorded(out) == inputs:
+        return
+    for name in _there(out):
+        (out / name).unlink()
+    store.write_bytes(out / RECORD, json.dumps(dict(inputs), indent=1, sort_keys=True).encode())
+
+
+def _there(out: Path) -> list[str]:
+    return [name for name in _RESULTS if (out / name).exists()]
+
+
+def _recorded(out: Path) -> dict[str, str]:
+    path = out / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _otherwise(before: Mapping[str, str], now: Mapping[str, str], there: list[str]) -> str:
+    """What lies there instead, in words."""
+    if not before:
+        return f"{there[0]}, and nothing says what it is of"
+    if before.get("command") != now.get("command"):
+        return f"the results of `wsimil {before.get('command')}`"
+    changed = [
+        f"{name} was {before.get(name) or 'none'}, now {now.get(name) or 'none'}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    return f"another result: {'; '.join(changed)}"
