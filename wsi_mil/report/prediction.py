@@ -112,7 +112,7 @@ def _pictures(folder: Path, made: dict[str, Any]) -> Iterator[Picture]:
         yield Picture(f"{made['slide_id']}: {made['files'][name]}", buffer.getvalue())
 
 
-def _pairs(folder: Path, made: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _pairs(folder: Path, made: dict[str, Any]) -> tuple[tuple[str, ...], Sequence[tuple[str, ...]]]:
     """The strongest pairs, as the header and the rows of a table."""
     if "pairs.csv" not in made["files"]:
         return (), []
