@@ -615,7 +615,9 @@ def test_a_folder_of_several_runs_is_told_apart_from_one_run(tmp_path: Path) -> 
     for name in ("abmil", "mean"):
         (tmp_path / "crossval" / name).mkdir(parents=True)
         (tmp_path / "crossval" / name / CHECKPOINT).touch()
-    with pytest.raises(ArtifactMissing, match=r"holds several runs: name one with --model: \S+/abmil, \S+/mean$"):
+    with pytest.raises(
+        ArtifactMissing, match=r"holds runs and is none itself: name one with --model: \S+/abmil, \S+/mean$"
+    ):
         workflow.checkpoint_at(tmp_path / "crossval")
     with pytest.raises(ArtifactMissing, match="train a model with"):
         workflow.checkpoint_at(tmp_path / "nowhere")

@@ -285,6 +285,6 @@ def checkpoint_at(path: Path) -> Path:
     file = path / CHECKPOINT if path.is_dir() else path
     if not file.is_file():
         if inside := [str(found.parent) for found in sorted(path.glob(f"*/{CHECKPOINT}"))]:
-            raise ArtifactMissing(f"{path} holds several runs: name one with --model: {', '.join(inside)}")
+            raise ArtifactMissing(f"{path} holds runs and is none itself: name one with --model: {', '.join(inside)}")
         raise ArtifactMissing(f"{file} does not exist: train a model with `wsimil train`, or name one with --model")
     return file
