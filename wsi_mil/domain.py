@@ -43,7 +43,7 @@ def slide_facts(mpp_x: float, features: Tensor) -> SlideFacts:
     return SlideFacts(float(mpp_x), len(features), mean.double().numpy(), variance.double().numpy())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Domain:
     """What slides a model learnt from, by training or by validation."""
 
