@@ -139,7 +139,7 @@ class Checkpoint:
     """What a bag was in training: a slide, or all slides of a patient."""
     version: str = __version__
     """The wsi_mil that wrote it."""
-    domain: Domain | None = field(default=None, repr=False)
+    domain: Domain | None = field(default=None, repr=False, compare=False)
     """What the slides of training and validation were like; None: unknown, as wsimil 0.1 recorded nothing."""
 
     @property

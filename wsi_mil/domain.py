@@ -20,10 +20,7 @@ from wsi_mil.errors import OptionError
 
 FEWEST = 5
 """Of fewer slides nobody can tell what is usual among them."""
-_FAR, _OF_TRAINING = (
-    1.5,
-    0.99,
-)  # times the distance that this share of the training slides stays within: see decisions.md
+_FAR, _OF_TRAINING = 1.25, 0.99  # times what this share of the training slides stays within: see docs/decisions.md
 _MPP_MARGIN, _TILES_MARGIN = 1.1, 2.0  # beyond what was seen; scanners of one nominal resolution differ by some percent
 _ARRAYS = ("mean", "between", "within", "distances")
 
@@ -46,7 +43,7 @@ def slide_facts(mpp_x: float, features: Tensor) -> SlideFacts:
     return SlideFacts(float(mpp_x), len(features), mean.double().numpy(), variance.double().numpy())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Domain:
     """What slides a model learnt from, by training or by validation."""
 
