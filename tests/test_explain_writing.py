@@ -1,7 +1,9 @@
 """The folder of one explanation: complete or absent, skipped when finished, never mixed with another."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import openslide
@@ -13,7 +15,14 @@ from PIL import Image
 from wsi_mil import store
 from wsi_mil.bags import join_bags
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, SlideError
-from wsi_mil.explain import MANIFEST, explanation_fingerprint, is_explained, read_places, write_explanation
+from wsi_mil.explain import (
+    MANIFEST,
+    explanation_fingerprint,
+    explanation_folder,
+    is_explained,
+    read_places,
+    write_explanation,
+)
 from wsi_mil.explain.overlay import overlay_mpp
 from wsi_mil.geometry import rings
 from wsi_mil.slides import open_slide
@@ -132,16 +141,46 @@ def test_the_fingerprint_knows_all_that_decides() -> None:
     places = some_places()
     bag, facts = bag_of(places), facts_of(places)
     others = [
-        explanation_fingerprint(bag, facts, False),
-        explanation_fingerprint(bag._replace(attrs=bag.attrs | {"fingerprint": "g"}), facts, True),
-        explanation_fingerprint(bag, facts_of(places, model="n"), True),
-        explanation_fingerprint(bag, facts_of(places, classes=("a", "b")), True),
-        explanation_fingerprint(bag, facts_of(places._replace(tissue=None)), True),
-        explanation_fingerprint(bag, facts, True),
+        explanation_fingerprint(bag._replace(attrs=bag.attrs | {"fingerprint": "g"}), facts),
+        explanation_fingerprint(bag, facts_of(places, model="n")),
+        explanation_fingerprint(bag, facts_of(places, classes=("a", "b"))),
+        explanation_fingerprint(bag, facts_of(places._replace(tissue=None))),
+        explanation_fingerprint(bag, replace(facts, together={"b": "f" * 32})),
+        explanation_fingerprint(bag, replace(facts, method={"partners": 4})),
+        explanation_fingerprint(bag, facts),
     ]
     assert len(set(others)) == len(others)
-    assert explanation_fingerprint(bag, facts, True) == others[-1]
-    assert not is_explained(Path("nowhere"), others[-1])
+    assert explanation_fingerprint(bag, facts) == others[-1]
+    assert not is_explained(Path("nowhere"), others[-1], True)
+
+
+def test_pictures_are_added_and_never_taken_away(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    assert not names_in(tmp_path / "s") & PICTURES
+    write(tmp_path / "s", Plain())  # the slide is at hand now: nobody needs to be asked
+    assert names_in(tmp_path / "s") >= PICTURES
+    before = (tmp_path / "s" / MANIFEST).stat().st_ino
+    write(tmp_path / "s")  # and is away again
+    assert (tmp_path / "s" / MANIFEST).stat().st_ino == before
+
+
+def test_a_file_that_was_lost_is_made_again_and_what_is_ours_to_keep_stays(tmp_path: Path) -> None:
+    write(tmp_path / "s", Plain())
+    (tmp_path / "s" / "heatmap.png").unlink()
+    (tmp_path / "s" / "mine.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match=r"holds more than its explanation \(mine.txt\)"):
+        write(tmp_path / "s", Plain())
+    (tmp_path / "s" / "mine.txt").unlink()
+    write(tmp_path / "s", Plain())
+    assert names_in(tmp_path / "s") == TABLES | PICTURES | {MANIFEST}
+
+
+def test_no_slides_folder_lies_in_anothers() -> None:
+    ids = ["a", "a/b", "a%2Fb", "a%252Fb", "a/b/c", "/etc", "../x"]
+    folders = [explanation_folder(Path("out"), slide_id) for slide_id in ids]
+    assert len(set(folders)) == len(ids)
+    assert {folder.parent for folder in folders} == {Path("out")}
+    assert [unquote(folder.name) for folder in folders] == ids
 
 
 def test_bags_that_do_not_fit_are_refused(tmp_path: Path) -> None:

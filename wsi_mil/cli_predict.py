@@ -10,7 +10,6 @@ import typer
 from wsi_mil.arguments import (
     BagEncoder,
     BagMpp,
-    BagSlides,
     BagTable,
     Batch,
     Device,
@@ -24,7 +23,7 @@ from wsi_mil.arguments import (
     peer_options,
 )
 from wsi_mil.errors import OptionError
-from wsi_mil.screen import show_answers
+from wsi_mil.screen import show_answers, show_learnt
 
 if TYPE_CHECKING:
     from wsi_mil.predict import PredictOptions
@@ -35,8 +34,19 @@ Slides = Annotated[list[Path] | None, typer.Argument(help="Slides, or folders of
 OtherBags = Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")]
 Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
+SlidesOfBags = Annotated[
+    Path | None,
+    typer.Option(
+        "--slides",
+        help="Of --bags: folder of slides, for pictures if they moved, for um/px of other programs' bags.",
+    ),
+]
 TilesOfBags = Annotated[
-    Path, typer.Option("--tiles", help="Of --bags: where their tiles lie, which know their quality and the tissue.")
+    Path | None,
+    typer.Option(
+        "--tiles",
+        help="Of --bags, to explain: their tiles, which know their quality and the tissue.  [default: tiles, if there]",
+    ),
 ]
 
 
@@ -46,15 +56,13 @@ def predict(
     bags: OtherBags = None,
     model: Model = Path("model"),
     out: Out = Path("predictions"),
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")
-    ] = False,
+    explain: Explain = False,
     weights: Weights = None,
     slide_mpp: BagMpp = None,
-    bag_slides: BagSlides = None,
+    bag_slides: SlidesOfBags = None,
     table: BagTable = None,
     encoder: BagEncoder = None,
-    tiles: TilesOfBags = Path("tiles"),
+    tiles: TilesOfBags = None,
     patients: Patients = None,
     json_to: JsonTo = None,
     device: Device = "auto",
@@ -68,6 +76,8 @@ def predict(
     from wsi_mil.reasons import answer
     from wsi_mil.workflow import checkpoint_at
 
+    if tiles and not explain:
+        raise OptionError(f"--tiles {tiles} shows what was looked at: add --explain, or leave it out")
     path = checkpoint_at(model)
     asked = _asked("predict", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
@@ -89,10 +99,10 @@ def explain(
     ] = 16,
     weights: Weights = None,
     slide_mpp: BagMpp = None,
-    bag_slides: BagSlides = None,
+    bag_slides: SlidesOfBags = None,
     table: BagTable = None,
     encoder: BagEncoder = None,
-    tiles: TilesOfBags = Path("tiles"),
+    tiles: TilesOfBags = None,
     patients: Patients = None,
     json_to: JsonTo = None,
     device: Device = "auto",
@@ -101,12 +111,18 @@ def explain(
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
 ) -> None:
-    """Predict, and show what the model looked at: pictures, tables, GeoJSON for QuPath, and a page of all that."""
+    """Predict, and show what the model looked at: pictures, tables, GeoJSON for QuPath, and a page of all that.
+
+    Without slides or --bags: what distance the model learnt, as a table and a figure.
+    """
     from wsi_mil.explain import LookOptions
-    from wsi_mil.reasons import answer
+    from wsi_mil.reasons import answer, learnt
     from wsi_mil.workflow import checkpoint_at
 
     path, closely = checkpoint_at(model), LookOptions(top, partners, occlusions)
+    if not slides and bags is None:
+        show_learnt(path, *learnt(path, out, overwrite))
+        return
     asked = _asked("explain", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
     _require_file(json_to)
@@ -121,7 +137,7 @@ def _asked(
     table: Path | None,
     encoder: str | None,
     mpp: float | None,
-    tiles: Path,
+    tiles: Path | None,
 ) -> "Asked":
     """What is asked about, refused where it is nothing or two things."""
     from wsi_mil.predict import slides_at
@@ -131,10 +147,12 @@ def _asked(
         raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
     if slides and (bag_slides or table or encoder):
         raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
+    if slides and tiles:
+        raise OptionError(f"--tiles {tiles} tells of --bags: leave it out, slides are tiled as in training")
     if slides:
         return Asked(slides_at(slides), mpp=mpp)
     peers = peer_options(bag_slides, table, mpp, encoder)
-    return Asked(bags=bags, peers=peers, slides_at=bag_slides, tiles=tiles if tiles.is_dir() else None)
+    return Asked(bags=bags, peers=peers, slides_at=bag_slides, tiles=tiles)
 
 
 def _options(

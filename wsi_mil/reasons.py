@@ -1,23 +1,25 @@
 """Answers with their reasons: slides, or bags, are predicted and explained, and one page shows both."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from wsi_mil import checkpoint, predict
 from wsi_mil.cohort import SEVERAL
-from wsi_mil.explain import Explained, ExplainOptions, LookOptions, explain_bags
-from wsi_mil.interop import PeerOptions, own_bags
+from wsi_mil.errors import ArtifactStale, OptionError
+from wsi_mil.explain import Explained, ExplainOptions, Head, LookOptions, explain_bags, learnt_distances
+from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import Prediction
-from wsi_mil.report import Told, prediction_page
+from wsi_mil.report import DistanceUse, Told, distance_files, prediction_page
 from wsi_mil.slides import SlideFile, find_slides
 from wsi_mil.stage import Item, artifact_path
 from wsi_mil.store import write_bytes
+from wsi_mil.tile_distances import TileDistances
 
-PAGE, EXPLANATIONS = "report.html", "explanations"
-"""Within the folder of predictions."""
+PAGE, EXPLANATIONS, TILES = "report.html", "explanations", Path("tiles")
+"""The first two within the folder of predictions; the last where the tiles of bags of ours lie unless told."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Asked:
     slides_at: Path | None = None
     """Where the slides of ``bags`` lie, if they moved."""
     tiles: Path | None = None
-    """Where the tiles of ``bags`` lie, which know their quality and the outline of the tissue."""
+    """Where the tiles of ``bags`` lie, which know their quality and the outline of the tissue; None = in `TILES`, if that
+    is there."""
 
 
 class Answered(NamedTuple):
@@ -66,6 +69,7 @@ def answer(
 
     Raises:
         WsiMilError: as `wsi_mil.predict.predict_slides` and `wsi_mil.predict.predict_bags`.
+        OptionError: options were given that tell nothing of what is asked about.
     """
     if asked.bags is None:
         rows = predict.predict_slides(path, asked.slides, options, asked.mpp)
@@ -73,10 +77,14 @@ def answer(
         bags = [Item(slide.slide_id, artifact_path(cache / "feats", slide.slide_id)) for slide in asked.slides]
         tiles, moved = cache / "tiles", dict(asked.slides)
     else:
-        made = own_bags(asked.bags, asked.peers, options.workers)
+        ours = not asked.bags.exists() or holds_own(asked.bags)
+        tiles = _tiles_of(asked, ours)
+        # Slides tell of other programs' features what these do not; of ours they only show what was looked at.
+        peers = replace(asked.peers, slides=None) if ours and closely else asked.peers
+        made = own_bags(asked.bags, peers, options.workers)
         bags = predict.find_bags(asked.bags) if made.items is None else list(made.items)
         rows = predict.predict_bags(path, bags, options, made.failed)
-        tiles, moved = asked.tiles, dict(find_slides(asked.slides_at)) if asked.slides_at else {}
+        moved = dict(find_slides(asked.slides_at)) if asked.slides_at else {}
     explained: list[Explained] = []
     if closely is not None:
         how = ExplainOptions(options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite)
@@ -85,13 +93,60 @@ def answer(
     return Answered(rows, explained)
 
 
+def learnt(path: Path, out: Path, overwrite: bool = False) -> tuple[list[Head], list[Path]]:
+    """Write what distance a checkpoint learnt, as a table and a figure.
+
+    Args:
+        path: the checkpoint.
+        out: the folder that they go to.
+        overwrite: replace those of another checkpoint.
+
+    Returns:
+        Where its heads pass from near to far, and the files; neither of a model that learns no such thing.
+
+    Raises:
+        ArtifactStale: those of another checkpoint lie there, and overwriting was not asked for. Nothing is written.
+    """
+    made = checkpoint.load(path)
+    use = DistanceUse(learnt_distances(made.model()), tiles=TileDistances.recorded(made.training))
+    files = {out / name: data for name, data in distance_files(use).items()}
+    for file, data in files.items():
+        if not overwrite and file.exists() and file.read_bytes() != data:
+            raise ArtifactStale(f"{file} tells of another model: add --overwrite, or give another --out")
+    for file, data in files.items():
+        write_bytes(file, data)
+    return list(use.heads), list(files)
+
+
+def _tiles_of(asked: Asked, ours: bool) -> Path | None:
+    """Where the tiles of bags lie, if anywhere."""
+    if asked.tiles is None:
+        return TILES if ours and TILES.is_dir() else None
+    if not ours:
+        raise OptionError(
+            f"--tiles {asked.tiles}: {asked.bags} holds features of another program's tiles: leave it out"
+        )
+    if not asked.tiles.is_dir():
+        raise OptionError(f"--tiles {asked.tiles}: no folder is there: name that of `wsimil tile`")
+    return asked.tiles
+
+
 def _together(rows: Sequence[Prediction], bags: Sequence[Item]) -> list[list[Item]]:
     """The bags of each answer: one slide, or all of a patient."""
     known = {bag.slide_id: bag for bag in bags}
-    named = [
-        [row.slide_id] if row.slide_id in known else row.slide_id.split(SEVERAL) for row in rows if row.status == "done"
-    ]
-    return [[known[name] for name in names] for names in named]
+    return [[known[name] for name in _members(row.slide_id, known)] for row in rows if row.status == "done"]
+
+
+def _members(name: str, known: Collection[str]) -> list[str]:
+    """The slides that a row's name joins, though one of them may be called ``a; b`` itself; none if they are unknown."""
+    if name in known:
+        return [name]
+    words = name.split(SEVERAL)
+    for count in range(1, len(words)):
+        first, rest = SEVERAL.join(words[:count]), SEVERAL.join(words[count:])
+        if first in known and (others := _members(rest, known)):
+            return [first, *others]
+    return []
 
 
 def _write_page(

@@ -13,6 +13,7 @@ from wsi_mil.errors import one_line
 if TYPE_CHECKING:
     from wsi_mil.encoders import EncoderSpec
     from wsi_mil.evaluation import Study
+    from wsi_mil.explain import Head
     from wsi_mil.predictions import Prediction
     from wsi_mil.reasons import Answered
     from wsi_mil.runs import Report
@@ -120,6 +121,23 @@ def show_answers(answered: "Answered", path: Path, out: Path, json_to: str | Non
     name_failures(answered.failed)
     if answered.failed:
         raise typer.Exit(1)
+
+
+def show_learnt(path: Path, heads: "list[Head]", files: list[Path]) -> None:
+    """Print where the heads of a checkpoint pass from near to far, in um, or in one line that it has none."""
+    from wsi_mil import checkpoint
+    from wsi_mil.progress import print_table
+
+    if not heads:
+        made = checkpoint.load(path).aggregator
+        typer.echo(f"{path}: {made} learns no distance at which near turns to far, so there is nothing to show")
+        return
+    header = ["model", "head", "biases", "near to far at (um)", "10 %", "90 %"]
+    rows = [
+        [str(one.member), str(one.head), one.part, *(f"{um:.0f}" for um in (one.theta_um, one.near_um, one.far_um))]
+        for one in heads
+    ]
+    print_table(", ".join(map(str, files)), header, rows)
 
 
 def _table(rows: "list[Prediction]", classes: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:

@@ -15,7 +15,14 @@ from wsi_mil.explain.heatmap import attention_png, png, require_one_slide, slide
 from wsi_mil.explain.looking import Look, LookOptions, Pairs, look
 from wsi_mil.explain.places import Places, read_places
 from wsi_mil.explain.running import Explained, ExplainOptions, explain_bags
-from wsi_mil.explain.writing import MANIFEST, Facts, explanation_fingerprint, is_explained, write_explanation
+from wsi_mil.explain.writing import (
+    MANIFEST,
+    Facts,
+    explanation_fingerprint,
+    explanation_folder,
+    is_explained,
+    write_explanation,
+)
 
 __all__ = [
     "MANIFEST",
@@ -35,6 +42,7 @@ __all__ = [
     "enrichment_csv",
     "explain_bags",
     "explanation_fingerprint",
+    "explanation_folder",
     "heads_csv",
     "is_explained",
     "learnt_distances",

@@ -12,12 +12,19 @@ from wsi_mil import checkpoint, store
 from wsi_mil.aggregators import Aggregator
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
+from wsi_mil.cohort import SEVERAL
 from wsi_mil.errors import one_line
 from wsi_mil.explain.looking import Look, LookOptions, look
 from wsi_mil.explain.places import read_places
 from wsi_mil.explain.shares import part_of
 from wsi_mil.explain.slide_file import find_slide, open_again
-from wsi_mil.explain.writing import Facts, explanation_fingerprint, is_explained, write_explanation
+from wsi_mil.explain.writing import (
+    Facts,
+    explanation_fingerprint,
+    explanation_folder,
+    is_explained,
+    write_explanation,
+)
 from wsi_mil.progress import progress
 from wsi_mil.stage import Item, artifact_path, attempt
 
@@ -29,7 +36,7 @@ class ExplainOptions:
     """How explanations are made."""
 
     out: Path
-    """Folder of the explanations; each slide has one in it, called by its slide_id."""
+    """Folder of the explanations; each slide has one in it (`explanation_folder`)."""
     look: LookOptions = field(default_factory=LookOptions)
     device: str = "cpu"
     """Where the model runs."""
@@ -62,6 +69,10 @@ def explain_bags(path: Path, questions: Iterable[Sequence[Item]], options: Expla
             are explained by what it says of all of them, each slide with its share.
         options: how.
 
+    Returns:
+        What became of each slide, by slide_id. Of several that are asked about together, one whose explanation cannot
+        be written fails alone; one whose features cannot be read fails all, as there is no answer without it.
+
     Raises:
         WeightsError: there is no such checkpoint.
     """
@@ -73,15 +84,10 @@ def explain_bags(path: Path, questions: Iterable[Sequence[Item]], options: Expla
     with progress("explain", len(asked)) as track:
         for items in asked:
             began = time.perf_counter()
-            answer = attempt(explainer.explain, items)
+            told = attempt(explainer.explain, items)
+            became = [told] * len(items) if isinstance(told, Exception) else told
             seconds = (time.perf_counter() - began) / len(items)
-            if isinstance(answer, Exception):
-                log.error("%s: %s", ", ".join(item.slide_id for item in items), one_line(answer))
-                told = [("failed", one_line(answer))] * len(items)
-            else:
-                told = [(status, "") for status in answer]
-            for item, (status, error) in zip(items, told, strict=True):
-                found.append(Explained(item.slide_id, status, explainer.folder(item.slide_id), seconds, error))
+            found += [explainer.entered(item, one, seconds) for item, one in zip(items, became, strict=True)]
             track.advance(items[0].slide_id)
     return sorted(found, key=lambda one: one.slide_id)
 
@@ -89,7 +95,6 @@ def explain_bags(path: Path, questions: Iterable[Sequence[Item]], options: Expla
 class _Slide(NamedTuple):
     """One slide to explain."""
 
-    item: Item
     bag: Bag
     facts: Facts
     file: Path | None
@@ -103,22 +108,42 @@ class _Explainer:
     network: Aggregator
     options: ExplainOptions
 
-    def explain(self, items: Sequence[Item]) -> list[str]:
-        """Explain slides that the model is asked about together; the status of each."""
-        bags = [read_bag(item.source) for item in items]
-        for item, bag in zip(items, bags, strict=True):
-            self.made.require(bag, item.source)
-        filled = [self._slide(item, bag) for item, bag in zip(items, bags, strict=True) if len(bag.features)]
-        if not all(self._is_finished(slide) for slide in filled):
-            seen = look(self.network, as_one(bags, items[0].slide_id), self.options.look)
-            self._write(filled, seen)
-        return ["done" if len(bag.features) else "empty" for bag in bags]
+    def explain(self, items: Sequence[Item]) -> list[str | Exception]:
+        """Explain slides that the model is asked about together; what became of each."""
+        bags = [self._bag(item) for item in items]
+        filled = [bag for bag in bags if len(bag.features)]
+        slides = {
+            bag.slide_id: attempt(self._unfinished, item, bag, filled)
+            for item, bag in zip(items, bags, strict=True)
+            if len(bag.features)
+        }
+        if any(isinstance(slide, _Slide) for slide in slides.values()):
+            # As `predict` asks: the same bag gives the same answer to the bit.
+            seen = look(self.network, as_one(filled, SEVERAL.join(slides)), self.options.look)
+            start = 0
+            for bag in filled:
+                part = part_of(seen, start, start + len(bag.features))
+                start += len(bag.features)
+                if isinstance(slide := slides[bag.slide_id], _Slide):
+                    slides[bag.slide_id] = attempt(self._write, slide, part)
+        became = (slides.get(bag.slide_id, "empty") for bag in bags)
+        return [one if isinstance(one, Exception) else one or "done" for one in became]
 
-    def folder(self, slide_id: str) -> Path:
-        """Where the explanation of a slide goes."""
-        return self.options.out / slide_id
+    def entered(self, item: Item, became: str | Exception, seconds: float) -> Explained:
+        """The line of a slide, an error being told in the log."""
+        folder = explanation_folder(self.options.out, item.slide_id)
+        if not isinstance(became, Exception):
+            return Explained(item.slide_id, became, folder, seconds)
+        log.error("%s: %s", item.slide_id, one_line(became))
+        return Explained(item.slide_id, "failed", folder, seconds, one_line(became))
 
-    def _slide(self, item: Item, bag: Bag) -> _Slide:
+    def _bag(self, item: Item) -> Bag:
+        bag = read_bag(item.source)
+        self.made.require(bag, item.source)
+        return bag._replace(slide_id=item.slide_id)
+
+    def _unfinished(self, item: Item, bag: Bag, together: Sequence[Bag]) -> _Slide | None:
+        """What there is to explain; None if that is done already."""
         tiles = None if self.options.tiles is None else artifact_path(self.options.tiles, item.slide_id)
         if tiles is not None and not tiles.exists():
             tiles = None
@@ -128,18 +153,14 @@ class _Explainer:
             model=self.digest,
             places=read_places(item.source, tiles),
             method=asdict(self.options.look),
+            together={one.slide_id: str(one.attrs.get("fingerprint", "")) for one in together if one is not bag},
         )
-        return _Slide(item, bag, facts, find_slide(bag, tiles, self.options.slides))
+        slide = _Slide(bag, facts, find_slide(bag, tiles, self.options.slides))
+        folder, key = explanation_folder(self.options.out, item.slide_id), explanation_fingerprint(bag, facts)
+        return None if is_explained(folder, key, slide.file is not None, self.options.overwrite) else slide
 
-    def _is_finished(self, slide: _Slide) -> bool:
-        key = explanation_fingerprint(slide.bag, slide.facts, slide.file is not None)
-        return is_explained(self.folder(slide.item.slide_id), key, self.options.overwrite)
-
-    def _write(self, slides: Sequence[_Slide], seen: Look) -> None:
-        predicted, start = self.made.decide(seen.probabilities.tolist()), 0
-        for item, bag, facts, file in slides:
-            part = part_of(seen, start, start + len(bag.features))
-            start += len(bag.features)
-            told = replace(facts, predicted=predicted)
-            with nullcontext() if file is None else open_again(file, bag) as opened:
-                write_explanation(self.folder(item.slide_id), opened, bag, part, told, self.options.overwrite)
+    def _write(self, slide: _Slide, seen: Look) -> None:
+        told = replace(slide.facts, predicted=self.made.decide(seen.probabilities.tolist()))
+        folder = explanation_folder(self.options.out, slide.bag.slide_id)
+        with nullcontext() if slide.file is None else open_again(slide.file, slide.bag) as opened:
+            write_explanation(folder, opened, slide.bag, seen, told, self.options.overwrite)

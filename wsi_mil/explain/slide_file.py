@@ -6,7 +6,8 @@ from pathlib import Path
 
 from wsi_mil import store
 from wsi_mil.bags import Bag
-from wsi_mil.errors import SlideError
+from wsi_mil.errors import ResolutionError, SlideError
+from wsi_mil.interop import OF_TILES
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 
 log = logging.getLogger(__name__)
@@ -18,26 +19,37 @@ def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path 
     Args:
         bag: its features.
         tiles: the artifact of its tiles, which knows its fingerprint; None = a slide of that name is believed.
-        moved: by slide_id, where slides lie that are not at their recorded path any more.
+        moved: by slide_id, where the user says that slides lie, which goes before what was recorded.
 
     Raises:
         SlideError: another slide lies there.
     """
+    if bag.attrs.get("mpp_source") == OF_TILES:
+        log.warning("%s: its features do not tell which pixels of the slide they describe: no pictures", bag.slide_id)
+        return None
     recorded = bag.attrs.get("slide_path")
-    path = Path(recorded) if recorded and Path(recorded).exists() else moved.get(bag.slide_id)
-    if path is None:
-        where = f"{recorded} is not there" if recorded else "its features do not tell where the slide is"
+    path = moved.get(bag.slide_id) or (Path(recorded) if recorded else None)
+    if path is None or not path.exists():
+        where = f"{path} is not there" if path else "its features do not tell where the slide is"
         log.warning("%s: %s, so there are no pictures: name the folder of slides by --slides DIR", bag.slide_id, where)
         return None
     if tiles is not None:
         made_of = str(store.read_attrs(tiles)["upstream"]).partition(" ")[0]
         if slide_fingerprint(path) != made_of:
-            raise SlideError(f"{path} is not the slide that its tiles were made from: name the right one by --slides")
+            raise SlideError(
+                f"{path} is not the slide that the tiles of {bag.slide_id} were made from: name the folder of the right"
+                " one by --slides DIR"
+            )
     return path
 
 
 def open_again(path: Path, bag: Bag) -> Slide:
     """Open the slide of a bag as it was opened for its tiles: at the micrometres per pixel of then."""
     # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
-    told = bag.attrs.get("mpp_source") == "option"
-    return open_slide(path, bag.attrs["mpp_x"] if told else None)
+    mpp = float(bag.attrs["mpp_x"])
+    if bag.attrs.get("mpp_source") == "option":
+        return open_slide(path, mpp)
+    try:
+        return open_slide(path)
+    except ResolutionError:  # the features know it from elsewhere, such as the program that made them
+        return open_slide(path, mpp)

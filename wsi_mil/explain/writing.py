@@ -41,6 +41,17 @@ class Facts:
     """Where the tiles are (`read_places`)."""
     method: Mapping[str, Any] = field(default_factory=dict)
     """How the model was looked at, as JSON has it: how many partners, how many tiles left out, ..."""
+    together: Mapping[str, str] = field(default_factory=dict)
+    """The patient's other slides that the model was asked about at once: by slide_id, their features' fingerprint."""
+
+
+def explanation_folder(out: Path, slide_id: str) -> Path:
+    """Where the explanation of a slide lies among those of others.
+
+    No slide's folder lies in another's, as a slide ``a`` may have a neighbour ``a/b``: ``/`` and ``%`` are
+    percent-encoded.
+    """
+    return out / slide_id.replace("%", "%25").replace("/", "%2F")
 
 
 def write_explanation(
@@ -49,7 +60,7 @@ def write_explanation(
     """Write the explanation of one slide, unless it is there already.
 
     Args:
-        folder: its own folder, ``<out>/<slide_id>``.
+        folder: its own folder (`explanation_folder`).
         slide: the open slide; None where it is not at hand: tables and GeoJSON are written then, and the manifest says
             that there are no pictures.
         bag: the tiles of the slide.
@@ -70,40 +81,47 @@ def write_explanation(
             f"{bag.slide_id} has features of {len(bag.features)} tiles, but coordinates of {len(facts.places.coords)}:"
             " extract it again with `wsimil extract --overwrite`"
         )
-    key = explanation_fingerprint(bag, facts, slide is not None)
-    if is_explained(folder, key, overwrite):
+    key, pictures = explanation_fingerprint(bag, facts), slide is not None
+    if is_explained(folder, key, pictures, overwrite):
         return
     with store.replacing_folder(folder) as temporary:
         files = _tables(temporary, bag, look, facts)
         if slide is not None:
             files |= draw(temporary, slide, bag.slide_id, look, facts.places, facts.classes, facts.predicted)
-        manifest = _manifest(bag, look, facts, files, slide is not None) | {"fingerprint": key}
+        manifest = _manifest(bag, look, facts, files, pictures) | {"fingerprint": key}
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
         store.write_bytes(temporary / MANIFEST, f"{text}\n".encode())
 
 
-def explanation_fingerprint(bag: Bag, facts: Facts, pictures: bool) -> str:
-    """Hash all that decides an explanation, which can be asked before the model looks.
+def explanation_fingerprint(bag: Bag, facts: Facts) -> str:
+    """Hash all that decides an explanation but whether it has pictures; it can be asked before the model looks.
 
     Args:
         bag: the tiles of the slide.
         facts: see `write_explanation`.
-        pictures: whether the slide is at hand.
     """
     columns = sorted(facts.places.columns)
     params = {
         "model": facts.model,
         "classes": list(facts.classes),
         "method": dict(facts.method),
-        "pictures": pictures,
+        "together": list(facts.together.items()),
         "columns": columns,
         "tissue": facts.places.tissue is not None,
     }
     return store.fingerprint("explain", VERSION, params, str(bag.attrs.get("fingerprint", "")))
 
 
-def is_explained(folder: Path, key: str, overwrite: bool = False) -> bool:
+def is_explained(folder: Path, key: str, pictures: bool, overwrite: bool = False) -> bool:
     """Whether an explanation of this fingerprint lies there, so that none needs to be made.
+
+    One with pictures stands for one without. One without them, or that lost a file, is made again without asking.
+
+    Args:
+        folder: where it would lie.
+        key: its fingerprint.
+        pictures: whether it should have pictures.
+        overwrite: whether one of another fingerprint may be taken away.
 
     Raises:
         ArtifactStale: one of another fingerprint does, and overwriting was not asked for.
@@ -114,21 +132,22 @@ def is_explained(folder: Path, key: str, overwrite: bool = False) -> bool:
     try:
         there = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         known = {MANIFEST, *there["files"]}
-        found = there["fingerprint"]
+        found, has_pictures = there["fingerprint"], there["pictures"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if folder.is_dir() and not any(folder.iterdir()):
             return False
         raise ArtifactError(f"{folder} holds no explanation: move it away, or give another --out") from error
-    if overwrite:
-        if others := sorted(path.name for path in folder.iterdir() if path.name not in known):
-            raise ArtifactError(f"{folder} holds more than its explanation ({', '.join(others[:4])}): move that away")
-        return False
-    if found != key:
+    lies_there = {path.name for path in folder.iterdir()}
+    if not overwrite and found != key:
         raise ArtifactStale(
             f"{folder} explains another model, other features, or was made otherwise: add --overwrite, or give"
             " another --out"
         )
-    return True
+    if not overwrite and known <= lies_there and has_pictures >= pictures:
+        return True
+    if others := sorted(lies_there - known):
+        raise ArtifactError(f"{folder} holds more than its explanation ({', '.join(others[:4])}): move that away")
+    return False
 
 
 def _require_same_size(bag: Bag, slide: Slide | None, places: Places) -> None:
@@ -159,6 +178,7 @@ def _manifest(bag: Bag, look: Look, facts: Facts, files: Mapping[str, str], pict
         "probabilities": look.probabilities,
         "evidence": look.evidence,
         "base": look.base,
+        "given": None if look.contribution is None else look.contribution.sum(axis=0),
     }
     notes = ([] if pictures else [_NO_SLIDE]) + ([_NO_TISSUE] if facts.places.tissue is None else [])
     return {
@@ -176,6 +196,8 @@ def _manifest(bag: Bag, look: Look, facts: Facts, files: Mapping[str, str], pict
         },
         "told_classes": [facts.classes[index] for index in told_classes(facts.classes)],
         "method": dict(facts.method),
+        "together": sorted(facts.together),
+        "pictures": pictures,
         "tiles": len(facts.places.coords),
         "l0_tile": list(facts.places.l0_tile),
         "mpp": list(facts.places.mpp),

@@ -4,8 +4,9 @@ One file per program says what its files look like. `own_bags` is what ``--bags`
 ours, so nothing above this package knows of other programs.
 """
 
-from wsi_mil.interop.bag import APPROXIMATE, PeerBag
+from wsi_mil.interop.bag import APPROXIMATE, OF_TILES, PeerBag
 from wsi_mil.interop.detection import Kind, kind_of, read_peer
+from wsi_mil.interop.discovery import holds_own
 from wsi_mil.interop.exporting import ExportParams, export_bags
 from wsi_mil.interop.importing import OwnBags, import_bags, own_bags
 from wsi_mil.interop.telling import PeerOptions
@@ -13,6 +14,7 @@ from wsi_mil.interop.trident import encoders_of
 
 __all__ = [
     "APPROXIMATE",
+    "OF_TILES",
     "ExportParams",
     "Kind",
     "OwnBags",
@@ -20,6 +22,7 @@ __all__ = [
     "PeerOptions",
     "encoders_of",
     "export_bags",
+    "holds_own",
     "import_bags",
     "kind_of",
     "own_bags",

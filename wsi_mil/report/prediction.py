@@ -4,21 +4,29 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from wsi_mil.answering import notes
 from wsi_mil.checkpoint import Checkpoint
+from wsi_mil.errors import ArtifactCorrupt
 from wsi_mil.explain import MANIFEST
 from wsi_mil.predictions import Prediction
 from wsi_mil.report.page import Picture, Section, page
 
 _MOST_BYTES = 6_000_000  # of pictures: written as text they take a third more, and a page stays below 10 MB
+_MOST_ANSWERS, _MOST_WARNINGS, _MOST_EXPLAINED = 5000, 500, 100  # for the same reason; tables hold the rest
+_MOST_LETTERS = 300  # of one line: a name or an error may be of any length
 _QUALITY = 88
 _PAIRS = 8
 _DRAWN = ("heatmap", "contribution", "pairs", "top_tiles", "bottom_tiles")
 """Pictures of an explanation, in the order of a page; those of one class of several have its name behind."""
+
+
+_Made = tuple[Path, dict[str, Any]]
+"""The folder of an explanation, and its manifest."""
 
 
 class Told(NamedTuple):
@@ -39,53 +47,82 @@ def prediction_page(rows: Sequence[Prediction], told: Told, explained: Sequence[
     Args:
         rows: the answers.
         told: by which model, and how to repeat it.
-        explained: folders of `wsi_mil.explain.write_explanation`. Pictures are shown as far as 10 MB go.
+        explained: folders of `wsi_mil.explain.write_explanation`. Slides and pictures are shown as far as 10 MB go, and
+            the page says where the others are.
+
+    Raises:
+        ArtifactCorrupt: an explanation names files that are not in its folder.
     """
     done = sum(row.status == "done" for row in rows)
     lead = f"{done} of {len(rows)} answered by {told.model.aggregator}: {' or '.join(told.model.classes)}."
-    parts = [_answers(rows, told.model), _warnings(rows), *_explanations(explained), *told.learnt]
+    made = [(folder, _manifest(folder)) for folder in explained]
+    parts = [_answers(rows, told.model), _warnings(rows, told.model, made), *_explanations(made), *told.learnt]
     return page("Predictions", lead, [*parts, _provenance(told)])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What an explanation says is in its folder: plain names, as anybody may have edited it."""
+    made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for name in made["files"]:
+        if name in ("", ".", "..") or PurePath(name).name != name or PureWindowsPath(name).name != name:
+            raise ArtifactCorrupt(
+                f"{folder / MANIFEST} names {name!r}, which is no file of its folder: explain it again"
+            )
+    return made
 
 
 def _answers(rows: Sequence[Prediction], model: Checkpoint) -> Section:
     cells = [
         (
-            row.slide_id,
+            _short(row.slide_id),
             row.predicted or row.status,
             *([f"{p:.3f}" for p in row.probabilities] or ["–"] * len(model.classes)),
             "–" if row.spread is None else f"{row.spread:.3f}",
             str(row.tiles),
-            row.error or f"{len(row.warnings)} to bear in mind" * bool(row.warnings),
+            _short(row.error) or f"{len(row.warnings)} to bear in mind" * bool(row.warnings),
         )
-        for row in rows
+        for row in rows[:_MOST_ANSWERS]
     ]
     text = "Probabilities are calibrated on the validation patients of training."
     if model.threshold is not None:
         text += f" The model decides for {model.classes[1]} from {model.threshold:.3f} on."
     if len(model.parts) > 1:
         text += f" Spread is the standard deviation over the {len(model.parts)} models that answer together."
+    if len(rows) > _MOST_ANSWERS:
+        text += f" Here are the first {_MOST_ANSWERS} of {len(rows)}; predictions.csv beside this page has all."
     return Section("Answers", text, ("slide", "answer", *model.classes, "spread", "tiles", "remark"), cells)
 
 
-def _warnings(rows: Sequence[Prediction]) -> Section:
-    points = [f"{row.slide_id}: {warning}." for row in rows for warning in row.warnings]
-    return Section("To bear in mind", points=points)
+def _warnings(rows: Sequence[Prediction], model: Checkpoint, made: Sequence[_Made]) -> Section:
+    """What the model cannot tell, in what slides are unlike its training, and what explanations lack."""
+    about = [(row.slide_id, warning) for row in rows for warning in row.warnings]
+    about += [(one["slide_id"], note) for _, one in made for note in one["notes"]]
+    points = [_short(f"{slide_id}: {warning}.") for slide_id, warning in about[:_MOST_WARNINGS]]
+    if len(about) > _MOST_WARNINGS:
+        points.append(f"{len(about) - _MOST_WARNINGS} more: see predictions.csv and each {MANIFEST}.")
+    return Section("To bear in mind", points=[*(f"{note[:1].upper()}{note[1:]}." for note in notes(model)), *points])
 
 
-def _explanations(folders: Sequence[Path]) -> Iterator[Section]:
+def _explanations(made: Sequence[_Made]) -> Iterator[Section]:
     """A section for each slide, with pictures as long as there is room."""
     room = _MOST_BYTES
-    for folder in folders:
-        made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        pictures = list(_pictures(folder, made)) if room > 0 else []
-        size = sum(len(picture.data) for picture in pictures)
-        if size > room:
-            pictures, room = [], 0
-        room -= size
-        text = _sentence(made)
-        if not pictures:
-            text += f" Its pictures are in {folder}." if _has_pictures(made) else " " + " ".join(made["notes"]) + "."
-        yield Section(made["slide_id"], text, *_pairs(folder, made), pictures=pictures)
+    for folder, one in made[:_MOST_EXPLAINED]:
+        pictures, left_out = list[Picture](), False
+        for name, text in _drawn(one):
+            picture = None if left_out else _picture(folder / name, f"{one['slide_id']}: {text}")
+            left_out = picture is None or len(picture.data) > room
+            if picture is not None and not left_out:
+                pictures.append(picture)
+                room -= len(picture.data)
+        text = _sentence(one) + (f" More of its pictures are in {folder}." if left_out else "")
+        yield Section(_short(one["slide_id"]), text, *_pairs(folder, one), pictures=pictures)
+    if others := made[_MOST_EXPLAINED:]:
+        text = f"They are explained, each in its own folder, in {others[0][0].parent}."
+        yield Section(f"{len(others)} more slides", text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
 
 
 def _sentence(made: dict[str, Any]) -> str:
@@ -96,20 +133,29 @@ def _sentence(made: dict[str, Any]) -> str:
         return f"{said} This model does not tell what each tile gave to that."
     evidence, base = made["evidence"][name], made["base"][name]
     what = "Log-odds" if len(made["classes"]) == 2 else "Evidence (its logit over the mean of the others)"
-    return f"{said} {what} of {name}: {evidence:+.2f}, of which tiles gave {evidence - base:+.2f}."
+    told = f"{said} {what} of {name}: {evidence:+.2f}, of which tiles gave {evidence - base:+.2f}"
+    if not made["together"]:
+        return f"{told}."
+    others = _short(", ".join(made["together"]))
+    return f"{told}; those of this slide {made['given'][name]:+.2f}, as the model was asked together with {others}."
 
 
-def _has_pictures(made: dict[str, Any]) -> bool:
-    return any(name.endswith(".png") for name in made["files"])
+def _drawn(made: dict[str, Any]) -> list[tuple[str, str]]:
+    """The pictures of an explanation and what they are, in the order of a page."""
+    files: dict[str, str] = made["files"]
+    return [
+        (name, text)
+        for start in _DRAWN
+        for name, text in files.items()
+        if name.endswith(".png") and (name == f"{start}.png" or name.startswith(f"{start}_"))
+    ]
 
 
-def _pictures(folder: Path, made: dict[str, Any]) -> Iterator[Picture]:
-    names = [name for start in _DRAWN for name in made["files"] if name.startswith(start) and name.endswith(".png")]
-    for name in names:
-        with Image.open(folder / name) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-        yield Picture(f"{made['slide_id']}: {made['files'][name]}", buffer.getvalue())
+def _picture(path: Path, caption: str) -> Picture:
+    with Image.open(path) as image:
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return Picture(caption, buffer.getvalue())
 
 
 def _pairs(folder: Path, made: dict[str, Any]) -> tuple[tuple[str, ...], Sequence[tuple[str, ...]]]:
