@@ -37,7 +37,7 @@ class Asked:
     slides_at: Path | None = None
     """Where the slides of ``bags`` lie, if they moved."""
     tiles: Path | None = None
-    """Where the tiles of ``bags`` lie, which know their quality and the outline of the tissue; None = in `TILES`, if that
+    """Where the tiles of ``bags`` lie, which know their quality and the outline of the tissue; None = in `TILES`, if it
     is there."""
 
 
@@ -138,7 +138,7 @@ def _together(rows: Sequence[Prediction], bags: Sequence[Item]) -> list[list[Ite
 
 
 def _members(name: str, known: Collection[str]) -> list[str]:
-    """The slides that a row's name joins, though one of them may be called ``a; b`` itself; none if they are unknown."""
+    """The slides that a row's name joins, though one may be called ``a; b`` itself; none if they are unknown."""
     if name in known:
         return [name]
     words = name.split(SEVERAL)

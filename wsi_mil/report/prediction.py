@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -61,12 +61,13 @@ def prediction_page(rows: Sequence[Prediction], told: Told, explained: Sequence[
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What an explanation says is in its folder: plain names, as anybody may have edited it."""
+    """What an explanation says of itself; it may name only files of its own folder, as anybody may have edited it."""
     made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in made["files"]:
-        if name in ("", ".", "..") or PurePath(name).name != name or PureWindowsPath(name).name != name:
+        if (folder / name).resolve().parent != folder.resolve():
             raise ArtifactCorrupt(
-                f"{folder / MANIFEST} names {name!r}, which is no file of its folder: explain it again"
+                f"{folder / MANIFEST} names {name!r}, which is no file of its folder: move the folder away, and explain"
+                " the slide again"
             )
     return made
 
