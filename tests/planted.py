@@ -1,10 +1,16 @@
 """Features on disk with a planted signal, for tests of training and prediction that need no slides."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wsi_mil import store
+from wsi_mil.aggregators import build
+from wsi_mil.bags import read_bag
+from wsi_mil.checkpoint import Checkpoint, Part, Recipe, ensemble, save
+from wsi_mil.train import CHECKPOINT
 
 DIM = 6
 
@@ -52,3 +58,25 @@ def plant_cohort(root: Path, slides: int = 24, test: int = 0) -> Path:
         rows.append(row + ((",test" if index >= slides - test else ",train") if test else ""))
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     return root / "labels.csv"
+
+
+def untrained(
+    folder: Path,
+    bag: Path,
+    aggregator: str = "das-mil",
+    classes: tuple[str, ...] = ("neg", "pos"),
+    seeds: tuple[int, ...] = (0,),
+    unit: str = "slide",
+) -> Path:
+    """Write a checkpoint of random weights, an ensemble of several seeds, as if trained on such features."""
+    like = read_bag(bag)
+    dim, made = like.features.shape[1], []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        state = build(aggregator, dim, len(classes)).state_dict()
+        part = Part({}) if len(seeds) == 1 else Part({}, 1.5 + seed, tuple(1 / len(classes) for _ in classes))
+        params = [json.loads(like.attrs[name]) for name in ("tile_params", "params")]
+        facts = Recipe.of(like.attrs), like.attrs["encoder_weights"], *params, {}
+        made.append(Checkpoint(aggregator, (part,), dim, classes, *facts, state, unit=unit))
+    save(folder / CHECKPOINT, ensemble(made, {}) if len(made) > 1 else made[0])
+    return folder / CHECKPOINT

@@ -80,7 +80,7 @@ def answer(
         ours = not asked.bags.exists() or holds_own(asked.bags)
         tiles = _tiles_of(asked, ours)
         # Slides tell of other programs' features what these do not; of ours they only show what was looked at.
-        peers = replace(asked.peers, slides=None) if ours and closely else asked.peers
+        peers = replace(asked.peers, slides=None) if ours and closely is not None else asked.peers
         made = own_bags(asked.bags, peers, options.workers)
         bags = predict.find_bags(asked.bags) if made.items is None else list(made.items)
         rows = predict.predict_bags(path, bags, options, made.failed)
