@@ -16,9 +16,9 @@ from wsi_mil.explain import MANIFEST
 from wsi_mil.predictions import Prediction
 from wsi_mil.report.page import Picture, Section, page
 
-_MOST_BYTES = 6_000_000  # of pictures: written as text they take a third more, and a page stays below 10 MB
-_MOST_ANSWERS, _MOST_WARNINGS, _MOST_EXPLAINED = 5000, 500, 100  # for the same reason; tables hold the rest
-_MOST_LETTERS = 300  # of one line: a name or an error may be of any length
+_MOST_BYTES = 5_000_000  # of pictures: written as text they take a third more, and a page stays below 10 MB
+_MOST_ANSWERS, _MOST_WARNINGS, _MOST_EXPLAINED = 3000, 500, 100  # for the same reason; tables hold the rest
+_MOST_LETTERS = 200  # of one line: a name or an error may be of any length
 _QUALITY = 88
 _PAIRS = 8
 _DRAWN = ("heatmap", "contribution", "pairs", "top_tiles", "bottom_tiles")
