@@ -144,11 +144,10 @@ def strongest(seen: Sequence[Seen]) -> Iterator[tuple[str, str, str]]:
         ("most attention", lambda one: int(one.told.attention.argmax())),
     ):  # fmt: skip
         tiles = [pick(one) for one in near]
-        for what in (*KINDS, "either"):
-            of = [one.deciding.values() if what == "either" else [one.deciding[what]] for one in near]
-            hits = [
-                one.touched(which)[tile] for one, which, tile in zip(near, of, tiles, strict=True) if tile is not None
-            ]
+        for what in (*KINDS, "nest or cluster"):
+            of = [one.deciding.values() if what not in KINDS else [one.deciding[what]] for one in near]
+            on = [one.touched(which) for one, which in zip(near, of, strict=True)]
+            hits = [touching[tile] for touching, tile in zip(on, tiles, strict=True) if tile is not None]
             chance = np.mean([touching.mean() for touching in on]) if near else 0
             said = f"{sum(hits)} of {len(hits)}" if hits else "–"
             yield f"{name}: on the {what} of the closest pair", said, f"{100 * chance:.1f} %"
@@ -178,9 +177,7 @@ def report(checkpoint: Checkpoint, split: str, seen: Sequence[Seen]) -> Iterator
     yield ""
     yield from table(("tile of a near slide", "slides", "tiles that do"), strongest(seen))
     yield ""
-    yield from table(
-        ("contribution and occlusion, of tiles left out", "mean over slides (least to most)"), agreement(seen)
-    )
+    yield from table(("contribution and occlusion", "mean over slides (least to most)"), agreement(seen))
 
 
 def main() -> None:

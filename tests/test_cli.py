@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_models, cli_tile, cli_weights
+from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_models, cli_predict, cli_tile, cli_weights
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
 from wsi_mil.evaluation import CrossvalParams
+from wsi_mil.explain import LookOptions
 from wsi_mil.learning import LearnParams, RunParams
 from wsi_mil.metrics import Resampling
 from wsi_mil.tiling import TileParams
 
-COMMANDS = ["tile", "extract", "distances", "predict", "run", "encoders"]
+COMMANDS = ["tile", "extract", "distances", "run", "encoders"]
+OF_ANSWERS = ["predict", "explain"]
 OF_MODELS = ["train", "crossval", "evaluate", "compare"]
 OF_INTEROP = ["import", "export", "inspect"]
 OF_DEMO = ["demo", "synthetic"]
@@ -33,25 +35,27 @@ def call(*arguments: object) -> int:
     return 0
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(("command", "option"), [("train", "--aggregator"), ("explain", "--occlusions")])
+def test_help_loads_nothing_heavy(command: str, option: str) -> None:
     heavy = "torch", "numpy", "h5py", "openslide", "timm", "pandas", "skimage", "scipy", "sklearn", "tifffile"
     code = (
         "import sys; from wsi_mil.cli import main\n"
-        "try: main(['train', '--help'])\n"
+        f"try: main([{command!r}, '--help'])\n"
         "except SystemExit: pass\n"
         f"sys.exit(','.join(name for name in {heavy!r} if name in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--aggregator" in done.stdout
+    assert option in done.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *OF_MODELS, *OF_INTEROP, *OF_DEMO])
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_ANSWERS, *OF_MODELS, *OF_INTEROP, *OF_DEMO])
 def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     printed = capsys.readouterr().out
     assert "--help" in printed
     defaults = {"tile": "224", "extract": "tiles", "distances": "8", "train": "das-mil", "predict": "predictions"}
+    defaults |= {"explain": "16"}
     defaults |= {"crossval": "crossval", "evaluate": "evaluation", "compare": "comparison"}
     assert command not in defaults or f"[default: {defaults[command]}]" in printed
 
@@ -68,6 +72,7 @@ def test_no_command_is_forgotten() -> None:
         (cli_demo.app, OF_DEMO),
         (cli_weights.app, OF_WEIGHTS),
         (cli_models.app, OF_MODELS),
+        (cli_predict.app, OF_ANSWERS),
     )
     for app, commands in ((cli.app, COMMANDS), *groups):
         assert {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands} == set(
@@ -101,6 +106,9 @@ def test_defaults_are_those_of_the_parameters() -> None:
         assert _default(cli_tile.tile, name) == tile[name], name
     assert arguments.tile_params(None, None, None) == TileParams()
     assert arguments.tile_params(256, None, 0.5).tile_um == 128.0
+    looks = {field.name: field.default for field in dataclasses.fields(LookOptions)}
+    for name in looks:
+        assert _default(cli_predict.explain, name) == looks[name], name
     encoding = {field.name: field.default for field in dataclasses.fields(Encoding)}
     for name in ("device", "batch", "precision", "allow_mpp_mismatch"):
         assert _default(cli.extract, name) == encoding[name], name
@@ -153,6 +161,10 @@ def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: p
         (["train"], 1, "feats holds no artifacts"),
         (["predict", "slide.tif"], 1, "train a model with `wsimil train`"),
         (["predict"], 2, "name slides, or features by --bags"),
+        (["explain"], 1, "train a model with `wsimil train`"),
+        (["explain", "a.tif", "--partners", "0"], 2, "partners 0: give a whole number of at least 1"),
+        (["explain", "a.tif", "--bags", "feats"], 2, "and not both"),
+        (["predict", "a.tif", "--tiles", "tiles"], 2, "add --explain"),
         (["predict", "a.tif", "--encoder", "uni"], 2, "tell of other programs' --bags: leave them out"),
         (["import", "nowhere"], 1, "nowhere does not exist"),
         (["train", "--bags", "x", "--mpp", "0"], 2, "--mpp 0: give um per level-0 px"),

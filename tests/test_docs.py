@@ -15,11 +15,15 @@ import torch
 from test_encoders_ctranspath import old_layout
 
 from wsi_mil import __version__, store, synthetic
-from wsi_mil.aggregators import AGGREGATORS
+from wsi_mil.aggregators import AGGREGATORS, build
+from wsi_mil.bags import Bag
 from wsi_mil.encoders import find_encoder
 from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.table import ENCODERS
+from wsi_mil.explain import LookOptions, learnt_distances, look
 from wsi_mil.predictions import read_predictions
+from wsi_mil.report import DISTANCE_FILES
+from wsi_mil.report.prediction import _DRAWN
 from wsi_mil.slides import write_pyramid
 from wsi_mil.stage import artifact_items
 
@@ -241,6 +245,26 @@ def test_the_reference_is_generated_anew(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "typer", "wsi_mil.cli", "utils", "docs", "--name", "wsimil"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (ROOT / "docs" / "cli.md").read_text().strip(), "run `make docs`"
+
+
+def test_the_page_about_explaining_says_of_each_model_what_it_tells() -> None:
+    text = (ROOT / "docs" / "explaining.md").read_text()
+    said = {row[0]: row[1:] for row in re.findall(r"^\| `(\S+)` \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)}
+    torch.manual_seed(0)
+    bag = Bag("a", torch.randn(9, 4), 256.0 * torch.stack([torch.arange(9) % 3, torch.arange(9) // 3], dim=1), {})
+    tells = {}
+    for name in AGGREGATORS:
+        model = build(name, 4, 2).eval()
+        seen = look(model, bag, LookOptions(occlusions=0))
+        each = seen.contribution is not None, seen.pairs is not None, bool(learnt_distances(model))
+        tells[name] = tuple("yes" if one else "–" for one in each)
+    assert said == tells
+
+
+def test_the_page_about_explaining_names_every_file() -> None:
+    text = (ROOT / "docs" / "explaining.md").read_text()
+    for name in ("tissue.geojson", "pairs.csv", *DISTANCE_FILES[::2], *(f"{kind}.png" for kind in _DRAWN)):
+        assert f"`{name}`" in text, name
 
 
 def test_the_changelog_knows_this_version() -> None:

@@ -10,8 +10,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from planted import plant, untrained
+
+from wsi_mil import checkpoint
+from wsi_mil.explain import read_places
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -166,6 +171,37 @@ def test_the_benchmark_of_looking_compares_with_a_plain_prediction(load, monkeyp
     assert [cells(line)[1] for line in lines] == ["predict", "look, nothing left out", "look, 1 tiles left out"]
     assert cells(lines[0])[4:] == ["1.00", "1.00"]
     assert all(float(cell) > 0 for line in lines for cell in cells(line)[2:])
+
+
+def test_where_a_model_looked_is_compared_with_where_things_are(load, monkeypatch, capsys, tmp_path):
+    where = load("where_it_looked")
+    labels = ["slide_id,label,patient_id,split"]
+    truth = ["slide_id,kind,x_um,y_um,radius_um"]
+    for index, label in enumerate(("near", "far", "near")):
+        plant(tmp_path / "feats", f"s{index}", positive=label == "near", seed=index, tiles=100)
+        labels.append(f"s{index},{label},p{index},{'test' if index < 2 else 'train'}")
+        truth += [f"s{index},nest,500,500,100", f"s{index},nest,2000,300,100", f"s{index},cluster,900,1300,150"]
+    (tmp_path / "labels.csv").write_text("\n".join(labels) + "\n")
+    (tmp_path / "truth.csv").write_text("\n".join(truth) + "\n")
+    path = untrained(tmp_path / "model", tmp_path / "feats" / "s0.h5", classes=("far", "near"))
+    seen = list(where.look_at(tmp_path, checkpoint.load(path), "test", 4))
+    assert [one.label for one in seen] == ["near", "far"]
+    assert seen[0].deciding == {"nest": 0, "cluster": 2}
+    corners = read_places(tmp_path / "feats" / "s0.h5").coords * 0.5  # tiles of 224 um
+    near = np.hypot(*(np.clip((500, 500), corners, corners + 224) - (500, 500)).T) <= 100
+    assert (seen[0].touched([0]) == near).all()
+    assert set(seen[0].kinds[near]) == {"nest"}
+    monkeypatch.setattr(sys, "argv", ["where_it_looked.py", str(tmp_path), "--occlusions", "4"])
+    where.main()
+    told = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = {row[0]: row[1:] for row in told}
+    assert rows["slides, tiles that touch"] == ["tiles", *where.QUANTITIES]
+    for place in range(4):  # each sums to the whole
+        parts = [float(rows[f"all, {kind}"][place].removesuffix(" %")) for kind in (*where.KINDS, where.NEITHER)]
+        assert sum(parts) == pytest.approx(100, abs=0.2)
+    assert rows["near, nest"][0] == f"{100 * (seen[0].kinds == 'nest').mean():.1f} %"
+    assert rows["most attention: on the nest or cluster of the closest pair"][0] in ("0 of 1", "1 of 1")
+    assert -1 <= float(rows["Spearman correlation"][0].partition(" ")[0]) <= 1
 
 
 def test_the_benchmark_of_stain_prints_a_row_per_method(load, monkeypatch, capsys):
