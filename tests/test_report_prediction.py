@@ -105,7 +105,7 @@ def test_a_page_of_many_slides_stays_below_10_mb_and_says_what_it_leaves_out(
     assert "10 more slides" in text
     assert f"each in its own folder, in {one.parent}." in text
     assert "Here are the first 3000 of 6000" in text
-    assert "17540 more: see predictions.csv" in text
+    assert "17500 more: see predictions.csv" in text
 
 
 def test_a_slide_with_more_pictures_than_there_is_room_for_shows_the_first(

@@ -78,10 +78,11 @@ def predict(
 
     if tiles and not explain:
         raise OptionError(f"--tiles {tiles} shows what was looked at: add --explain, or leave it out")
-    path = checkpoint_at(model)
-    asked = _asked("predict", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
+    _require_one_source("predict", slides, bags, bool(bag_slides or table or encoder), tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
     _require_file(json_to)
+    path = checkpoint_at(model)
+    asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
     answered = answer(path, asked, options, LookOptions() if explain else None, [_typed()])
     show_answers(answered, path, out, json_to)
 
@@ -119,18 +120,32 @@ def explain(
     from wsi_mil.reasons import answer, learnt
     from wsi_mil.workflow import checkpoint_at
 
-    path, closely = checkpoint_at(model), LookOptions(top, partners, occlusions)
+    closely = LookOptions(top, partners, occlusions)
     if not slides and bags is None:
+        path = checkpoint_at(model)
         show_learnt(path, *learnt(path, out, overwrite))
         return
-    asked = _asked("explain", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
+    _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
     _require_file(json_to)
+    path = checkpoint_at(model)
+    asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
     show_answers(answer(path, asked, options, closely, [_typed()]), path, out, json_to)
 
 
+def _require_one_source(
+    command: str, slides: list[Path] | None, bags: Path | None, of_peers: bool, tiles: Path | None
+) -> None:
+    """Refuse to be asked about nothing or about two things, or to be told what says nothing of it."""
+    if bool(slides) == bool(bags):
+        raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
+    if slides and of_peers:
+        raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
+    if slides and tiles:
+        raise OptionError(f"--tiles {tiles} tells of --bags: leave it out, slides are tiled as in training")
+
+
 def _asked(
-    command: str,
     slides: list[Path] | None,
     bags: Path | None,
     bag_slides: Path | None,
@@ -139,16 +154,9 @@ def _asked(
     mpp: float | None,
     tiles: Path | None,
 ) -> "Asked":
-    """What is asked about, refused where it is nothing or two things."""
     from wsi_mil.predict import slides_at
     from wsi_mil.reasons import Asked
 
-    if bool(slides) == bool(bags):
-        raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
-    if slides and (bag_slides or table or encoder):
-        raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
-    if slides and tiles:
-        raise OptionError(f"--tiles {tiles} tells of --bags: leave it out, slides are tiled as in training")
     if slides:
         return Asked(slides_at(slides), mpp=mpp)
     peers = peer_options(bag_slides, table, mpp, encoder)
