@@ -1,7 +1,5 @@
 """Answers about new slides: one thin function per command, as in `cli`."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +23,7 @@ from wsi_mil.arguments import (
 )
 from wsi_mil.errors import OptionError
 from wsi_mil.screen import show_answers
+from wsi_mil.typed import typed
 
 if TYPE_CHECKING:
     from wsi_mil.predict import PredictOptions
@@ -72,7 +71,7 @@ def predict(
     asked = _asked("predict", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
     _require_file(json_to)
-    answered = answer(path, asked, options, LookOptions() if explain else None, [_typed()])
+    answered = answer(path, asked, options, LookOptions() if explain else None, typed())
     show_answers(answered, path, out, json_to)
 
 
@@ -110,7 +109,7 @@ def explain(
     asked = _asked("explain", slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
     _require_file(json_to)
-    show_answers(answer(path, asked, options, closely, [_typed()]), path, out, json_to)
+    show_answers(answer(path, asked, options, closely, typed()), path, out, json_to)
 
 
 def _asked(
@@ -156,8 +155,3 @@ def _options(
 def _require_file(json_to: str | None) -> None:
     if json_to is not None and json_to != "-" and Path(json_to).is_dir():
         raise OptionError(f"--json {json_to} is a folder: name a file, or - for stdout")
-
-
-def _typed() -> str:
-    """What was typed."""
-    return shlex.join(["wsimil", *sys.argv[1:]])

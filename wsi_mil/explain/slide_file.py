@@ -12,6 +12,12 @@ from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 log = logging.getLogger(__name__)
 
 
+def slide_path(bag: Bag, moved: Mapping[str, Path]) -> Path | None:
+    """Where a slide lies that is believed to be that of a bag; None where there is none. See `find_slide`."""
+    recorded = bag.attrs.get("slide_path")
+    return Path(recorded) if recorded and Path(recorded).exists() else moved.get(bag.slide_id)
+
+
 def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path | None:
     """Where the slide of a bag lies; None, which the log says, where it is not at hand.
 
@@ -23,9 +29,9 @@ def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path 
     Raises:
         SlideError: another slide lies there.
     """
-    recorded = bag.attrs.get("slide_path")
-    path = Path(recorded) if recorded and Path(recorded).exists() else moved.get(bag.slide_id)
+    path = slide_path(bag, moved)
     if path is None:
+        recorded = bag.attrs.get("slide_path")
         where = f"{recorded} is not there" if recorded else "its features do not tell where the slide is"
         log.warning("%s: %s, so there are no pictures: name the folder of slides by --slides DIR", bag.slide_id, where)
         return None

@@ -1,7 +1,6 @@
 """The page of predictions: what was said of each slide, how sure that is, and what was looked at."""
 
 import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from PIL import Image
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.explain import MANIFEST
 from wsi_mil.predictions import Prediction
-from wsi_mil.report.page import Picture, Section, page
+from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg, page
+from wsi_mil.report.provenance import model_facts, provenance
 
-_MOST_BYTES = 6_000_000  # of pictures: written as text they take a third more, and a page stays below 10 MB
-_QUALITY = 88
 _PAIRS = 8
 _DRAWN = ("heatmap", "contribution", "pairs", "top_tiles", "bottom_tiles")
 """Pictures of an explanation, in the order of a page; those of one class of several have its name behind."""
@@ -74,7 +72,7 @@ def _warnings(rows: Sequence[Prediction]) -> Section:
 
 def _explanations(folders: Sequence[Path]) -> Iterator[Section]:
     """A section for each slide, with pictures as long as there is room."""
-    room = _MOST_BYTES
+    room = MOST_BYTES
     for folder in folders:
         made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         pictures = list(_pictures(folder, made)) if room > 0 else []
@@ -107,9 +105,7 @@ def _pictures(folder: Path, made: dict[str, Any]) -> Iterator[Picture]:
     names = [name for start in _DRAWN for name in made["files"] if name.startswith(start) and name.endswith(".png")]
     for name in names:
         with Image.open(folder / name) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-        yield Picture(f"{made['slide_id']}: {made['files'][name]}", buffer.getvalue())
+            yield Picture(f"{made['slide_id']}: {made['files'][name]}", as_jpeg(image))
 
 
 def _pairs(folder: Path, made: dict[str, Any]) -> tuple[tuple[str, ...], Sequence[tuple[str, ...]]]:
@@ -136,12 +132,4 @@ def _pairs(folder: Path, made: dict[str, Any]) -> tuple[tuple[str, ...], Sequenc
 
 
 def _provenance(told: Told) -> Section:
-    made = told.model
-    facts = {
-        "model": f"{made.aggregator}, digest {told.digest}",
-        "encoder": f"{made.recipe.encoder} ({made.encoder_weights}, sha256 {made.recipe.encoder_weights_sha256[:16]})",
-        "tile": f"{made.recipe.tile_um:g} µm read as {made.recipe.tile_px} px",
-        "trained by": f"wsi_mil {made.version}, fingerprint {made.training.get('fingerprint', '–')}",
-        "to repeat": "; ".join(told.commands),
-    }
-    return Section("Provenance", header=("what", "value"), rows=list(facts.items()))
+    return provenance([("checkpoint", f"digest {told.digest}"), *model_facts(told.model)], told.commands)
