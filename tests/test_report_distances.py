@@ -128,7 +128,7 @@ def test_a_figure_holds_its_charts_one_below_the_other() -> None:
         "A < B",
         (Curve("one", (0.0, 1.0)), Curve("two", (1.0, 0.0), colour=7, dashed=True)), 1.0,
         ticks=(Tick(0.5, "middle"),), levels=(Tick(0.25, "quarter"),), bars=(Bar(0.1, 0.2, 0.5),),
-        marks=(Mark(0.5, 1),),
+        marks=(Mark(0.5, 1),), across="distance", up="share",
     )  # fmt: skip
     drawn = ElementTree.fromstring(figure("T & U", [chart, chart]))
     text = "".join(drawn.itertext())
