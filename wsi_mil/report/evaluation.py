@@ -7,7 +7,7 @@ import numpy as np
 
 from wsi_mil import metrics
 from wsi_mil.evaluation import Comparison, Judged, Spatial, Study
-from wsi_mil.report.judged import judged_sections, remarks, shown
+from wsi_mil.report.judged import judged_sections, shown
 from wsi_mil.report.page import NOTHING, Section, number, page
 from wsi_mil.report.provenance import provenance
 
@@ -41,9 +41,8 @@ def study_page(title: str, lead: str, study: Study, beside: Beside = _ALONE) -> 
         beside: what else stands on the page.
     """
     judged = study.judged
-    figures, _, *others = judged_sections(judged)
     parts = [
-        beside.cohort, figures, remarks(study.notes), *others, _classes(judged), _folds(judged), _groups(judged),
+        beside.cohort, *judged_sections(judged, study.notes), _classes(judged), _folds(judged), _groups(judged),
         _compared(study.comparisons), _space(study.spatial), *beside.learnt, beside.slides,
         provenance(beside.facts, beside.commands),
     ]  # fmt: skip

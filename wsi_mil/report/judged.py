@@ -14,14 +14,17 @@ _SIDE = 340  # of a square chart
 _CHANCE = 5  # the darkest colour
 
 
-def judged_sections(judged: Sequence[Judged]) -> list[Section]:
-    """What every page that judges models says of them first."""
-    notes = tuple(dict.fromkeys(note for found in judged for note in found.notes))
-    return [_figures(judged), remarks(notes), _curves(judged), _decisions(judged)]
+def judged_sections(judged: Sequence[Judged], notes: Sequence[str]) -> list[Section]:
+    """What every page that judges models says of them first.
+
+    Args:
+        judged: the models.
+        notes: what one should bear in mind, as sentences.
+    """
+    return [_figures(judged), _remarks(notes), _curves(judged), _decisions(judged)]
 
 
-def remarks(notes: Sequence[str]) -> Section:
-    """What one should bear in mind, as a list of sentences."""
+def _remarks(notes: Sequence[str]) -> Section:
     return Section("To bear in mind", points=[f"{note[0].upper()}{note[1:]}." for note in notes])
 
 
@@ -88,7 +91,9 @@ def _precision(judged: Sequence[Judged], column: int) -> Chart:
     for found in judged:
         answers = found.answers
         recall, precision = metrics.precision_recall(answers.labels == column, answers.scores[:, column])
-        at = np.repeat(np.concatenate([[0], recall]), 2)[1:-1] if len(recall) else recall
+        gained = np.diff(recall, prepend=0) > 0  # what gains no recall has no width
+        recall, precision = recall[gained], precision[gained]
+        at = np.repeat(np.concatenate([[0], recall]), 2)[1:-1]
         name = _with_figure(found, "AUPRC")
         curves.append(Curve(name, tuple(np.repeat(precision, 2).tolist()), tuple(at.tolist())))
     answers = judged[0].answers

@@ -16,7 +16,7 @@ Cells = tuple[str, ...]
 MOST_BYTES = 6_000_000
 """Of the pictures of a page: written as text they take a third more, and a page stays below 10 MB."""
 _MOST_ROWS = 40  # what is longer is folded: it opens by a click, and for a printer
-_NARROW = 40  # letters that fit beside each other on a telephone
+_NARROW = 44  # letters that fit beside each other on a telephone
 _QUALITY = 88
 
 
@@ -49,8 +49,8 @@ class Table(NamedTuple):
     @property
     def is_wide(self) -> bool:
         """Whether a narrow screen shows each row as a list, cell below cell, since they do not fit side by side."""
-        columns = zip(self.header, *self.rows, strict=True)
-        return sum(max(map(len, column)) + 2 for column in columns) > _NARROW
+        words = [max(cell.split(), key=len, default="") for cell in self.header]  # a header may run over several lines
+        return sum(max(map(len, column)) + 2 for column in zip(words, *self.rows, strict=True)) > _NARROW
 
 
 @dataclass(frozen=True)

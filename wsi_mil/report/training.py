@@ -39,8 +39,10 @@ def training_page(
         f"{made.aggregator} on {made.recipe.encoder} features, {' or '.join(made.classes)}. The weights of epoch"
         f" {best.epoch + 1} of {len(trained.history)} were kept: lowest validation loss, {best.val_loss:.3f}."
     )
+    judged = _judged(trained)
     sections = [
-        cohort_section(trained.cohort), _curves(trained), *judged_sections(_judged(trained)), _predictions(trained),
+        cohort_section(trained.cohort), _curves(trained), *judged_sections(judged, _notes(judged)),
+        _predictions(trained),
         *([] if distances is None else [distance_section(distances)]), slides, provenance(model_facts(made), commands),
     ]  # fmt: skip
     return page("Training report", lead, sections)
@@ -56,10 +58,16 @@ def training_slides(trained: Trained, files: SlideFiles) -> Section:
 def _judged(trained: Trained) -> list[Judged]:
     """Of test patients, and of validation patients beside them or, where there are no others, alone."""
     how = Resampling(trained.checkpoint.training["params"]["learn"]["seed"], _RESAMPLES)
-    parts = {"test": "test patients", "val": "validation patients, who chose the epoch"}
+    parts = {"test": "test patients", "val": "validation patients"}
     rows = {part: [row for row in trained.predictions if row.split == part] for part in parts}
     classes = trained.checkpoint.classes
     return [judge(name, Answers.of(rows[part], classes), how) for part, name in parts.items() if rows[part]]
+
+
+def _notes(judged: Sequence[Judged]) -> list[str]:
+    """What to bear in mind, of each part by name."""
+    flattered = "validation patients chose the epoch, temperature and threshold, so that figures on them flatter"
+    return [flattered, *(f"{found.name}: {note}" for found in judged for note in found.notes)]
 
 
 def _curves(trained: Trained) -> Section:
