@@ -170,3 +170,13 @@ def test_the_order_of_the_bags_changes_no_figure(classes, seed):
     for name, figure in PREDICTED.items():
         expected = figure(labels, predicted, classes)
         assert figure(labels[order], predicted[order], classes) == pytest.approx(expected, nan_ok=True), name
+
+
+def test_the_area_below_the_steps_of_precision_and_recall_is_auprc() -> None:
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 40), np.round(rng.random((40, 2)), 1)  # with ties
+    recall, precision = metrics.precision_recall(labels == 1, scores[:, 1])
+    assert (np.diff(recall, prepend=0) * precision).sum() == pytest.approx(metrics.auprc(labels, scores))
+    assert recall[-1] == 1
+    assert precision[-1] == pytest.approx((labels == 1).mean())
+    assert [len(part) for part in metrics.precision_recall(labels > 1, scores[:, 1])] == [0, 0]

@@ -2,18 +2,17 @@ import io
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from wsi_mil.bags import Bag
 from wsi_mil.explain import png
-from wsi_mil.report import Chart, Curve, Picture, Section, number, page, pictures
-from wsi_mil.slides import open_slide
+from wsi_mil.report import Chart, Curve, Picture, Section, Table, number, page
 
 
 class _Checker(HTMLParser):
     """Collects what a page refers to, and whether its tags close."""
 
-    VOID = frozenset({"meta", "img", "line", "polyline"})
+    VOID = frozenset({"meta", "img", "line", "polyline", "br"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -76,10 +75,36 @@ def test_numbers_and_pictures() -> None:
     assert Picture("p", jpeg.getvalue()).source.startswith("data:image/jpeg;base64,")
 
 
-def test_features_that_do_not_tell_whose_resolution_it_is_have_their_picture_too(make_slide) -> None:
-    path = make_slide()
-    with open_slide(path) as slide:
-        mpp = slide.mpp_x
-    attrs = {"tile_um": 256.0, "slide_path": str(path), "mpp_x": mpp}
-    drawn = pictures._attention_png(Bag("a", torch.zeros(3, 2), 300.0 * torch.rand(3, 2), attrs), np.ones(3))
-    assert Image.open(io.BytesIO(drawn)).format == "PNG"
+def test_epochs_are_told_in_round_numbers() -> None:
+    def ticks(epochs: int) -> list[tuple[float, str]]:
+        return [tuple(tick) for tick in Chart("c", (Curve("a", (1.0,) * epochs),)).ticks_written]
+
+    assert ticks(1) == [(0, "1")]
+    assert ticks(2) == [(0, "1"), (1, "2")]
+    assert [text for _, text in ticks(53)] == ["1", "20", "40"]
+    assert ticks(53)[1][0] == pytest.approx(19 / 52)
+
+
+def test_a_curve_has_signs_of_its_colour_on_it() -> None:
+    steep = Curve("a", tuple(np.linspace(0, 1, 50).tolist()))
+    chart = Chart("c", (steep, Curve("b", (0.0, float("nan"), 1.0))), 1.0, width=100, height=100)
+    first, second = (chart.signs(curve, colour) for curve, colour in chart.coloured)
+    assert len(first) == 3
+    assert all(place.x == pytest.approx(100 - place.y) for place in first)
+    assert [tuple(place) for place in second] == [(0, 100), (100, 0)]
+    assert chart.signs(steep, 0)[0] != chart.signs(steep, 1)[0]
+    assert [sign for sign, *_ in chart.named] == ["●", "■"]
+    assert chart.signs(Curve("none", ()), 0) == []
+
+
+def test_rows_that_do_not_fit_a_telephone_become_lists() -> None:
+    assert not Table("t", ("class", "slides"), [("near", "12")]).is_wide
+    assert Table("t", ("class", "slides"), [("near", "x" * 50)]).is_wide
+    text = page("t", "l", [Section("S", "", ("a", "b", "c"), [("1", "2" * 50, "3")])]).decode()
+    assert 'class="wide several"' in text
+    assert '<td role="cell" data-label="c">3</td>' in text
+
+
+def test_commands_can_be_typed_as_they_stand() -> None:
+    text = page("t", "l", [Section("S", commands=["wsimil train --out 'a b'"])]).decode()
+    assert "<code>wsimil train --out &#39;a b&#39;</code>" in text

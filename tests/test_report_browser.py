@@ -1,15 +1,19 @@
 """The pages as a browser shows them, at the width of a desk and of a telephone."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urldefrag
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from test_cli import call
 
 from wsi_mil.explain import png
 from wsi_mil.report import Chart, Curve, Picture, Section, page
+from wsi_mil.synthetic import SyntheticParams, make_cohort
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (1280, 400)
@@ -43,16 +47,85 @@ def report(tmp_path: Path) -> Path:
     return path
 
 
+@contextmanager
+def opened(browser: Browser, path: Path, width: int) -> Generator[Page]:
+    """A page that asks the network for nothing, and of which the browser has nothing to say."""
+    said: list[str] = []
+    shown = browser.new_page(viewport={"width": width, "height": 800})
+    shown.on("console", lambda message: said.append(message.text))
+    shown.on("pageerror", lambda error: said.append(str(error)))
+    shown.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else said.append(asked.url))
+    shown.goto(path.as_uri())
+    yield shown
+    shown.close()
+    assert said == []
+
+
 @pytest.fixture(params=WIDTHS)
 def shown(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iterator[Page]:
-    said: list[str] = []
-    opened = browser.new_page(viewport={"width": request.param, "height": 800})
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("request", lambda asked: said.append(asked.url) if asked.url.startswith("http") else None)
-    opened.goto(report.as_uri())
-    yield opened
-    opened.close()
-    assert said == []
+    with opened(browser, report, request.param) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where a small cohort was trained on, judged, cross-validated and explained, as users type it."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_cohort(folder, SyntheticParams.quick(), 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call("tile", "slides") == 0
+        assert call("extract", "--model", "morphology") == 0
+        assert call("train", "--epochs", "2", "--option", "heads=2", "--device", "cpu") == 0
+        assert call("evaluate", "--spatial", "--split", "test", "--resamples", "100", "--device", "cpu") == 0
+        few = ("--epochs", "1", "--option", "heads=2", "--resamples", "100", "--device", "cpu")
+        assert call("crossval", "--folds", "2", "--aggregator", "das-mil", "--aggregator", "abmil", *few) == 0
+        assert call("explain", min((folder / "slides").iterdir()), "--occlusions", "2", "--device", "cpu") == 0
+    return folder
+
+
+SECTIONS = {
+    "model": ("Cohort", "Learning curves", "Figures", "Curves", "Decisions", "What distance did it learn?",
+              "Best and worst slides", "Provenance"),
+    "evaluation": ("Cohort", "Figures", "Curves", "Does space matter?", "Best and worst slides", "Provenance"),
+    "crossval": ("Cohort", "Figures", "Comparison", "What distance did it learn? das-mil", "Best and worst slides",
+                 "Provenance"),
+    "predictions": ("Answers", "What distance did it learn?", "Provenance"),
+}  # fmt: skip
+COMMANDS = {"model": "train", "evaluation": "evaluate", "crossval": "crossval", "predictions": "explain"}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", SECTIONS)
+def test_real_pages_are_whole_at_either_width(runs: Path, browser: Browser, name: str, width: int) -> None:
+    path = runs / name / "report.html"
+    assert path.stat().st_size < 10_000_000
+    with opened(browser, path, width) as shown:
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        headings = shown.locator("h2").all_inner_texts()
+        assert [heading for heading in headings if heading in SECTIONS[name]] == list(SECTIONS[name])
+        addresses = shown.locator("a").evaluate_all("links => links.map(link => link.href)")
+        assert {urldefrag(address).url for address in addresses} == {path.as_uri()}
+        for address in addresses:
+            assert shown.locator(f"[id='{unquote(urldefrag(address).fragment)}']").count() == 1, address
+        broken = "images => images.filter(image => !image.complete || !image.naturalWidth).length"
+        assert shown.locator("img").evaluate_all(broken) == 0
+        assert shown.locator("code").last.inner_text().startswith(f"wsimil {COMMANDS[name]} ")
+        assert smallest_writing(shown) >= 10  # px on the screen
+
+
+def smallest_writing(shown: Page) -> float:
+    """Height of the smallest letters of all charts, in px of the screen."""
+    scales = "texts => texts.map(text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a)"
+    return min(shown.locator("svg text").evaluate_all(scales), default=99.0)
+
+
+def test_a_crossval_leaves_what_distance_its_models_learnt(runs: Path) -> None:
+    told = (runs / "crossval" / "das-mil" / "learnt_distances.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in told[1:]] == ["1"] * 2 + ["2"] * 2
+    assert (runs / "crossval" / "das-mil" / "attention_by_distance.csv").exists()
+    assert (runs / "crossval" / "das-mil" / "learnt_distances.svg").read_bytes().startswith(b"<svg")
+    assert not (runs / "crossval" / "abmil" / "learnt_distances.csv").exists()
 
 
 def test_nothing_is_wider_than_the_screen(shown: Page) -> None:

@@ -16,8 +16,9 @@ from wsi_mil.distances import BIN_UM
 from wsi_mil.explain import Head
 from wsi_mil.learning import LearnParams
 from wsi_mil.report import DISTANCE_FILES, Chart, Curve, DistanceUse, distance_files, distance_section, figure, page
-from wsi_mil.report.distances import _scale, length
-from wsi_mil.report.page import Bar, Mark, Tick
+from wsi_mil.report.chart import Bar, Mark, Tick
+from wsi_mil.report.distance_charts import _scale
+from wsi_mil.report.distances import length
 from wsi_mil.tile_distances import TileDistances
 from wsi_mil.train import TrainParams
 from wsi_mil.workflow import Folders, LabelTable
@@ -127,17 +128,17 @@ def test_a_figure_holds_its_charts_one_below_the_other() -> None:
         "A < B",
         (Curve("one", (0.0, 1.0)), Curve("two", (1.0, 0.0), colour=7, dashed=True)), 1.0,
         ticks=(Tick(0.5, "middle"),), levels=(Tick(0.25, "quarter"),), bars=(Bar(0.1, 0.2, 0.5),),
-        marks=(Mark(0.5, 1),),
+        marks=(Mark(0.5, 1),), across="distance", up="share",
     )  # fmt: skip
     drawn = ElementTree.fromstring(figure("T & U", [chart, chart]))
     text = "".join(drawn.itertext())
-    assert all(words in text for words in ("T & U", "A < B", "middle", "quarter", "■ one", "┅ two"))
+    assert all(words in text for words in ("T & U", "A < B", "middle", "quarter", "● one", "┅■ two"))
     assert "epoch" not in text
     assert [line.get("class") for line in drawn.findall(f".//{SVG}polyline")] == ["c0", "c1 dashed"] * 2
     assert len({group.get("transform") for group in drawn.findall(f"{SVG}g")}) == 2
     bar = drawn.find(f".//{SVG}rect[@class='bar']")
     assert bar is not None
-    assert (bar.get("x"), bar.get("width"), bar.get("y"), bar.get("height")) == ("64.0", "64.0", "120.0", "120.0")
+    assert (bar.get("x"), bar.get("width"), bar.get("y"), bar.get("height")) == ("34.0", "34.0", "95.0", "95.0")
 
 
 def test_a_training_writes_them_and_leaves_none_of_another(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ tile geometry, how it was trained and on which cohort, and versions.
 import dataclasses
 import hashlib
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,4 +276,4 @@ def digest(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions that training depends on."""
-    return {"wsi_mil": __version__, "torch": torch.__version__}
+    return {"wsi_mil": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -49,6 +49,7 @@ from wsi_mil.arguments import (
 )
 from wsi_mil.errors import WsiMilError, one_line
 from wsi_mil.screen import leave, leave_each, naming_failures, show_encoders, show_training
+from wsi_mil.typed import typing
 
 app = typer.Typer(
     name="wsimil",
@@ -188,7 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = _DEBUG in words
     show_messages(debug)
     try:
-        app([word for word in words if word != _DEBUG])
+        with typing(words):
+            app([word for word in words if word != _DEBUG])
     except KeyboardInterrupt:
         console.print("interrupted: what is finished stays; type the same command to go on", style="bold red")
         sys.exit(130)

@@ -1,7 +1,5 @@
 """Answers about new slides: one thin function per command, as in `cli`."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +22,7 @@ from wsi_mil.arguments import (
 )
 from wsi_mil.errors import OptionError
 from wsi_mil.screen import show_answers, show_learnt
+from wsi_mil.typed import typed
 
 if TYPE_CHECKING:
     from wsi_mil.predict import PredictOptions
@@ -83,7 +82,7 @@ def predict(
     _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
-    answered = answer(path, asked, options, LookOptions() if explain else None, [_typed()])
+    answered = answer(path, asked, options, LookOptions() if explain else None, typed())
     show_answers(answered, path, out, json_to)
 
 
@@ -130,7 +129,7 @@ def explain(
     _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
-    show_answers(answer(path, asked, options, closely, [_typed()]), path, out, json_to)
+    show_answers(answer(path, asked, options, closely, typed()), path, out, json_to)
 
 
 def _require_one_source(
@@ -182,8 +181,3 @@ def _options(
 def _require_file(json_to: str | None) -> None:
     if json_to is not None and json_to != "-" and Path(json_to).is_dir():
         raise OptionError(f"--json {json_to} is a folder: name a file, or - for stdout")
-
-
-def _typed() -> str:
-    """What was typed."""
-    return shlex.join(["wsimil", *sys.argv[1:]])

@@ -12,7 +12,7 @@ from wsi_mil.explain import Explained, ExplainOptions, Head, LookOptions, explai
 from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import Prediction
-from wsi_mil.report import DistanceUse, Told, distance_files, prediction_page
+from wsi_mil.report import DistanceUse, Told, distance_files, distance_section, predicted_distances, prediction_page
 from wsi_mil.slides import SlideFile, find_slides
 from wsi_mil.stage import Item, artifact_path
 from wsi_mil.store import write_bytes
@@ -89,7 +89,8 @@ def answer(
     if closely is not None:
         how = ExplainOptions(options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite)
         explained = explain_bags(path, _together(rows, bags), how)
-    _write_page(path, rows, explained, options, commands)
+    asked_too = [] if closely is None else bags
+    _write_page(path, rows, explained, options, commands, [bag.source for bag in asked_too])
     return Answered(rows, explained)
 
 
@@ -155,7 +156,10 @@ def _write_page(
     explained: Sequence[Explained],
     options: PredictOptions,
     commands: Sequence[str],
+    bags: Sequence[Path],
 ) -> None:
-    told = Told(checkpoint.load(path), checkpoint.digest(path), tuple(commands))
+    made = checkpoint.load(path)
+    learnt = distance_section(predicted_distances(made, bags, options.device))
+    told = Told(made, checkpoint.digest(path), tuple(commands), [learnt])
     folders = [one.folder for one in explained if one.status == "done"]
     write_bytes(options.out / PAGE, prediction_page(rows, told, folders))

@@ -1,11 +1,11 @@
 """Judging models: what `wsimil crossval`, `wsimil evaluate` and `wsimil compare` need of several rooms."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from wsi_mil import checkpoint, store
 from wsi_mil.aggregators import Aggregator
@@ -21,6 +21,7 @@ from wsi_mil.evaluation import (
     Place,
     Study,
     Validated,
+    answers_in,
     ask,
     by_patient,
     claim,
@@ -29,16 +30,39 @@ from wsi_mil.evaluation import (
     does_space_matter,
     folded,
     judge,
+    matched,
     require_own,
+    table_of,
     write_study,
 )
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.learning import RunParams
 from wsi_mil.metrics import Resampling
-from wsi_mil.predictions import TABLE, read_predictions, write_predictions
-from wsi_mil.report import model_card, shown, study_page
+from wsi_mil.predictions import TABLE, write_predictions
+from wsi_mil.report import (
+    DISTANCE_FILES,
+    Beside,
+    Section,
+    SlideFiles,
+    cohort_section,
+    crossval_facts,
+    distance_files,
+    distance_section,
+    distances_of,
+    drawn,
+    judged_facts,
+    model_card,
+    model_facts,
+    notable,
+    rounds_of,
+    shown,
+    slides_section,
+    study_page,
+    tested_slides,
+)
 from wsi_mil.stage import artifact_path
 from wsi_mil.train import CHECKPOINT, patient_hash
+from wsi_mil.typed import typed
 from wsi_mil.weights import file_sha256
 from wsi_mil.workflow import Folders, LabelTable, labelled
 
@@ -66,14 +90,22 @@ def cross_validate(
     made = list(crossval(cohort, place, params, pick_device(device), run))
     judged = [judge(one.aggregator, Answers.of(one.rows, one.ensemble.classes, _groups(cohort)), how) for one in made]
     study = Study(tuple(judged), compare(judged, how))
+    learnt = list[Section]()
     if not params.label_shuffle:
         _write_cards(study, made, folders.model)
+        learnt = [_learnt(one, cohort, folders, pick_device(device)) for one in made]
     lead = (
         f"{' and '.join(params.aggregators)} on {len(cohort.units)} bags of {len(cohort.patients)} patients. Each was"
         " tested by a model that had learnt, and chosen its epoch, temperature and threshold, on other patients only."
     )
-    facts = [("parameters", str(params)), ("cohort", cohort.digest), ("labels", str(labels.path)), *_left_out(cohort)]
-    _publish(study, folders.model, "Cross-validation", f"{_SHUFFLED} {lead}" if params.label_shuffle else lead, facts)
+    beside = Beside(
+        cohort_section(cohort, rounds_of(cohort, folders.model, params.aggregators[0])),
+        learnt,
+        tested_slides(made, cohort, folders.model, SlideFiles.at(folders.feats, folders.tiles, peers.slides)),
+        [*judged_facts(cohort, labels.path, how), *crossval_facts(made)],
+        typed(),
+    )
+    _publish(study, folders.model, "Cross-validation", f"{_SHUFFLED} {lead}" if params.label_shuffle else lead, beside)
     return study
 
 
@@ -92,7 +124,12 @@ class Asked:
 
 
 def evaluate_model(
-    model: Path, labels: LabelTable, folders: Folders, asked: Asked, how: Resampling, peers: PeerOptions
+    model: Path,
+    labels: LabelTable,
+    folders: Folders,
+    asked: Asked,
+    how: Resampling,
+    peers: PeerOptions,
 ) -> Study:
     """Judge a trained model on labelled slides; ``folders.model`` is where everything goes."""
     folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
@@ -123,8 +160,19 @@ def evaluate_model(
         judged.append(judge(f"{made.aggregator} per patient", Answers.of(patients, made.classes), how))
         lead += f" {_PER_PATIENT}"
     study = Study(tuple(judged), spatial=does_space_matter(again, network, how) if asked.spatial else None)
-    facts = [("model", f"{model} ({digest})"), ("cohort", cohort.digest), ("labels", str(labels.path))]
-    _publish(study, folders.model, "Evaluation", lead, facts + _left_out(cohort))
+    files = SlideFiles.at(folders.feats, folders.tiles, peers.slides)
+    best = {made.aggregator: notable(rows, made.classes)}
+    beside = Beside(
+        cohort_section(cohort, text=_flattered(seen, cohort)),
+        slides=slides_section(best, lambda *_: network, cohort, files),
+        facts=[
+            ("checkpoint", f"{model}, digest {digest}"),
+            *judged_facts(cohort, labels.path, how),
+            *model_facts(made),
+        ],
+        commands=typed(),
+    )
+    _publish(study, folders.model, "Evaluation", lead, beside)
     return study
 
 
@@ -149,15 +197,17 @@ def compare_runs(runs: Sequence[Path], out: Path, how: Resampling, overwrite: bo
     if len(set(runs)) < max(2, len(runs)):
         raise OptionError("compare: name two different runs or more, such as crossval/das-mil crossval/abmil")
     _refuse_model_folder(out)
-    tables = _matched({str(run): _answers_in(run) for run in runs})
-    hashes = {f"run {run}": file_sha256(_table_of(run))[:16] for run in runs}
+    tables = matched({str(run): answers_in(run) for run in runs})
+    hashes = {f"run {run}": file_sha256(table_of(run))[:16] for run in runs}
     inputs = {"command": "compare", **hashes, "resampling": str(how)}
     require_own(out, inputs, overwrite)
     claim(out, inputs)
     judged = [judge(name, answers, how) for name, answers in tables.items()]
     study = Study(tuple(judged), compare(judged, how))
     lead = f"{len(judged)} runs on the {len(judged[0].answers)} bags that all of them judged."
-    _publish(study, out, "Comparison", lead, [("run", str(run)) for run in runs])
+    facts = [(run, f"sha256 of its table {digest}") for run, digest in hashes.items()]
+    beside = Beside(facts=[*facts, ("intervals", drawn(how))], commands=typed())
+    _publish(study, out, "Comparison", lead, beside)
     return study
 
 
@@ -172,59 +222,28 @@ def _write_cards(study: Study, made: Sequence[Validated], out: Path) -> None:
         store.write_bytes(out / one.aggregator / "model_card.md", model_card(one.ensemble, figures, judged_on))
 
 
-def _publish(study: Study, out: Path, title: str, lead: str, facts: Sequence[tuple[str, str]]) -> None:
+def _learnt(one: Validated, cohort: Cohort, folders: Folders, device: torch.device) -> Section:
+    """What distance a model learnt, as a section and as files beside the ensemble; those of a run before go."""
+    out, use = folders.model / one.aggregator, distances_of(one, cohort, folders.feats, device)
+    for name in DISTANCE_FILES:
+        (out / name).unlink(missing_ok=True)
+    for name, data in distance_files(use).items():
+        store.write_bytes(out / name, data)
+    return distance_section(use, one.aggregator)
+
+
+def _flattered(seen: Collection[str], cohort: Cohort) -> str:
+    """A word on patients that the model knows."""
+    if not seen:
+        return "No patient took part in training."
+    return (
+        f"{len(seen)} of {len(cohort.patients)} patients took part in training, so that the figures flatter the model."
+    )
+
+
+def _publish(study: Study, out: Path, title: str, lead: str, beside: Beside) -> None:
     write_study(study, out)
-    store.write_bytes(out / REPORT, study_page(title, lead, study, facts))
-
-
-def _answers_in(run: Path) -> Answers:
-    """What a run's table says of labelled bags: of those that were tested, where it says which these are."""
-    table = _table_of(run)
-    rows, classes, _ = read_predictions(table)
-    rows = [row for row in rows if row.label]
-    if any(row.split in ("train", "val") for row in rows):
-        rows = [row for row in rows if row.split == "test"]
-        if not rows:
-            raise TableError(f"{table} holds no test slide: judge the model by `wsimil evaluate`, and name that folder")
-    return Answers.of(rows, classes)
-
-
-def _table_of(run: Path) -> Path:
-    """The table of predictions that a path, a file or the folder of a run, names."""
-    table = run / TABLE if run.is_dir() else run
-    if not table.is_file():
-        inside = ", ".join(str(found.parent) for found in sorted(run.glob(f"*/{TABLE}")))
-        raise OptionError(
-            f"{run}: there is no {TABLE}: name folders of `wsimil crossval` (one per model) or `wsimil evaluate`"
-            f"{f', such as {inside}' if inside else ''}"
-        )
-    return table
-
-
-def _matched(tables: dict[str, Answers]) -> dict[str, Answers]:
-    """The bags that every run has, in one order.
-
-    Raises:
-        TableError: there are none, or the runs do not agree on classes or labels.
-    """
-    (first_name, first), *others = tables.items()
-    common = set(first.ids).intersection(*(other.ids for _, other in others))
-    if not common:
-        raise TableError(f"{' and '.join(tables)} have no slide in common: compare runs on the same cohort")
-    ids = sorted(common)
-    found = {}
-    for name, answers in tables.items():
-        if set(answers.classes) != set(first.classes):
-            raise TableError(f"{name} knows the classes {answers.classes}, {first_name} {first.classes}")
-        where = {bag: row for row, bag in enumerate(answers.ids)}
-        found[name] = answers.where(np.array([where[bag] for bag in ids])).with_classes(first.classes)
-        if left := len(answers) - len(ids):
-            log.warning("%s: %d of %d bags are not in every run, and are left out", name, left, len(answers))
-        truth = [found[name].classes[label] for label in found[name].labels]
-        wanted = [first.classes[label] for label in found[first_name].labels]
-        if wrong := [bag for bag, one, other in zip(ids, truth, wanted, strict=True) if one != other]:
-            raise TableError(f"{name} and {first_name} do not agree on the label of {some_names(wrong)}")
-    return found
+    store.write_bytes(out / REPORT, study_page(title, lead, study, beside))
 
 
 def _chosen(cohort: Cohort, part: str) -> Cohort:
@@ -268,7 +287,3 @@ def _groups(cohort: Cohort) -> dict[str, dict[str, str]]:
         column: {unit.bag_id: values[unit.members[0].slide_id] for unit in cohort.units}
         for column, values in cohort.groups.items()
     }
-
-
-def _left_out(cohort: Cohort) -> list[tuple[str, str]]:
-    return [("left out", f"{slide_id}: {reason}") for slide_id, reason in cohort.left_out.items()]

@@ -19,17 +19,19 @@ from wsi_mil.learning import RunParams, discard
 from wsi_mil.regions import Drawings, RegionParams
 from wsi_mil.report import (
     DISTANCE_FILES,
-    attention_pictures,
+    SlideFiles,
     distance_files,
     distance_use,
     training_card,
     training_page,
+    training_slides,
 )
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, require_mpp
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, run
 from wsi_mil.tiling import SETTINGS, TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
+from wsi_mil.typed import typed
 
 log = logging.getLogger(__name__)
 
@@ -185,9 +187,10 @@ def train_model(
     run = replace(run, folder=folders.model, overwrite=overwrite)
     trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device), run)
     if is_first_rank():  # the others, if torchrun started some, have learnt the same
-        pictures = attention_pictures(trained, folders.feats)
         used = distance_use(trained, folders.feats, pick_device(device))
-        pages = {"report.html": training_page(trained, pictures, used), "model_card.md": training_card(trained)}
+        shown = training_slides(trained, SlideFiles.at(folders.feats, folders.tiles, peers.slides))
+        report = training_page(trained, shown, used, typed())
+        pages = {"report.html": report, "model_card.md": training_card(trained)}
         for name in DISTANCE_FILES:  # those of another model that lay here
             (folders.model / name).unlink(missing_ok=True)
         train.publish(trained, folders.model, pages | distance_files(used))
@@ -214,7 +217,12 @@ class Plan:
 
 
 def run_all(
-    slides: Path, labels: LabelTable, folders: Folders, plan: Plan, options: RunOptions, failed: dict[str, Exception]
+    slides: Path,
+    labels: LabelTable,
+    folders: Folders,
+    plan: Plan,
+    options: RunOptions,
+    failed: dict[str, Exception],
 ) -> Trained | None:
     """Run stages 1 to 4; slides that fail are left out of what follows.
 

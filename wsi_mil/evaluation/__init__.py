@@ -7,6 +7,7 @@ from wsi_mil.evaluation.crossval import CrossvalParams, Place, Validated, crossv
 from wsi_mil.evaluation.figures import FIGURES, Group, Judged, judge
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
 from wsi_mil.evaluation.record import RECORD, REPORT, claim, require_own
+from wsi_mil.evaluation.runs import answers_in, matched, table_of
 from wsi_mil.evaluation.spatial import Spatial, does_space_matter
 from wsi_mil.evaluation.study import Study, write_study
 
@@ -24,6 +25,7 @@ __all__ = [
     "Spatial",
     "Study",
     "Validated",
+    "answers_in",
     "ask",
     "by_patient",
     "claim",
@@ -32,6 +34,8 @@ __all__ = [
     "does_space_matter",
     "folded",
     "judge",
+    "matched",
     "require_own",
+    "table_of",
     "write_study",
 ]

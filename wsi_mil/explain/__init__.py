@@ -15,6 +15,7 @@ from wsi_mil.explain.heatmap import attention_png, png, require_one_slide, slide
 from wsi_mil.explain.looking import Look, LookOptions, Pairs, look
 from wsi_mil.explain.places import Places, read_places
 from wsi_mil.explain.running import Explained, ExplainOptions, explain_bags
+from wsi_mil.explain.slide_file import find_slide, open_again, slide_path
 from wsi_mil.explain.writing import (
     MANIFEST,
     Facts,
@@ -43,14 +44,17 @@ __all__ = [
     "explain_bags",
     "explanation_fingerprint",
     "explanation_folder",
+    "find_slide",
     "heads_csv",
     "is_explained",
     "learnt_distances",
     "look",
+    "open_again",
     "png",
     "read_places",
     "reliance",
     "require_one_slide",
+    "slide_path",
     "slide_png",
     "write_explanation",
 ]

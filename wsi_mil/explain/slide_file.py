@@ -13,6 +13,15 @@ from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 log = logging.getLogger(__name__)
 
 
+def slide_path(bag: Bag, moved: Mapping[str, Path]) -> Path | None:
+    """Where a slide lies that is believed to be that of a bag; None where there is none. See `find_slide`."""
+    if bag.attrs.get("mpp_source") == OF_TILES:
+        return None
+    recorded = bag.attrs.get("slide_path")
+    path = moved.get(bag.slide_id) or (Path(recorded) if recorded else None)
+    return path if path is not None and path.exists() else None
+
+
 def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path | None:
     """Where the slide of a bag lies; None, which the log says, where it is not at hand.
 
@@ -24,13 +33,13 @@ def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path 
     Raises:
         SlideError: another slide lies there.
     """
-    if bag.attrs.get("mpp_source") == OF_TILES:
+    path = slide_path(bag, moved)
+    if path is None and bag.attrs.get("mpp_source") == OF_TILES:
         log.warning("%s: its features do not tell which pixels of the slide they describe: no pictures", bag.slide_id)
         return None
-    recorded = bag.attrs.get("slide_path")
-    path = moved.get(bag.slide_id) or (Path(recorded) if recorded else None)
-    if path is None or not path.exists():
-        where = f"{path} is not there" if path else "its features do not tell where the slide is"
+    if path is None:
+        recorded = moved.get(bag.slide_id) or bag.attrs.get("slide_path")
+        where = f"{recorded} is not there" if recorded else "its features do not tell where the slide is"
         log.warning("%s: %s, so there are no pictures: name the folder of slides by --slides DIR", bag.slide_id, where)
         return None
     if tiles is not None:

@@ -61,6 +61,26 @@ def roc(
     return false, true
 
 
+def precision_recall(
+    positive: Bool[np.ndarray, " bags"], scores: Float[np.ndarray, " bags"]
+) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
+    """The precision-recall curve: recall, and the precision reached there, from the strictest threshold to the loosest.
+
+    The area below it, drawn in steps (each precision from the recall before it on), is `auprc`: to join the points by
+    straight lines would promise more than any threshold gives (Davis and Goadrich, ICML 2006).
+
+    Returns:
+        Both empty unless there are positive bags and others.
+    """
+    if positive.all() or not positive.any():
+        return np.empty(0), np.empty(0)
+    order = np.argsort(-scores, kind="stable")
+    falling, found = scores[order], positive[order]
+    last = np.append(falling[1:] != falling[:-1], True)  # bags of one score are taken together
+    true, taken = np.cumsum(found)[last], np.flatnonzero(last) + 1
+    return true / true[-1], true / taken
+
+
 def auprc(labels: Labels, scores: Scores) -> float:
     """Average precision: of the last class when there are two, otherwise the mean over classes, each against the rest.
 

@@ -1,7 +1,6 @@
 """The page of predictions: what was said of each slide, how sure that is, and what was looked at."""
 
 import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.errors import ArtifactCorrupt
 from wsi_mil.explain import MANIFEST
 from wsi_mil.predictions import Prediction
-from wsi_mil.report.page import Picture, Section, page
+from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg, page
+from wsi_mil.report.provenance import model_facts, provenance
 
-_MOST_BYTES = 5_000_000  # of pictures: written as text they take a third more, and a page stays below 10 MB
-_MOST_ANSWERS, _MOST_WARNINGS, _MOST_EXPLAINED = 3000, 500, 100  # for the same reason; tables hold the rest
+_MOST_ANSWERS, _MOST_WARNINGS, _MOST_EXPLAINED = 3000, 500, 100  # a page stays below 10 MB; tables hold the rest
 _MOST_LETTERS = 200  # of one line: a name or an error may be of any length
-_QUALITY = 88
 _PAIRS = 8
 _DRAWN = ("heatmap", "contribution", "pairs", "top_tiles", "bottom_tiles")
 """Pictures of an explanation, in the order of a page; those of one class of several have its name behind."""
@@ -106,7 +104,7 @@ def _warnings(rows: Sequence[Prediction], model: Checkpoint, made: Sequence[_Mad
 
 def _explanations(made: Sequence[_Made]) -> Iterator[Section]:
     """A section for each slide, with pictures as long as there is room."""
-    room = _MOST_BYTES
+    room = MOST_BYTES
     for folder, one in made[:_MOST_EXPLAINED]:
         pictures, left_out = list[Picture](), False
         for name, text in _drawn(one):
@@ -154,9 +152,7 @@ def _drawn(made: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _picture(path: Path, caption: str) -> Picture:
     with Image.open(path) as image:
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return Picture(caption, buffer.getvalue())
+        return Picture(caption, as_jpeg(image))
 
 
 def _pairs(folder: Path, made: dict[str, Any]) -> tuple[tuple[str, ...], Sequence[tuple[str, ...]]]:
@@ -183,12 +179,4 @@ def _pairs(folder: Path, made: dict[str, Any]) -> tuple[tuple[str, ...], Sequenc
 
 
 def _provenance(told: Told) -> Section:
-    made = told.model
-    facts = {
-        "model": f"{made.aggregator}, digest {told.digest}",
-        "encoder": f"{made.recipe.encoder} ({made.encoder_weights}, sha256 {made.recipe.encoder_weights_sha256[:16]})",
-        "tile": f"{made.recipe.tile_um:g} µm read as {made.recipe.tile_px} px",
-        "trained by": f"wsi_mil {made.version}, fingerprint {made.training.get('fingerprint', '–')}",
-        "to repeat": "; ".join(told.commands),
-    }
-    return Section("Provenance", header=("what", "value"), rows=list(facts.items()))
+    return provenance([("checkpoint", f"digest {told.digest}"), *model_facts(told.model)], told.commands)

@@ -1,0 +1,23 @@
+"""What was typed, so that pages tell how to make the same again."""
+
+import shlex
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_WORDS: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
+
+
+@contextmanager
+def typing(words: Sequence[str]) -> Generator[None]:
+    """While this lasts, these are the words behind ``wsimil``."""
+    token = _WORDS.set(tuple(words))
+    try:
+        yield
+    finally:
+        _WORDS.reset(token)
+
+
+def typed() -> list[str]:
+    """The command as a shell takes it; none where Python called."""
+    return [shlex.join(["wsimil", *_WORDS.get()])] if _WORDS.get() else []
