@@ -6,7 +6,6 @@ runs at once need no lock: whoever rebuilds it last is right.
 """
 
 import csv
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
 from wsi_mil.executors import available_cores
+from wsi_mil.guards import inside, is_formula, is_inside, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +151,12 @@ class Report:
 
 
 def artifact_path(folder: Path, slide_id: str) -> Path:
-    """Where a stage's artifact of a slide lies; the dots of a slide_id are kept."""
-    return folder / f"{slide_id}.h5"
+    """Where a stage's artifact of a slide lies; the dots of a slide_id are kept.
+
+    Raises:
+        ArtifactError: the slide_id would lead out of the folder, or no file can be called that.
+    """
+    return inside(folder, slide_id, ".h5")
 
 
 def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -164,6 +168,13 @@ def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def write_tables(folder: Path, rows: list[Row]) -> None:
     """Write the table of one run, if it did anything, and rebuild the folder's summary.csv."""
+    if formulas := [row.slide_id for row in rows if is_formula(row.slide_id)]:
+        log.warning(
+            "%d names, such as %s, begin like a formula and stand in the tables as they are: import these into a"
+            " spreadsheet as text",
+            len(formulas),
+            formulas[0],
+        )
     if rows:
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}-{token_hex(2)}"
         _write(folder / "runs" / f"{run_id}.csv", rows)
@@ -176,7 +187,7 @@ def failures(folder: Path) -> dict[str, str]:
 
 
 def _excluded(attrs: Mapping[str, Any]) -> str:
-    return "; ".join(f"{reason} {count}" for reason, count in json.loads(attrs.get("excluded", "{}")).items())
+    return "; ".join(f"{reason} {count}" for reason, count in parse_json(attrs.get("excluded", "{}")).items())
 
 
 def _summary(folder: Path) -> list[Row]:
@@ -195,7 +206,8 @@ def _summary(folder: Path) -> list[Row]:
 
 
 def _has_failed(folder: Path, row: Row) -> bool:
-    return row.status == "failed" and not artifact_path(folder, row.slide_id).exists()
+    there = is_inside(row.slide_id) and artifact_path(folder, row.slide_id).exists()
+    return row.status == "failed" and not there
 
 
 def _latest(folder: Path) -> dict[str, Row]:

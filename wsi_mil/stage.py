@@ -189,11 +189,11 @@ class _Run:
 
     def _stale(self, item: Item, options: RunOptions) -> tuple[Item, dict[str, Any]] | None:
         """Decide what to do with an item; return it, with the attributes of what is there, if that is stale."""
-        path = artifact_path(self.out, item.slide_id)
-        origin, existing = attempt(_origin, self.stage, item), attempt(_existing, self.stage, path, options)
+        path, origin = attempt(artifact_path, self.out, item.slide_id), attempt(_origin, self.stage, item)
+        existing = path if isinstance(path, Exception) else attempt(_existing, self.stage, path, options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
             self.rows.append(self.report.fail(item.slide_id, error))
-            if options.overwrite:
+            if options.overwrite and isinstance(path, Path):
                 _withdraw(self.stage, path, None)
             return None
         if existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:

@@ -18,6 +18,7 @@ from wsi_mil.explain.places import read_places
 from wsi_mil.explain.shares import part_of
 from wsi_mil.explain.slide_file import find_slide, open_again
 from wsi_mil.explain.writing import Facts, explanation_fingerprint, is_explained, write_explanation
+from wsi_mil.guards import inside
 from wsi_mil.progress import progress
 from wsi_mil.stage import Item, artifact_path, attempt
 
@@ -81,7 +82,8 @@ def explain_bags(path: Path, questions: Iterable[Sequence[Item]], options: Expla
             else:
                 told = [(status, "") for status in answer]
             for item, (status, error) in zip(items, told, strict=True):
-                found.append(Explained(item.slide_id, status, explainer.folder(item.slide_id), seconds, error))
+                place = explainer.folder(item.slide_id) if status == "done" else options.out
+                found.append(Explained(item.slide_id, status, place, seconds, error))
             track.advance(items[0].slide_id)
     return sorted(found, key=lambda one: one.slide_id)
 
@@ -116,7 +118,7 @@ class _Explainer:
 
     def folder(self, slide_id: str) -> Path:
         """Where the explanation of a slide goes."""
-        return self.options.out / slide_id
+        return inside(self.options.out, slide_id)
 
     def _slide(self, item: Item, bag: Bag) -> _Slide:
         tiles = None if self.options.tiles is None else artifact_path(self.options.tiles, item.slide_id)

@@ -18,6 +18,7 @@ from wsi_mil.explain.heatmap import require_one_slide
 from wsi_mil.explain.looking import Look
 from wsi_mil.explain.places import Places
 from wsi_mil.explain.tables import figures, told_classes, write_pairs, write_tiles
+from wsi_mil.guards import parse_json
 from wsi_mil.slides import Slide
 
 MANIFEST = "explanation.json"
@@ -112,7 +113,7 @@ def is_explained(folder: Path, key: str, overwrite: bool = False) -> bool:
     if not folder.exists():
         return False
     try:
-        there = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        there = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         known = {MANIFEST, *there["files"]}
         found = there["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from PIL import Image
 
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.explain import MANIFEST
+from wsi_mil.guards import inside, parse_json
 from wsi_mil.predictions import Prediction
 from wsi_mil.report.page import Picture, Section, page
 
@@ -76,7 +76,7 @@ def _explanations(folders: Sequence[Path]) -> Iterator[Section]:
     """A section for each slide, with pictures as long as there is room."""
     room = _MOST_BYTES
     for folder in folders:
-        made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        made = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         pictures = list(_pictures(folder, made)) if room > 0 else []
         size = sum(len(picture.data) for picture in pictures)
         if size > room:
@@ -106,7 +106,7 @@ def _has_pictures(made: dict[str, Any]) -> bool:
 def _pictures(folder: Path, made: dict[str, Any]) -> Iterator[Picture]:
     names = [name for start in _DRAWN for name in made["files"] if name.startswith(start) and name.endswith(".png")]
     for name in names:
-        with Image.open(folder / name) as image:
+        with Image.open(inside(folder, name)) as image:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
         yield Picture(f"{made['slide_id']}: {made['files'][name]}", buffer.getvalue())
