@@ -127,10 +127,10 @@ def test_a_bag_holds_its_own_data_or_is_refused_by_every_reader(kind: str, tmp_p
         lambda: read_peer(path),
     ]
     for reader in readers:
-        with pytest.raises(ArtifactCorrupt, match="a link|another file|holds objects"):
+        with pytest.raises(ArtifactCorrupt, match=r"a link|another file|holds objects"):
             reader()
     if kind != "objects":  # what a file holds is told without its values
-        with pytest.raises(ArtifactCorrupt, match="a link|another file"):
+        with pytest.raises(ArtifactCorrupt, match=r"a link|another file"):
             store.survey(path)
 
 
@@ -236,7 +236,7 @@ def test_xml_that_declares_entities_is_refused_unparsed(kind: str, encoding: str
 def test_outlines_nested_to_exhaustion_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     path.write_text(text)
-    with pytest.raises(PolygonError, match="too many to be meant|no JSON"):
+    with pytest.raises(PolygonError, match=r"too many to be meant|no JSON"):
         read_drawing(path)
 
 

@@ -17,7 +17,7 @@ def devices() -> list[Check]:
     """What computes."""
     return [
         Check("devices", "CPU", _cores),
-        Check("devices", "memory", _memory, "wsimil is tested on Linux, whose /proc tells this: go on with care elsewhere"),
+        Check("devices", "memory", _memory, "it is read from /proc, as Linux has it: wsimil is tested nowhere else"),
         Check("devices", "CUDA", _cuda, "reinstall torch, or the GPU's driver"),
         Check("devices", "MPS", _mps),
     ]  # fmt: skip

@@ -21,7 +21,10 @@ _NEEDED = {
     "jinja2": "jinja2", "openpyxl": "openpyxl", "xxhash": "xxhash",
 }  # fmt: skip
 """By the name to install, the one to import."""
-_PAIR = "install the three that fit together: pip install -c constraints.txt torch torchvision timm"
+_PAIR = (
+    "install torch and torchvision from one index, such as pip install torch torchvision --index-url"
+    " https://download.pytorch.org/whl/cpu"
+)
 _TRAP = "operator torchvision::"
 
 
@@ -38,7 +41,7 @@ EXTRAS = (
     Extra("optuna", "`wsimil crossval --search`: options chosen within the training patients",
           "pip install 'wsi-mil[search]'"),
     Extra("pydicom", "DICOM slides decoded directly, several times as fast", "pip install 'wsi-mil[dicom]'"),
-    Extra("triton", "attention on an NVIDIA GPU in fused kernels", "pip install triton (Linux; comes with torch for CUDA)"),
+    Extra("triton", "attention on an NVIDIA GPU in fused kernels", "pip install triton (Linux)"),
     Extra("tensorboard", "curves of a training while it runs", "pip install tensorboard"),
 )  # fmt: skip
 

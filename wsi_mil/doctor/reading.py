@@ -3,10 +3,12 @@
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from wsi_mil.doctor.findings import OK, Check, Finding
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _MPP = 0.5
 _SIDE = 512
@@ -30,6 +32,7 @@ def codecs() -> list[Check]:
 
 
 def _read(name: str, reader: str) -> Finding:
+    import numpy as np
     from PIL import Image
 
     from wsi_mil.slides import open_slide, write_pyramid
@@ -50,6 +53,8 @@ def _read(name: str, reader: str) -> Finding:
 
 
 def _decode(name: str) -> Finding:
+    import numpy as np
+
     from wsi_mil.slides.probing import decoded
 
     pixels = _pixels(32)
@@ -59,9 +64,10 @@ def _decode(name: str) -> Finding:
     return Finding(OK, "decodes a tile")
 
 
-def _pixels(side: int) -> np.ndarray:
+def _pixels(side: int) -> "np.ndarray":
     """A soft picture, which a JPEG keeps."""
+    import numpy as np
+
     ramp = np.linspace(40, 220, side)
-    return np.stack([np.add.outer(ramp, ramp) / 2, np.tile(ramp, (side, 1)), np.full((side, side), 180)], 2).astype(
-        np.uint8
-    )
+    flat = np.full((side, side), 180)
+    return np.stack([np.add.outer(ramp, ramp) / 2, np.tile(ramp, (side, 1)), flat], axis=2).astype(np.uint8)

@@ -12,6 +12,7 @@ import h5py
 
 from wsi_mil.errors import ArtifactCorrupt
 
+_HARD_LINK = 0  # H5L_TYPE_HARD; asking h5py whether a name is there would follow it
 _REMEDY = "write the data themselves into it, such as by h5repack, if you trust who made it"
 
 
@@ -27,11 +28,11 @@ def dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
         KeyError: there is none of that name.
         ArtifactCorrupt: the name is a link, or the data lie elsewhere or are objects.
     """
-    place: h5py.Group = file
-    *groups, last = name.split("/")
-    for group in groups:
-        place = _own(path, place, group)
-    found = _own(path, place, last)
+    found: h5py.Group | h5py.Dataset = file
+    for part in name.split("/"):
+        if not isinstance(found, h5py.Group):
+            raise KeyError(f"dataset {name}")
+        found = _own(path, found, part)
     if not isinstance(found, h5py.Dataset):
         raise KeyError(f"dataset {name}")
     require_own_data(path, found)
@@ -87,6 +88,6 @@ def _require_here(path: Path, found: h5py.Dataset) -> None:
 
 
 def _own(path: Path, place: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
-    if place.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+    if place.id.links.get_info(name.encode()).type != _HARD_LINK:
         raise ArtifactCorrupt(f"{path}: {name} is a link, which is not followed: {_REMEDY}")
     return place[name]

@@ -1,14 +1,15 @@
 """A tile through each codec that slides are compressed by, to see that all of them work here."""
 
 from collections.abc import Callable
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-_Coder = Callable[[np.ndarray], bytes]
-_Decoder = Callable[[bytes], np.ndarray | bytes]
+_Coders = tuple[Callable[[np.ndarray], Any], Callable[[Any], Any]]
+"""What compresses pixels, and what decodes that again: to pixels, or to their bytes."""
 
 
 def decoded(name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
@@ -27,7 +28,7 @@ def decoded(name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.
     return np.frombuffer(found, np.uint8).reshape(pixels.shape) if isinstance(found, bytes | bytearray) else found
 
 
-def _codecs() -> dict[str, tuple[_Coder, _Decoder]]:
+def _codecs() -> dict[str, _Coders]:
     return {
         "JPEG": (
             lambda pixels: simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 95, "RGB", "444"),
