@@ -23,10 +23,10 @@ from toy_stage import ToyStage
 from wsi_mil import checkpoint, store
 from wsi_mil.bags import read_bag
 from wsi_mil.contact_sheet import Card
-from wsi_mil.errors import ArtifactCorrupt, ArtifactError, PolygonError, TableError, WeightsError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, PolygonError, TableError, WeightsError
 from wsi_mil.explain import running, write_explanation
 from wsi_mil.geometry import read_drawing
-from wsi_mil.guards import inside, is_formula, is_inside, parse_json
+from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 from wsi_mil.interop import read_peer
 from wsi_mil.learning import resume
 from wsi_mil.pages import render
@@ -50,6 +50,8 @@ ESCAPES = [
     "",
     "a\0b",
     "a\x1b[2Jb",
+    "sl\udce9",
+    "\ud800",
     "a\nb",
     "x" * 241,
     "a/" * 1500 + "b",
@@ -161,11 +163,16 @@ def test_a_slide_that_would_be_written_elsewhere_fails_alone(tmp_path: Path) -> 
     source = tmp_path / "source"
     source.write_bytes(b"abc")
     out = tmp_path / "deep" / "out"
-    report = run(ToyStage(), [Item(name, source) for name in ("../x", "/x", "good")], out)
+    report = run(ToyStage(), [Item(name, source) for name in ("../x", "/x", "sl\udce9", "good")], out)
     assert report.done == ["good"]
-    assert set(report.failed) == {"../x", "/x"}
+    assert set(report.failed) == {"../x", "/x", "sl\udce9"}
+    assert printable("a\x1b[2Jü") == "a\\x1b[2Jü"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-    assert set(failures(out)) == {"../x", "/x"}  # a table that names them is read again, and leads nowhere either
+    assert set(failures(out)) == {
+        "../x",
+        "/x",
+        "sl\\udce9",
+    }  # a table that names them is read again, and leads nowhere either
 
 
 def test_an_explanation_is_written_below_its_folder_whatever_a_bag_calls_itself(tmp_path: Path) -> None:
@@ -203,6 +210,28 @@ def test_a_table_of_labels_names_slides_that_were_seen_or_none(slide: str, tmp_p
     table.write_text(f"slide_id,label\n{slide},x\nb,y\n")
     with pytest.raises(TableError, match="row 2"):
         read_cohort(table, Seen({"c", "b"}, {}, {}))
+
+
+def test_a_table_of_slides_names_slides_that_were_found_or_none(tmp_path: Path) -> None:
+    from wsi_mil.cohort import read_slides_table
+
+    table = tmp_path / "slides.csv"
+    table.write_text("slide,mpp\n../a,0.5\n")
+    with pytest.raises(TableError, match="row 2"):
+        read_slides_table(table, {"a": tmp_path / "b.tif"}, {})
+
+
+def test_what_an_artifact_says_of_itself_ends_no_run(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    run(ToyStage(), [Item("a", source)], tmp_path / "out")
+    made = store.read(tmp_path / "out" / "a.h5")
+    attrs = made.attrs | {"params": "[" * 100_000, "excluded": "[" * 100_000, "fingerprint": "other"}
+    store.write(tmp_path / "out" / "a.h5", store.Artifact(made.arrays, attrs))
+    with pytest.raises(ArtifactStale, match="was made otherwise"):
+        run(ToyStage(), [Item("a", source)], tmp_path / "out")
+    assert run(ToyStage(), [Item("b", source)], tmp_path / "out").done == ["b"]
+    assert "\na,damaged" in (tmp_path / "out" / "summary.csv").read_text()
 
 
 LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
 from wsi_mil.executors import available_cores
-from wsi_mil.guards import inside, is_formula, is_inside, parse_json
+from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Report:
     def fail(self, slide_id: str, error: Exception) -> Row:
         """Take note of a slide that failed."""
         self.failed[slide_id] = error
-        log.error("%s: %s", slide_id, one_line(error))
+        log.error("%s: %s", printable(slide_id), one_line(error))
         return Row(slide_id, "failed", error=one_line(error))
 
     def finish(self, attrs: Mapping[str, Any], timing: Timing) -> Row:
@@ -200,7 +200,7 @@ def _summary(folder: Path) -> list[Row]:
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
             made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
             rows.append(made._replace(**timed))
-        except (ArtifactCorrupt, KeyError) as error:
+        except (ArtifactCorrupt, KeyError, ValueError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)
 

@@ -5,7 +5,7 @@ into a place (`inside`), the one that opens a dataset of such a file (`hdf5.data
 read. ``SECURITY.md`` says what that promises.
 """
 
-from wsi_mil.guards.names import inside, is_formula, is_inside
+from wsi_mil.guards.names import inside, is_formula, is_inside, printable
 from wsi_mil.guards.text import parse_json, require_plain_xml
 
-__all__ = ["inside", "is_formula", "is_inside", "parse_json", "require_plain_xml"]
+__all__ = ["inside", "is_formula", "is_inside", "parse_json", "printable", "require_plain_xml"]

@@ -39,16 +39,23 @@ def is_formula(name: str) -> bool:
     return name.startswith(("=", "+", "-", "@"))
 
 
+def printable(name: str) -> str:
+    """A name as a terminal may show it: what would move the cursor or colour what follows stands there as ``\\x1b``."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+
+
 def _fault(name: str) -> str:
     """Why a name is no place inside of a folder; nothing where it is one."""
     parts = name.split("/")
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
         return "holds a control character"
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):  # so Python reads file names of other encodings
+        return "is not UTF-8"
     if name.startswith("/"):
         return "is an absolute path"
     if not {"", ".", ".."}.isdisjoint(parts):
         return "leads out of its folder" if ".." in parts else "has an empty part"
-    lengths = [len(part.encode(errors="surrogateescape")) for part in parts]
+    lengths = [len(part.encode()) for part in parts]
     if max(lengths) > _MOST_BYTES or sum(lengths) + len(lengths) > _MOST_BYTES_IN_ALL:
         return f"is too long for a file ({max(lengths)} bytes of at most {_MOST_BYTES})"
     return ""
