@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_models, cli_tile, cli_weights
+from wsi_mil import __version__, arguments, cli, cli_demo, cli_doctor, cli_interop, cli_models, cli_tile, cli_weights
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
@@ -21,6 +21,7 @@ COMMANDS = ["tile", "extract", "distances", "predict", "run", "encoders"]
 OF_MODELS = ["train", "crossval", "evaluate", "compare"]
 OF_INTEROP = ["import", "export", "inspect"]
 OF_DEMO = ["demo", "synthetic"]
+OF_DOCTOR = ["doctor"]
 OF_WEIGHTS = ["add", "list", "path", "convert"]
 
 
@@ -46,7 +47,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--aggregator" in done.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *OF_MODELS, *OF_INTEROP, *OF_DEMO])
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_MODELS, *OF_INTEROP, *OF_DEMO, *OF_DOCTOR])
 def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     printed = capsys.readouterr().out
@@ -66,6 +67,7 @@ def test_no_command_is_forgotten() -> None:
     groups = (
         (cli_interop.app, OF_INTEROP),
         (cli_demo.app, OF_DEMO),
+        (cli_doctor.app, OF_DOCTOR),
         (cli_weights.app, OF_WEIGHTS),
         (cli_models.app, OF_MODELS),
     )

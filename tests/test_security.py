@@ -168,11 +168,8 @@ def test_a_slide_that_would_be_written_elsewhere_fails_alone(tmp_path: Path) -> 
     assert set(report.failed) == {"../x", "/x", "sl\udce9"}
     assert printable("a\x1b[2Jü") == "a\\x1b[2Jü"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-    assert set(failures(out)) == {
-        "../x",
-        "/x",
-        "sl\\udce9",
-    }  # a table that names them is read again, and leads nowhere either
+    # A table that names them is read again, and leads nowhere either.
+    assert set(failures(out)) == {"../x", "/x", "sl\\udce9"}
 
 
 def test_an_explanation_is_written_below_its_folder_whatever_a_bag_calls_itself(tmp_path: Path) -> None:
