@@ -215,7 +215,7 @@ def test_a_table_of_slides_names_slides_that_were_found_or_none(tmp_path: Path) 
     table = tmp_path / "slides.csv"
     table.write_text("slide,mpp\n../a,0.5\n")
     with pytest.raises(TableError, match="row 2"):
-        read_slides_table(table, {"a": tmp_path / "b.tif"}, {})
+        read_slides_table(table, {"b": tmp_path / "b.tif"}, ())
 
 
 def test_what_an_artifact_says_of_itself_ends_no_run(tmp_path: Path) -> None:

@@ -231,4 +231,11 @@ def _write(path: Path, rows: list[Row]) -> None:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         for row in rows:
-            writer.writerow([f"{value:.3f}" if isinstance(value, float) else value for value in row])
+            writer.writerow([_cell(value) for value in row])
+
+
+def _cell(value: object) -> object:
+    """A value as it is written; of a file name in another encoding, what UTF-8 cannot hold as ``\\udce9``."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return f"{value:.3f}" if isinstance(value, float) else value

@@ -232,14 +232,8 @@ def replacing_folder(path: Path) -> Generator[Path]:
 
 @contextmanager
 def replacing_text(path: Path) -> Generator[IO[str]]:
-    """`replacing` for text: yield an open UTF-8 file that appears at ``path`` only when complete.
-
-    What UTF-8 cannot hold, as in names of files in another encoding, stands there as ``\\udce9``.
-    """
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
+    """`replacing` for text: yield an open UTF-8 file that appears at ``path`` only when complete."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 
