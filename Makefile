@@ -35,6 +35,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check wsi_mil
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/audit.py
 
 docs: $(READY)
 	$(BIN)/python -m typer wsi_mil.cli utils docs --name wsimil --output docs/cli.md

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from wsi_mil import __version__, arguments, cli, cli_demo, cli_interop, cli_models, cli_predict, cli_tile, cli_weights
+from wsi_mil import (
+    __version__,
+    arguments,
+    cli,
+    cli_demo,
+    cli_doctor,
+    cli_interop,
+    cli_models,
+    cli_predict,
+    cli_tile,
+    cli_weights,
+)
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import OptionError
@@ -23,6 +34,7 @@ OF_ANSWERS = ["predict", "explain"]
 OF_MODELS = ["train", "crossval", "evaluate", "compare"]
 OF_INTEROP = ["import", "export", "inspect"]
 OF_DEMO = ["demo", "synthetic"]
+OF_DOCTOR = ["doctor"]
 OF_WEIGHTS = ["add", "list", "path", "convert"]
 
 
@@ -49,7 +61,7 @@ def test_help_loads_nothing_heavy(command: str, option: str) -> None:
     assert option in done.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *OF_ANSWERS, *OF_MODELS, *OF_INTEROP, *OF_DEMO])
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_ANSWERS, *OF_MODELS, *OF_INTEROP, *OF_DEMO, *OF_DOCTOR])
 def test_every_command_has_help_with_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     printed = capsys.readouterr().out
@@ -70,6 +82,7 @@ def test_no_command_is_forgotten() -> None:
     groups = (
         (cli_interop.app, OF_INTEROP),
         (cli_demo.app, OF_DEMO),
+        (cli_doctor.app, OF_DOCTOR),
         (cli_weights.app, OF_WEIGHTS),
         (cli_models.app, OF_MODELS),
         (cli_predict.app, OF_ANSWERS),

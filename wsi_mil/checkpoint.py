@@ -23,6 +23,7 @@ from wsi_mil.aggregators import Aggregator, Ensemble, build
 from wsi_mil.bags import FEATURE_STAGES, UNKNOWN, Bag
 from wsi_mil.domain import Domain
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
+from wsi_mil.guards import parse_json
 from wsi_mil.stain import stain_recipe
 from wsi_mil.weights import file_sha256, load_strictly, load_tensors, save_tensors
 
@@ -61,7 +62,7 @@ class Recipe:
         """
         if attrs.get("stage") not in FEATURE_STAGES:
             raise ArtifactError("these are no features: name a folder that `wsimil extract` made, by --bags")
-        params = json.loads(attrs["params"])
+        params = parse_json(attrs["params"])
         own = {key: attrs[key] for key in ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")}
         made = {key: params.get(key) for key in ("preprocessing", "network")}
         decoded = params.get("fast_decode", False)
@@ -250,7 +251,7 @@ def load(path: Path) -> Checkpoint:
     if _KEY not in metadata:
         raise WeightsError(f"{path} is a safetensors file, but no checkpoint of wsimil: name one with --model")
     try:
-        header = json.loads(metadata[_KEY])
+        header = parse_json(metadata[_KEY])
         header["recipe"] = Recipe(**header["recipe"])
         header["classes"] = tuple(header["classes"])
         if "options" in header:  # wsimil 0.1 wrote one model, and no temperature

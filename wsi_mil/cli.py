@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_mil import cli_demo, cli_interop, cli_models, cli_predict, cli_tile, cli_weights
+from wsi_mil import cli_demo, cli_doctor, cli_interop, cli_models, cli_predict, cli_tile, cli_weights
 from wsi_mil.arguments import (
     Aggregator,
     AllowMpp,
@@ -65,6 +65,7 @@ app.add_typer(cli_predict.app)
 app.add_typer(cli_weights.app)
 app.add_typer(cli_interop.app)
 app.add_typer(cli_demo.app)
+app.add_typer(cli_doctor.app)
 _DEBUG = "--debug"
 
 

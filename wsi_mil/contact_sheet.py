@@ -1,6 +1,5 @@
 """``tiles/index.html``: every slide of a folder at a glance, those that should be looked at first on top."""
 
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from urllib.parse import quote
 
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, one_line
+from wsi_mil.guards import parse_json
 from wsi_mil.pages import render
 from wsi_mil.runs import failures
 from wsi_mil.stage import artifact_items
@@ -66,7 +66,7 @@ def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: Mapping[
     doubts = [attrs["reason"]] if attrs["status"] == "empty" else _doubts(attrs, usual)
     badness = 2 if attrs["status"] == "empty" else int(bool(doubts))
     picture = f"{quote(slide_id)}.jpg" if (folder / f"{slide_id}.jpg").exists() else ""
-    excluded = json.loads(attrs["excluded"])
+    excluded = parse_json(attrs["excluded"])
     facts = {
         "tiles": f"{attrs['tiles']:,}",
         "left out": ", ".join(f"{count:,} {reason}" for reason, count in excluded.items()) or "none",
@@ -85,7 +85,7 @@ def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: Mapping[
 
 def _doubts(attrs: Mapping[str, Any], usual: Mapping[str, float]) -> list[str]:
     """What is unusual about a slide that has tiles."""
-    excluded = {reason: count for reason, count in json.loads(attrs["excluded"]).items() if reason != "max_tiles"}
+    excluded = {reason: count for reason, count in parse_json(attrs["excluded"]).items() if reason != "max_tiles"}
     share = sum(excluded.values()) / (sum(excluded.values()) + attrs["tiles"])
     beyond, wide = attrs["tissue_beyond_share"], attrs["wide_ink_mm2"]
     found = {

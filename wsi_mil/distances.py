@@ -20,6 +20,7 @@ from scipy.spatial import KDTree
 from wsi_mil import store
 from wsi_mil.bags import FEATURE_STAGES
 from wsi_mil.errors import ArtifactError, OptionError
+from wsi_mil.guards import parse_json
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, attempt, per_slide, run
 
@@ -188,7 +189,7 @@ def _params_before(path: Path) -> DistanceParams:
     """What somebody chose for the artifact that lies there; the defaults where none does."""
     attrs = attempt(store.read_attrs, path) if path.exists() else None
     if isinstance(attrs, dict) and (attrs.get("stage"), attrs.get("stage_version")) == _MADE_BY:
-        return DistanceParams(**json.loads(attrs["params"]))
+        return DistanceParams(**parse_json(attrs["params"]))
     return DistanceParams()
 
 

@@ -1,6 +1,5 @@
 """What a file is: a slide, an artifact or checkpoint of ours, or features that another program made."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from wsi_mil import checkpoint, interop, store, weights
 from wsi_mil.errors import ArtifactError, OptionError, ResolutionError, SlideError, WeightsError
+from wsi_mil.guards import parse_json
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -109,7 +109,7 @@ def _artifact(path: Path, survey: store.Survey) -> dict[str, Any]:
     features = survey.shapes.get("features")
     found: dict[str, Any] = {"kind": f"wsimil {_HOLDS.get(attrs['stage'], attrs['stage'])}", "path": str(path)}
     found |= {"dim": features[1]} if features else {}
-    found |= {key: json.loads(value) if key in _JSON else value for key, value in attrs.items()}
+    found |= {key: parse_json(value) if key in _JSON else value for key, value in attrs.items()}
     try:
         store.read(path)
         whole = "checksum verified"

@@ -185,6 +185,19 @@ def epochs(total: int, done: int = 0) -> Generator[Epochs]:
             yield _EpochTable(live, total, done)
 
 
+@contextmanager
+def silent() -> Generator[None]:
+    """Keep progress and messages of what is done meanwhile off the screen; what it raises still tells."""
+    quiet, disabled = console.quiet, logging.root.manager.disable
+    console.quiet = True
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        console.quiet = quiet
+        logging.disable(disabled)
+
+
 def is_talking() -> bool:
     """Whether `show_messages` was called."""
     return bool(log.handlers)

@@ -5,7 +5,6 @@ annotations become the share of each tile that each class covers, exactly.
 """
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from wsi_mil.errors import OptionError, PolygonError
 from wsi_mil.geometry import SUFFIXES, Area, Drawing, box_shares, cell_shares, merged, read_drawing, without
+from wsi_mil.guards import parse_json
 from wsi_mil.slides import without_extension
 from wsi_mil.store import Artifact
 
@@ -208,7 +208,7 @@ def read_labels(artifact: Artifact) -> Labels | None:
     """What was annotated on the tiles of an artifact, of `wsimil tile` or `wsimil extract`; None where nobody did."""
     if "annotations" not in artifact.arrays:
         return None
-    return Labels(json.loads(artifact.array_attrs["annotations"]["classes"]), artifact.arrays["annotations"])
+    return Labels(parse_json(artifact.array_attrs["annotations"]["classes"]), artifact.arrays["annotations"])
 
 
 def _with_near_misses(folder: Path, slide_ids: Sequence[str], taken: Collection[Path]) -> list[str]:

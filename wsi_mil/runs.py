@@ -6,7 +6,6 @@ runs at once need no lock: whoever rebuilds it last is right.
 """
 
 import csv
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
 from wsi_mil.executors import available_cores
+from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Report:
     def fail(self, slide_id: str, error: Exception) -> Row:
         """Take note of a slide that failed."""
         self.failed[slide_id] = error
-        log.error("%s: %s", slide_id, one_line(error))
+        log.error("%s: %s", printable(slide_id), one_line(error))
         return Row(slide_id, "failed", error=one_line(error))
 
     def finish(self, attrs: Mapping[str, Any], timing: Timing) -> Row:
@@ -151,8 +151,12 @@ class Report:
 
 
 def artifact_path(folder: Path, slide_id: str) -> Path:
-    """Where a stage's artifact of a slide lies; the dots of a slide_id are kept."""
-    return folder / f"{slide_id}.h5"
+    """Where a stage's artifact of a slide lies; the dots of a slide_id are kept.
+
+    Raises:
+        ArtifactError: the slide_id would lead out of the folder, or no file can be called that.
+    """
+    return inside(folder, slide_id, ".h5")
 
 
 def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -164,6 +168,13 @@ def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def write_tables(folder: Path, rows: list[Row]) -> None:
     """Write the table of one run, if it did anything, and rebuild the folder's summary.csv."""
+    if formulas := [row.slide_id for row in rows if is_formula(row.slide_id)]:
+        log.warning(
+            "%d names, such as %s, begin like a formula and stand in the tables as they are: import these into a"
+            " spreadsheet as text",
+            len(formulas),
+            formulas[0],
+        )
     if rows:
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}-{token_hex(2)}"
         _write(folder / "runs" / f"{run_id}.csv", rows)
@@ -176,7 +187,7 @@ def failures(folder: Path) -> dict[str, str]:
 
 
 def _excluded(attrs: Mapping[str, Any]) -> str:
-    return "; ".join(f"{reason} {count}" for reason, count in json.loads(attrs.get("excluded", "{}")).items())
+    return "; ".join(f"{reason} {count}" for reason, count in parse_json(attrs.get("excluded", "{}")).items())
 
 
 def _summary(folder: Path) -> list[Row]:
@@ -189,13 +200,14 @@ def _summary(folder: Path) -> list[Row]:
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
             made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
             rows.append(made._replace(**timed))
-        except (ArtifactCorrupt, KeyError) as error:
+        except (ArtifactCorrupt, KeyError, ValueError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)
 
 
 def _has_failed(folder: Path, row: Row) -> bool:
-    return row.status == "failed" and not artifact_path(folder, row.slide_id).exists()
+    there = is_inside(row.slide_id) and artifact_path(folder, row.slide_id).exists()
+    return row.status == "failed" and not there
 
 
 def _latest(folder: Path) -> dict[str, Row]:
@@ -219,4 +231,11 @@ def _write(path: Path, rows: list[Row]) -> None:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         for row in rows:
-            writer.writerow([f"{value:.3f}" if isinstance(value, float) else value for value in row])
+            writer.writerow([_cell(value) for value in row])
+
+
+def _cell(value: object) -> object:
+    """A value as it is written; of a file name in another encoding, what UTF-8 cannot hold as ``\\udce9``."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return f"{value:.3f}" if isinstance(value, float) else value

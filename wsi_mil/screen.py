@@ -1,7 +1,8 @@
 """What a command prints when it is done: results to stdout, the slides that failed to stderr."""
 
+import dataclasses
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from wsi_mil.errors import one_line
+from wsi_mil.guards import printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wsi_mil.doctor import Finding
     from wsi_mil.encoders import EncoderSpec
     from wsi_mil.evaluation import Study
     from wsi_mil.explain import Head
@@ -39,7 +44,7 @@ def leave_each(reports: "Mapping[Path, Report]") -> None:
 def name_failures(failed: "Mapping[str, Exception | str]") -> None:
     """Name on stderr each slide that failed, with its reason."""
     for slide_id, error in failed.items():
-        typer.echo(f"failed: {slide_id}: {error if isinstance(error, str) else one_line(error)}", err=True)
+        typer.echo(f"failed: {printable(slide_id)}: {error if isinstance(error, str) else one_line(error)}", err=True)
 
 
 @contextmanager
@@ -197,3 +202,48 @@ def _cells(row: dict[str, Any]) -> list[str]:
     lengths = ["any" if row[key] is None else f"{row[key]:g}" for key in ("tile_um", "mpp")]
     weights = row["weights"] if row["weights"] == "built-in" else "found" if row["weights"] else "-"
     return [row["name"], str(row["dim"]), *lengths, row["licence"], "yes" if row["gated"] else "-", weights]
+
+
+_COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
+
+
+def show_findings(findings: "Iterable[Finding]", as_json: bool) -> None:
+    """Print what the doctor finds: a table on a terminal, a line as each is done elsewhere; leave with 1 on a FAIL."""
+    from rich.console import Console
+
+    stdout, found = Console(), list["Finding"]()
+    if as_json:
+        found.extend(findings)
+        rows = [dataclasses.asdict(one) for one in found]
+        typer.echo(json.dumps({"ok": not _failed(found), "findings": rows}, indent=2))
+    elif stdout.is_terminal:
+        with stdout.status("looking ..."):
+            found.extend(findings)
+        stdout.print(_table_of(found))
+    else:
+        for one in findings:
+            found.append(one)
+            remedy = f" -> {one.remedy}" if one.remedy else ""
+            typer.echo(f"{one.status:4}  {one.group}: {one.name}: {one.told}{remedy}")
+    if not as_json:
+        counts = ", ".join(f"{sum(one.status == status for one in found)} {status}" for status in _COLOURS)
+        typer.echo(counts)
+    if _failed(found):
+        raise typer.Exit(1)
+
+
+def _failed(found: "list[Finding]") -> bool:
+    return any(one.status == "FAIL" for one in found)
+
+
+def _table_of(found: "list[Finding]") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in ("", "what", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for one, after in zip(found, [*found[1:], None], strict=True):
+        cells = (Text(one.status, _COLOURS[one.status]), Text(f"{one.group}: {one.name}"), Text(one.told))
+        table.add_row(*cells, Text(one.remedy), end_section=after is not None and after.group != one.group)
+    return table

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError
 from wsi_mil.executors import map_unordered
+from wsi_mil.guards import parse_json
 from wsi_mil.progress import Progress, progress
 from wsi_mil.runs import Report, Row, RunOptions, Timing, artifact_path, artifacts, write_tables
 
@@ -189,11 +190,11 @@ class _Run:
 
     def _stale(self, item: Item, options: RunOptions) -> tuple[Item, dict[str, Any]] | None:
         """Decide what to do with an item; return it, with the attributes of what is there, if that is stale."""
-        path = artifact_path(self.out, item.slide_id)
-        origin, existing = attempt(_origin, self.stage, item), attempt(_existing, self.stage, path, options)
+        path, origin = attempt(artifact_path, self.out, item.slide_id), attempt(_origin, self.stage, item)
+        existing = path if isinstance(path, Exception) else attempt(_existing, self.stage, path, options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
             self.rows.append(self.report.fail(item.slide_id, error))
-            if options.overwrite:
+            if options.overwrite and isinstance(path, Path):
                 _withdraw(self.stage, path, None)
             return None
         if existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:
@@ -248,9 +249,15 @@ def _params(stage: Stage) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(stage.params)))  # as it will be read back: tuples are lists
 
 
+def _params_of(attrs: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that an artifact was made with, as far as it tells."""
+    found = attempt(parse_json, attrs.get("params", "{}"))
+    return found if isinstance(found, dict) else {}
+
+
 def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], out: Path) -> str:
     item, attrs = stale[0]
-    before, now = json.loads(attrs.get("params", "{}")), _params(stage)
+    before, now = _params_of(attrs), _params(stage)
     changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
     why = "; ".join(changed) or "its input, or the version of wsimil, has changed"
     more = f" (and {len(stale) - 1} more)" if len(stale) > 1 else ""
@@ -286,7 +293,7 @@ def _withdraw(stage: Stage, path: Path, origin: _Origin | None) -> None:
     before = attempt(store.read_attrs, path) if path.exists() else None
     if not isinstance(before, dict) or before.get("stage") != stage.name:
         return
-    same = before.get("fingerprint") == origin.fingerprint if origin else json.loads(before["params"]) == _params(stage)
+    same = before.get("fingerprint") == origin.fingerprint if origin else _params_of(before) == _params(stage)
     if not same:
         path.unlink()
 

@@ -30,12 +30,14 @@ import numpy as np
 import xxhash
 
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
+from wsi_mil.guards import hdf5, parse_json
 
 FORMAT_VERSION = 1
 _REMEDY = "run the command that made it again, with --overwrite"
 _FOREIGN_REMEDY = "copy it again, or make it again with the program that wrote it"
 _verified: set[tuple[str, int, int]] = set()
 _BLOCK_BYTES = 1 << 26
+_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Artifact:
     @property
     def params(self) -> dict[str, Any]:
         """The parameters that made the artifact."""
-        return json.loads(self.attrs.get("params", "{}"))
+        return parse_json(self.attrs.get("params", "{}"))
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,13 @@ def read(path: Path) -> Artifact:
 
     Raises:
         ArtifactMissing: there is no such file.
-        ArtifactCorrupt: the file is truncated, is no HDF5 file, or its content does not match its checksum.
+        ArtifactCorrupt: the file is truncated, is no HDF5 file, leads to another file, or its content does not match
+            its checksum.
     """
     with _opened(path) as file:
-        arrays = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
-        array_attrs = {name: _plain(file[name].attrs) for name in arrays}
+        found = hdf5.datasets(path, file)
+        arrays = {name: item[()] for name, item in found.items()}
+        array_attrs = {name: _plain(item.attrs) for name, item in found.items()}
         artifact = Artifact(arrays, _plain(file.attrs), array_attrs)
     _verify(path, artifact)
     return artifact
@@ -115,16 +119,10 @@ def survey(path: Path) -> Survey:
 
     Raises:
         ArtifactMissing: there is no such file.
-        ArtifactCorrupt: it is truncated, or no HDF5 file.
+        ArtifactCorrupt: it is truncated, no HDF5 file, or leads to another file.
     """
-    datasets: dict[str, h5py.Dataset] = {}
-
-    def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset):
-            datasets[name] = item
-
     with _opened(path, _FOREIGN_REMEDY) as file:
-        file.visititems(visit)
+        datasets = dict(hdf5.all_datasets(path, file))
         return Survey(
             _plain(file.attrs),
             {name: tuple(item.shape) for name, item in datasets.items()},
@@ -141,7 +139,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         ArtifactCorrupt: it is damaged, or lacks one of them.
     """
     with _opened(path, _FOREIGN_REMEDY) as file:
-        return {name: file[name][()] for name in names}
+        return {name: hdf5.dataset(path, file, name)[()] for name in names}
 
 
 def digest(path: Path, names: Collection[str]) -> str:
@@ -155,7 +153,7 @@ def digest(path: Path, names: Collection[str]) -> str:
     with _opened(path, _FOREIGN_REMEDY) as file:
         found.update(repr(sorted(_plain(file.attrs).items())).encode())
         for name in sorted(names):
-            data = file[name]
+            data = hdf5.dataset(path, file, name)
             found.update(repr((name, data.dtype.str, data.shape, sorted(_plain(data.attrs).items()))).encode())
             rows = max(1, _BLOCK_BYTES * max(1, len(data)) // max(1, data.nbytes)) if data.shape else 1
             for start in range(0, len(data) if data.shape else 0, rows):
@@ -193,9 +191,13 @@ def checksum(artifact: Artifact) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Yield a temporary sibling of ``path``; on success make it durable and rename it, else remove it."""
+    """Yield a temporary sibling of ``path``, an empty file; on success make it durable and rename it, else remove it.
+
+    It is made for this process alone: nobody can have put a link there before, and who may read it the umask says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         _sync(temporary)
@@ -243,7 +245,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files and folders under ``folder`` that processes of this machine left, killed."""
-    ours = re.compile(re.escape(f".{socket.gethostname()}-") + r"(\d+)-[0-9a-f]{8}\.tmp$")
+    ours = re.compile(re.escape(f".{socket.gethostname()}-") + r"(\d+)-[0-9a-f]+\.tmp$")
     for temporary in list(folder.rglob(".*.tmp")):
         match = ours.search(temporary.name)
         if match and not _alive(int(match[1])):
@@ -251,13 +253,16 @@ def sweep(folder: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    """A hidden name beside a path, of this process alone."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    """A hidden name beside a path, of this process alone; of a long name only the start, since there is no room."""
+    mark = f".{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    room = _NAME_BYTES - len(mark) - 1
+    start = path.name.encode(errors="surrogateescape")[:room].decode(errors="ignore")
+    return path.with_name(f".{start}{mark}")
 
 
 def _remove(temporary: Path) -> None:
     """Remove a file or a folder, if it is there."""
-    if temporary.is_dir():
+    if temporary.is_dir() and not temporary.is_symlink():
         shutil.rmtree(temporary)
     else:
         temporary.unlink(missing_ok=True)

@@ -13,16 +13,18 @@ import io
 import logging
 import math
 import warnings
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import pandas as pd
 
 from wsi_mil.errors import TableError
+from wsi_mil.guards import require_plain_xml
 
 if TYPE_CHECKING:
     from openpyxl.workbook import Workbook
@@ -34,6 +36,10 @@ Table = pd.DataFrame
 _SEPARATORS = ",;\t"
 _OTHER_SPREADSHEETS = (".xls", ".xlsb", ".ods", ".numbers")
 _NAMES_SHOWN = 8
+_MOST_UNPACKED = 1 << 28
+"""Bytes of a workbook: a million rows of labels have a quarter of that."""
+_MOST_CELLS = 20_000_000
+_NO_WORKBOOK = "cannot be read as an Excel workbook: if it has a password, take that off; else save it anew, or as CSV"
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,9 @@ def _separator(header: str, known: Collection[str]) -> str:
 
 def _read_workbook(path: Path) -> tuple[pd.DataFrame, dict[tuple[int, int], str]]:
     """The cells of the sheet with content, and which of them hold no text, by row and column from 0."""
+    _require_small(path)
     formulas, results = (_open_workbook(path, results) for results in (False, True))
+    _require_few_cells(path, formulas)
     filled = {
         sheet.title: sheet
         for sheet in formulas.worksheets
@@ -196,6 +204,29 @@ def _read_workbook(path: Path) -> tuple[pd.DataFrame, dict[tuple[int, int], str]
     return pd.DataFrame(rows, dtype=str), doubts
 
 
+def _require_small(path: Path) -> None:
+    """Refuse a workbook that would fill the memory once unpacked, or declares entities."""
+    try:
+        with ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+            if size > _MOST_UNPACKED:
+                raise TableError(f"{path} would unpack to {size >> 20:,} MB, no table of labels does: save it as CSV")
+            for part in archive.infolist():
+                if part.filename.lower().endswith((".xml", ".rels")):
+                    require_plain_xml(archive.read(part))
+    except (BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        raise TableError(f"{path} {_NO_WORKBOOK} ({error})") from error
+
+
+def _require_few_cells(path: Path, workbook: "Workbook") -> None:
+    """Refuse a sheet with a cell far out: every cell before it would be looked at."""
+    for sheet in workbook.worksheets:
+        if sheet.max_row * sheet.max_column > _MOST_CELLS:
+            last = sheet.dimensions.rpartition(":")[2]
+            mend = "no table of labels does: delete what lies far out, or save it as CSV"
+            raise TableError(f"{path}: {sheet.title} reaches to cell {last}, {mend}")
+
+
 def _open_workbook(path: Path, results: bool) -> "Workbook":
     from openpyxl import load_workbook  # slow, and rarely needed
 
@@ -204,8 +235,7 @@ def _open_workbook(path: Path, results: bool) -> "Workbook":
             warnings.simplefilter("ignore", UserWarning)  # they tell what saving would lose, and nothing is saved
             return load_workbook(path, data_only=results)
     except (BadZipFile, KeyError, ValueError, ParseError) as error:
-        what = "cannot be read as an Excel workbook: if it has a password, take that off; else save it anew, or as CSV"
-        raise TableError(f"{path} {what} ({error})") from error
+        raise TableError(f"{path} {_NO_WORKBOOK} ({error})") from error
 
 
 def _shown(value: object, data_type: str, number_format: str) -> tuple[str, str]:

@@ -8,7 +8,6 @@ the distances and the statistics of the features come from the training patients
 import csv
 import dataclasses
 import functools
-import json
 import logging
 import math
 from collections import Counter
@@ -30,6 +29,7 @@ from wsi_mil.checkpoint import Checkpoint, Part, Recipe, patient_hash
 from wsi_mil.cohort import Cohort, Member, Unit, split
 from wsi_mil.domain import Domain
 from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
+from wsi_mil.guards import parse_json
 from wsi_mil.learning import Epoch, LearnParams, RunParams
 from wsi_mil.predictions import TABLE, Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
@@ -256,8 +256,8 @@ def _checkpoint(
         classes=cohort.classes,
         recipe=Recipe.of(attrs),
         encoder_weights=attrs["encoder_weights"],
-        tile_params=json.loads(attrs["tile_params"]),
-        extract_params=json.loads(attrs["params"]),
+        tile_params=parse_json(attrs["tile_params"]),
+        extract_params=parse_json(attrs["params"]),
         training=training,
         state=model.state_dict(),
         threshold=calibration.threshold,

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import OptionError, WeightsError
+from wsi_mil.guards import parse_json
 from wsi_mil.store import replacing, sweep, write_bytes
 from wsi_mil.weights import sniff
 
@@ -122,7 +123,7 @@ def _record(spec: EncoderSpec) -> Path:
 
 def _read(record: Path) -> Kept:
     try:
-        return Kept(**json.loads(record.read_text()))
+        return Kept(**parse_json(record.read_text()))
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{record} is damaged ({error}): delete it, and run `wsimil weights add` again") from error
 

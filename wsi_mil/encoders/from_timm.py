@@ -1,13 +1,13 @@
 """Records that are made of what timm and the hub know about a model: ``timm:<name>`` and ``hf-hub:<owner/repo>``."""
 
 import difflib
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from wsi_mil.encoders.spec import IMAGENET, EncoderSpec
 from wsi_mil.errors import EncoderError
+from wsi_mil.guards import parse_json
 
 log = logging.getLogger(__name__)
 _SECONDS = 5.0
@@ -107,7 +107,7 @@ def _config(repo: str) -> dict[str, Any]:
     """The config.json of a repository."""
     path = _config_file(repo)
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(path.read_text())
     except ValueError as error:
         raise EncoderError(f"hf-hub:{repo}: {path} is damaged ({error}): delete it, and it is fetched again") from error
     return config if isinstance(config, dict) else {}

@@ -84,7 +84,7 @@ def _sides(classes: Sequence[str]) -> list[_Side]:
     if len(classes) == 2:
         ends = (f"for {classes[0]}", f"for {classes[1]}")
         return [_Side(1, classes[1], ends, (class_colour(0), class_colour(1)), "")]
-    stems = [re.sub(r"[^\w.-]+", "-", name) for name in classes]
+    stems = [re.sub(r"[^\w.-]+", "-", name)[:60] for name in classes]
     return [
         _Side(
             index,

@@ -1,6 +1,5 @@
 """Where the tiles of a slide lie to the pixel, and what earlier stages found of them."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from jaxtyping import Float, Float32, Int64
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale
 from wsi_mil.geometry import Area, merged, read_drawing
+from wsi_mil.guards import parse_json
 
 QUALITY = ("coverage", "sharpness", "pen", "white", "black", "saturation")
 """Columns of the tiles' artifact that describe a tile."""
@@ -75,6 +75,6 @@ def _columns(path: Path, found: store.Survey) -> dict[str, Float32[np.ndarray, "
     arrays = store.read_arrays(path, [name for name in (*QUALITY, _ANNOTATIONS) if name in found.shapes])
     shares = arrays.pop(_ANNOTATIONS, None)
     if shares is not None:
-        classes = json.loads(found.array_attrs[_ANNOTATIONS]["classes"])
+        classes = parse_json(found.array_attrs[_ANNOTATIONS]["classes"])
         arrays |= {f"annotation_{name}": shares[:, index] for index, name in enumerate(classes)}
     return arrays

@@ -18,6 +18,7 @@ from wsi_mil.explain.heatmap import require_one_slide
 from wsi_mil.explain.looking import Look
 from wsi_mil.explain.places import Places
 from wsi_mil.explain.tables import figures, told_classes, write_pairs, write_tiles
+from wsi_mil.guards import inside, parse_json
 from wsi_mil.slides import Slide
 
 MANIFEST = "explanation.json"
@@ -50,8 +51,12 @@ def explanation_folder(out: Path, slide_id: str) -> Path:
 
     No slide's folder lies in another's, as a slide ``a`` may have a neighbour ``a/b``: ``/`` and ``%`` are
     percent-encoded.
+
+    Raises:
+        ArtifactError: no file can be called so.
     """
-    return out / slide_id.replace("%", "%25").replace("/", "%2F")
+    inside(out, slide_id)
+    return inside(out, slide_id.replace("%", "%25").replace("/", "%2F"))
 
 
 def write_explanation(
@@ -130,7 +135,7 @@ def is_explained(folder: Path, key: str, pictures: bool, overwrite: bool = False
     if not folder.exists():
         return False
     try:
-        there = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        there = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         known = {MANIFEST, *there["files"]}
         found, has_pictures = there["fingerprint"], there["pictures"]
     except (OSError, ValueError, KeyError, TypeError) as error:

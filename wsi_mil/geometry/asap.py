@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 import shapely
 
 from wsi_mil.geometry.marks import UNCLASSIFIED, Mark, Marks, polygon
+from wsi_mil.guards import require_plain_xml
 
 _TUMOUR = "Tumor"
 _NAMES = {"_0": _TUMOUR, "_1": _TUMOUR, "None": UNCLASSIFIED, "": UNCLASSIFIED}
@@ -22,6 +23,7 @@ def parse(data: bytes) -> Marks:
         ValueError: it is something else.
     """
     try:
+        require_plain_xml(data)
         root = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
         raise ValueError(f"is damaged or no XML ({error})") from error

@@ -1,15 +1,17 @@
 """GeoJSON, as QuPath of any version and wsimil write it, and the JSON that CAMELYON16's outlines are passed on in."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import shapely
 
 from wsi_mil.geometry.marks import UNCLASSIFIED, Mark, Marks, polygon
+from wsi_mil.guards import parse_json
 
 _FLAT = ("Point", "MultiPoint", "LineString", "MultiLineString")
 _CAMELYON = ("positive", "negative")
+_DEPTH = 16
+"""Of collections in collections; RFC 7946 advises against even two."""
 
 
 def parse(data: bytes) -> Marks:
@@ -19,7 +21,7 @@ def parse(data: bytes) -> Marks:
         ValueError: it is something else.
     """
     try:
-        content = json.loads(data)
+        content = parse_json(data)
     except ValueError as error:
         raise ValueError(f"is damaged or no JSON ({error})") from error
     if isinstance(content, dict) and "type" not in content and set(content) & set(_CAMELYON):
@@ -46,8 +48,10 @@ def _marks(feature: dict[str, Any]) -> Iterator[Mark | None]:
         yield drawn and Mark(name, drawn)
 
 
-def _polygons(geometry: Any) -> Iterator[shapely.Polygon | None]:
+def _polygons(geometry: Any, depth: int = 0) -> Iterator[shapely.Polygon | None]:
     """The polygons of a geometry; None for each thing without an area."""
+    if depth > _DEPTH:
+        raise ValueError("has collections in collections in collections, too many to be meant")
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if geometry is None or kind in _FLAT:
         yield None
@@ -57,7 +61,7 @@ def _polygons(geometry: Any) -> Iterator[shapely.Polygon | None]:
         yield from (polygon(rings) for rings in _listed(geometry, "coordinates"))
     elif kind == "GeometryCollection":
         for part in _listed(geometry, "geometries"):
-            yield from _polygons(part)
+            yield from _polygons(part, depth + 1)
     else:
         raise ValueError(f"has a geometry of type {kind}, which GeoJSON does not know")
 
@@ -78,7 +82,7 @@ def _class(properties: Any) -> str:
     properties = properties if isinstance(properties, dict) else {}
     given = properties.get("classification")
     if isinstance(given, str) and given.lstrip().startswith("{"):
-        given = json.loads(given)
+        given = parse_json(given)
     if isinstance(given, dict):
         given = given.get("name") or ": ".join(map(str, given.get("names") or ()))
     return str(given or properties.get("name") or UNCLASSIFIED)

@@ -4,7 +4,6 @@
 is converted again, and everything downstream reads artifacts of ours only.
 """
 
-import json
 import logging
 import os
 from collections import Counter
@@ -16,6 +15,7 @@ import numpy as np
 
 from wsi_mil import store
 from wsi_mil.errors import ArtifactError, ArtifactStale, OptionError, ResolutionError, one_line
+from wsi_mil.guards import parse_json
 from wsi_mil.interop.bag import APPROXIMATE, OF_TILES, UNNAMED, PeerBag, own_artifact
 from wsi_mil.interop.clam import companions
 from wsi_mil.interop.detection import content_of, l0_size_of, read_peer
@@ -236,7 +236,7 @@ def _warn_of_doubts(out: Path, slide_ids: set[str], encoder: str | None) -> None
     unnamed = [name for name, found in attrs.items() if found["encoder"] == UNNAMED]
     if unnamed:
         log.warning("%d slides, such as %s, do not say their encoder: name it by --encoder", len(unnamed), unnamed[0])
-    said = {name: json.loads(found["tile_params"])["encoder"] for name, found in attrs.items()} if encoder else {}
+    said = {name: parse_json(found["tile_params"])["encoder"] for name, found in attrs.items()} if encoder else {}
     for doubt in doubts_of(encoder, said) if encoder else ():
         log.warning("%s", doubt)
 

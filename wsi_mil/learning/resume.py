@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wsi_mil import __version__
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, WeightsError, one_line
+from wsi_mil.guards import parse_json
 from wsi_mil.weights import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def load(folder: Path, identity: Identity, overwrite: bool = False) -> Standing 
 def _load(path: Path, identity: Identity) -> Standing:
     try:
         tensors, metadata = load_tensors(path)
-        header = json.loads(metadata[_KEY])
+        header = parse_json(metadata[_KEY])
         before = Identity(**header["identity"])
         standing = Standing(tensors, header["facts"])
     except (WeightsError, KeyError, TypeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The model card: what a checkpoint is, made of what, how good, and what it is not for (Mitchell et al. 2019)."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -18,13 +19,13 @@ def model_card(made: Checkpoint, figures: Mapping[str, str], judged_on: str) -> 
         judged_on: whose answers these are, as a sentence.
     """
     parts = [
-        f"# {made.aggregator}: {' or '.join(made.classes)}",
+        f"# {_text(made.aggregator)}: {' or '.join(map(_text, made.classes))}",
         _model(made),
         "## Intended use\n\nResearch on slides made, stained and scanned like those of training. It is not a medical"
         " device; what it says of one patient must decide nothing.",
         _data(made),
         _features(made),
-        f"## Figures\n\n{judged_on}\n\n" + "\n".join(f"* {name}: {value}" for name, value in figures.items()),
+        f"## Figures\n\n{judged_on}\n\n" + "\n".join(f"* {_text(name)}: {value}" for name, value in figures.items()),
         _decisions(made),
         "## Limits\n\nIt was judged on the cohort above and no other. Other hospitals, scanners, stains and populations"
         " may lower every figure: judge it there by `wsimil evaluate --by site` before it is used. Attention shows what"
@@ -48,24 +49,25 @@ def _model(made: Checkpoint) -> str:
     several = f"{len(made.parts)} models, one of each round of cross-validation, that answer by their mean probability"
     what = several if len(made.parts) > 1 else "One model"
     values = sum(tensor.numel() for tensor in made.state.values())
-    options = "\n".join(f"* {name}: {value}" for name, value in made.options.items())
+    options = "\n".join(f"* {_text(name)}: {_text(value)}" for name, value in made.options.items())
     return f"{what}; {values:,} values. A bag is one {made.unit}.\n\nOptions:\n\n{options}"
 
 
 def _data(made: Checkpoint) -> str:
-    counts = ", ".join(f"{count} slides {split}" for split, count in made.training["slides"].items())
+    counts = ", ".join(f"{count} slides {_text(split)}" for split, count in made.training["slides"].items())
     patients = len(made.training["patients"])
-    cohort = f"{patients} patients took part in learning or in choosing the epoch; cohort `{made.training['cohort']}`."
-    return f"## Training data\n\n{counts}. {cohort}"
+    cohort = _code(made.training["cohort"])
+    learnt = f"{patients} patients took part in learning or in choosing the epoch; cohort `{cohort}`."
+    return f"## Training data\n\n{counts}. {learnt}"
 
 
 def _features(made: Checkpoint) -> str:
     recipe = made.recipe
     tile = f"{recipe.tile_um:g} um read as {recipe.tile_px} px"
     return (
-        f"## Features\n\n{recipe.encoder} ({made.encoder_weights}, sha256 `{recipe.encoder_weights_sha256}`),"
-        f" {made.dim} per tile; tiles of {tile}; stain: {recipe.stain['method']}."
-        " Features made otherwise are refused."
+        f"## Features\n\n{_text(recipe.encoder)} ({_text(made.encoder_weights)}, sha256"
+        f" `{_code(recipe.encoder_weights_sha256)}`), {made.dim} per tile; tiles of {tile};"
+        f" stain: {_text(recipe.stain['method'])}. Features made otherwise are refused."
     )
 
 
@@ -76,19 +78,30 @@ def _decisions(made: Checkpoint) -> str:
     if made.threshold is None:
         return f"{text} The most probable class is decided for."
     chosen = "the mean of what was chosen on them" if len(made.parts) > 1 else "chosen on them, too"
-    return f"{text} {made.classes[1]} is decided for from a probability of {made.threshold:.3g} on, {chosen}."
+    return f"{text} {_text(made.classes[1])} is decided for from a probability of {made.threshold:.3g} on, {chosen}."
 
 
 def _doubts(made: Checkpoint) -> str:
     """Of each model why they are not to be relied on; models with the same reason together."""
     trainings = made.training.get("rounds", [made.training])
     pairs = zip(made.parts, trainings, strict=True)
-    told = [doubts(part.temperature, training.get("val_patients", {})) for part, training in pairs]
+    told = [_text(doubts(part.temperature, training.get("val_patients", {}))) for part, training in pairs]
     several = len(told) > 1
     whose = [f" In {count} of {len(told)} models {doubt}." for doubt, count in Counter(filter(None, told)).items()]
     return "".join(whose if several else [f" But {doubt}." for doubt in told if doubt])
 
 
 def _provenance(made: Checkpoint) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in made.training["versions"].items())
-    return f"* fingerprint `{made.training['fingerprint']}`\n* {versions}\n* parameters: `{made.training['params']}`"
+    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in made.training["versions"].items())
+    fingerprint, params = (_code(made.training[name]) for name in ("fingerprint", "params"))
+    return f"* fingerprint `{fingerprint}`\n* {versions}\n* parameters: `{params}`"
+
+
+def _text(name: object) -> str:
+    """A name as Markdown that shows it as it is: on one line, and neither a tag, a link nor a picture."""
+    return re.sub(r"([\\`*\[\]<>&#!|])", r"\\\1", " ".join(str(name).split()))
+
+
+def _code(text: object) -> str:
+    """What stands between backticks: on one line, without any of its own."""
+    return " ".join(str(text).split()).replace("`", "'")

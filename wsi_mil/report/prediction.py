@@ -1,7 +1,6 @@
 """The page of predictions: what was said of each slide, how sure that is, and what was looked at."""
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from wsi_mil.answering import notes
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.errors import ArtifactCorrupt
 from wsi_mil.explain import MANIFEST
+from wsi_mil.guards import inside, parse_json
 from wsi_mil.predictions import Prediction
 from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg, page
 from wsi_mil.report.provenance import model_facts, provenance
@@ -60,7 +60,7 @@ def prediction_page(rows: Sequence[Prediction], told: Told, explained: Sequence[
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """What an explanation says of itself; it may name only files of its own folder, as anybody may have edited it."""
-    made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    made = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in made["files"]:
         if (folder / name).resolve().parent != folder.resolve():
             raise ArtifactCorrupt(
@@ -108,7 +108,7 @@ def _explanations(made: Sequence[_Made]) -> Iterator[Section]:
     for folder, one in made[:_MOST_EXPLAINED]:
         pictures, left_out = list[Picture](), False
         for name, text in _drawn(one):
-            picture = None if left_out else _picture(folder / name, f"{one['slide_id']}: {text}")
+            picture = None if left_out else _picture(inside(folder, name), f"{one['slide_id']}: {text}")
             left_out = picture is None or len(picture.data) > room
             if picture is not None and not left_out:
                 pictures.append(picture)
