@@ -388,6 +388,7 @@ torch.testing.assert_close(outcome(torch.compile(model, backend="aot_eager", ful
 from wsi_mil.aggregators import build
 from wsi_mil.bags import Batch
 for name in ("das-mil", "das-mil-paper", "self-attention"):
+    torch._dynamo.reset()  # they share a forward, and its compilations are limited
     network = build(name, 6, 2, attention_dropout=0.1)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     for tiles in (50, 250):
