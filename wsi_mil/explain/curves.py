@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from wsi_mil.aggregators import Aggregator, apply
+from wsi_mil.aggregators import Aggregator, apply, evaluating
+from wsi_mil.aggregators.explanation import evidence_of
 from wsi_mil.aggregators.head_attention import HeadAttention, Rows
 from wsi_mil.attention import DistanceBias
 from wsi_mil.bags import Bag, Batch, collate
@@ -200,9 +201,7 @@ def _flat(single: Aggregator, head: int) -> Aggregator:
 
 
 def _evidence(single: Aggregator, batch: Batch) -> Float64[Tensor, " classes"]:
-    """Each logit less the mean of those of the other classes: of two classes the log-odds."""
-    logits = apply(single, batch).logits[0].double().cpu()
-    return (logits - logits.mean()) * (len(logits) / (len(logits) - 1))
+    return evidence_of(apply(single, batch).logits[0]).cpu()
 
 
 def heads_csv(heads: Sequence[Head]) -> bytes:
@@ -247,12 +246,9 @@ def _heads_of(bias: DistanceBias, member: int) -> Iterator[Head]:
 def _of_bag(single: Aggregator, batch: Batch, name: str, asked: Asked) -> Iterator[Float64[Tensor, "3 heads bins"]]:
     """Shares of tiles and of attention with and without bias, if the bag tells any."""
     counted = apply(single, batch).attention[0]
-    training = single.training
-    single.eval()
-    with torch.inference_mode():
+    with evaluating(single):
         attention = single.head_attention(batch)
         sums = None if attention is None else _sums(attention, batch, _chosen(counted, name, asked))
-    single.train(training)
     if sums is not None and bool((sums.sum(dim=2) > 0).all()):
         yield sums / sums.sum(dim=2, keepdim=True)
 
