@@ -112,7 +112,7 @@ def test_a_slide_with_more_pictures_than_there_is_room_for_shows_the_first(
     told: Told, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prediction_page([answer("s")], told, [whole]).count(b"<img ") == 11
-    monkeypatch.setattr(prediction, "_MOST_BYTES", 60_000)
+    monkeypatch.setattr(prediction, "MOST_BYTES", 60_000)
     part = prediction_page([answer("s")], told, [whole]).decode()
     assert 0 < part.count("<img ") < 11
     assert f"More of its pictures are in {whole}." in part

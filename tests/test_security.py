@@ -24,7 +24,7 @@ from wsi_mil import checkpoint, store
 from wsi_mil.bags import read_bag
 from wsi_mil.contact_sheet import Card
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, PolygonError, TableError, WeightsError
-from wsi_mil.explain import running, write_explanation
+from wsi_mil.explain import MANIFEST, explanation_folder, write_explanation
 from wsi_mil.geometry import read_drawing
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 from wsi_mil.interop import read_peer
@@ -178,16 +178,17 @@ def test_an_explanation_is_written_below_its_folder_whatever_a_bag_calls_itself(
     made = store.read(path)
     store.write(path, store.Artifact(made.arrays, {**made.attrs, "slide_id": "../../x"}, made.array_attrs))
     [item] = find_bags(path)
-    explainer = running._Explainer.__new__(running._Explainer)
-    object.__setattr__(explainer, "options", running.ExplainOptions(tmp_path / "out"))
+    assert item.slide_id == "../../x"
+    assert explanation_folder(tmp_path / "out", item.slide_id).parent == tmp_path / "out"
     with pytest.raises(ArtifactError, match="leads out of its folder"):
-        explainer.folder(item.slide_id)
+        explanation_folder(tmp_path / "out", "..")
 
 
 def test_pictures_named_by_an_explanation_lie_in_it(tmp_path: Path) -> None:
-    made = {"slide_id": "a", "files": {"heatmap/../../secret.png": "attention"}}
-    with pytest.raises(ArtifactError, match="leads out of its folder"):
-        list(prediction._pictures(tmp_path, made))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / MANIFEST).write_text('{"slide_id": "a", "files": {"heatmap/../../secret.png": "attention"}}')
+    with pytest.raises(ArtifactCorrupt, match="no file of its folder"):
+        prediction._manifest(tmp_path / "a")
 
 
 def test_files_of_a_class_are_called_by_what_file_systems_take(tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def _checkpoint() -> checkpoint.Checkpoint:
         "das-mil", (checkpoint.Part({"a": NASTY}),), 4, (NASTY, "[x](javascript:alert(1))"), recipe, NASTY, {}, {},
         {
             "slides": {NASTY: 1}, "patients": [], "cohort": "`" + NASTY, "versions": {NASTY: NASTY},
-            "fingerprint": "f", "params": "`" + NASTY,
+            "fingerprint": "f", "params": {"learn": {"`" + NASTY: "`" + NASTY}},
         },
         {}, threshold=0.5,
     )  # fmt: skip

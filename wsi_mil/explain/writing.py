@@ -55,7 +55,6 @@ def explanation_folder(out: Path, slide_id: str) -> Path:
     Raises:
         ArtifactError: no file can be called so.
     """
-    inside(out, slide_id)
     return inside(out, slide_id.replace("%", "%25").replace("/", "%2F"))
 
 
