@@ -26,7 +26,7 @@ def test_the_quick_demo_runs_every_stage_and_writes_its_page(
     assert {row.status for row in rows} == {"done"}
     assert len(rows) == 2
     for row in rows:  # each slide's section says what was predicted of it
-        section = page[page.index(f"-heading\">{row.slide_id}: ") :]
+        section = page[page.index(f'-heading">{row.slide_id}: ') :]
         assert f"far {row.probabilities[0]:.3f}, near {row.probabilities[1]:.3f}" in section[:400]
     for command in ("tile", "extract", "distances", "train", "predict"):
         assert any(message.startswith(f"$ wsimil {command} ") for message in caplog.messages)
