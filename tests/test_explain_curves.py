@@ -100,12 +100,12 @@ def test_what_the_bias_does_is_found_where_it_does_it() -> None:
 def test_shares_are_those_of_all_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, one = made(name, heads=2), bag(side=6)
     batch, rows = collate([one]), torch.arange(36)
-    attention = model.head_attention(batch)
+    attention = model.pair_attention(batch)
     away = torch.cdist(one.coords_um.double(), one.coords_um.double()).numpy()
     others = ~np.eye(36, dtype=bool)
     expected = [
         np.histogram(away[others], EDGES_UM, weights=weights[others])[0]
-        for read in (attention.biased, attention.unbiased)
+        for read in (attention.heads, attention.unbiased)
         for weights in read(rows)[0].double().numpy()
     ]
     monkeypatch.setattr(curves, "_PAIRS_AT_ONCE", 100)  # a few rows at a time
@@ -119,7 +119,7 @@ def test_shares_are_those_of_all_pairs(name: str, monkeypatch: pytest.MonkeyPatc
 def test_head_attention_is_what_the_model_pays(name: str) -> None:
     """The mean of values by its rows is what the model's own layer gives."""
     model, batch = made(name, heads=2), collate([bag(side=4)])
-    rows = model.head_attention(batch).biased(torch.arange(16))
+    rows = model.pair_attention(batch).heads(torch.arange(16))
     with torch.no_grad():
         tiles = model.project(model.standardise(batch))
         q, k = (each(tiles).unflatten(-1, (2, -1)).transpose(1, 2) for each in (model.query, model.key))

@@ -11,7 +11,7 @@ from PIL import Image
 from planted import plant, untrained
 from test_report import _Checker
 
-from wsi_mil import checkpoint, store
+from wsi_mil import checkpoint, publishing
 from wsi_mil.errors import ArtifactCorrupt
 from wsi_mil.explain import MANIFEST, write_explanation
 from wsi_mil.predictions import Prediction
@@ -46,7 +46,7 @@ def explained(folder: Path, slide_id: str = "a/slide", classes: tuple[str, ...] 
 
 def edit(folder: Path, **changes: object) -> None:
     path = folder / MANIFEST
-    store.write_bytes(path, json.dumps(json.loads(path.read_text()) | changes).encode())
+    publishing.write_bytes(path, json.dumps(json.loads(path.read_text()) | changes).encode())
 
 
 def test_names_are_text_wherever_they_come_from(told: Told, whole: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from planted import plant, plant_cohort
 
-from wsi_mil import checkpoint, store, train, workflow
+from wsi_mil import checkpoint, publishing, train, workflow
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale
 from wsi_mil.learning import RESUME, LearnParams, RunParams, loop
 from wsi_mil.train import CHECKPOINT, TrainParams
@@ -163,7 +163,7 @@ def test_what_is_damaged_is_refused_by_name(cohort: Path, interrupt: dict[str, i
         bytes_of(cohort, "out")
     path = cohort / "out" / RESUME
     data = path.read_bytes()
-    store.write_bytes(path, data[: len(data) // 2])
+    publishing.write_bytes(path, data[: len(data) // 2])
     with pytest.raises(ArtifactCorrupt, match=r"resume\.safetensors is damaged .*add --overwrite"):
         bytes_of(cohort, "out")
 
@@ -176,7 +176,7 @@ def test_a_finished_training_forgets_where_it_stood(cohort: Path, interrupt: dic
     left = (folders.model / RESUME).read_bytes()
     interrupt["steps"] = -1
     assert workflow.train_model(LabelTable(cohort / "labels.csv"), folders, params, "cpu") is not None
-    store.write_bytes(folders.model / RESUME, left)  # as if killed between the two
+    publishing.write_bytes(folders.model / RESUME, left)  # as if killed between the two
     assert workflow.train_model(LabelTable(cohort / "labels.csv"), folders, params, "cpu") is None
     assert not (folders.model / RESUME).exists()
 

@@ -20,7 +20,7 @@ from explained import Plain, bag_of, facts_of, some_look, some_places
 from planted import plant
 from toy_stage import ToyStage
 
-from wsi_mil import checkpoint, store
+from wsi_mil import checkpoint, publishing, store
 from wsi_mil.bags import read_bag
 from wsi_mil.contact_sheet import Card
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, PolygonError, TableError, WeightsError
@@ -363,7 +363,7 @@ def test_names_that_a_spreadsheet_computes_are_kept_and_warned_of(
 def test_temporary_files_are_ours_alone_beside_their_target_and_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        with store.replacing(tmp_path / "a") as temporary:
+        with publishing.replacing(tmp_path / "a") as temporary:
             assert temporary.parent == tmp_path
             assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
             temporary.write_bytes(b"x")
@@ -377,10 +377,10 @@ def test_a_temporary_file_never_goes_through_a_link_that_lies_there(
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
-    monkeypatch.setattr(store, "_sibling", lambda path: tmp_path / "guessed")
+    monkeypatch.setattr(publishing, "_sibling", lambda path: tmp_path / "guessed")
     (tmp_path / "guessed").symlink_to(victim)
     with pytest.raises(FileExistsError):
-        store.write_bytes(tmp_path / "a", b"theirs")
+        publishing.write_bytes(tmp_path / "a", b"theirs")
     assert victim.read_bytes() == b"mine"
 
 
@@ -390,10 +390,10 @@ def test_sweeping_removes_a_link_and_not_what_it_leads_to(tmp_path: Path, monkey
     (kept / "file").write_bytes(b"mine")
     out = tmp_path / "out"
     out.mkdir()
-    monkeypatch.setattr(store, "_alive", lambda pid: False)
-    link = store._sibling(out / "a")
+    monkeypatch.setattr(publishing, "_alive", lambda pid: False)
+    link = publishing._sibling(out / "a")
     link.symlink_to(kept)
-    store.sweep(out)
+    publishing.sweep(out)
     assert not link.is_symlink()
     assert (kept / "file").read_bytes() == b"mine"
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from wsi_mil import store
+from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
 
 
@@ -55,8 +55,8 @@ def test_nothing_stays_behind_when_writing_fails(tmp_path: Path) -> None:
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    store.write_bytes(path, b"old")
-    with pytest.raises(UnicodeEncodeError), store.replacing_text(path) as file:
+    publishing.write_bytes(path, b"old")
+    with pytest.raises(UnicodeEncodeError), publishing.replacing_text(path) as file:
         file.write("new \udc80")
     assert path.read_bytes() == b"old"
 
@@ -146,7 +146,7 @@ def test_a_fingerprint_follows_everything_that_decides() -> None:
 
 
 def _hang_while_writing(path: Path) -> None:
-    with store.replacing(path) as temporary, store.replacing_folder(path.with_suffix("")) as folder:
+    with publishing.replacing(path) as temporary, publishing.replacing_folder(path.with_suffix("")) as folder:
         (folder / "half.csv").write_text("half")
         temporary.write_bytes(b"half")
         time.sleep(60)
@@ -157,18 +157,18 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     process.start()
     while not list(tmp_path.glob(".a.h5.*.tmp")):
         time.sleep(0.05)
-    store.sweep(tmp_path)
+    publishing.sweep(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     assert not (tmp_path / "a.h5").exists()
-    store.sweep(tmp_path)
+    publishing.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_appears_whole_and_takes_the_place_of_another(tmp_path: Path) -> None:
     for text in ("first", "second"):
-        with store.replacing_folder(tmp_path / "a" / "b") as temporary:
+        with publishing.replacing_folder(tmp_path / "a" / "b") as temporary:
             (temporary / "deep").mkdir()
             (temporary / "deep" / f"{text}.txt").write_text(text)
             assert (tmp_path / "a" / "b").exists() == (text == "second")
@@ -177,13 +177,13 @@ def test_a_folder_appears_whole_and_takes_the_place_of_another(tmp_path: Path) -
 
 
 def _fail_while_writing(path: Path) -> None:
-    with store.replacing_folder(path) as temporary:
+    with publishing.replacing_folder(path) as temporary:
         (temporary / "x").write_text("half")
         raise ZeroDivisionError
 
 
 def test_a_folder_that_fails_leaves_the_one_that_was_there(tmp_path: Path) -> None:
-    with store.replacing_folder(tmp_path / "a") as temporary:
+    with publishing.replacing_folder(tmp_path / "a") as temporary:
         (temporary / "x").write_text("kept")
     with pytest.raises(ZeroDivisionError):
         _fail_while_writing(tmp_path / "a")

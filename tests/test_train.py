@@ -225,7 +225,7 @@ def test_the_checkpoint_is_written_last(tmp_path: Path, monkeypatch: pytest.Monk
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "write_bytes", full)
+    monkeypatch.setattr(publishing, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         train.publish(trained, tmp_path / "model", {"report.html": b""})
     assert not (tmp_path / "model" / CHECKPOINT).exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from wsi_mil import store
+from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactCorrupt, one_line
 from wsi_mil.guards import parse_json
 from wsi_mil.pages import render
@@ -58,7 +58,7 @@ def write_contact_sheet(folder: Path) -> Path:
     }
     cards += [_card(folder, slide_id, attrs, usual) for slide_id, attrs in known.items()]
     cards.sort(key=lambda card: (-card.badness, -len(card.doubts), card.slide_id))
-    store.write_bytes(folder / "index.html", render("contact_sheet.html", cards=cards, folder=folder.name))
+    publishing.write_bytes(folder / "index.html", render("contact_sheet.html", cards=cards, folder=folder.name))
     return folder / "index.html"
 
 

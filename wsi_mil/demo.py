@@ -21,10 +21,10 @@ from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, predict_slides
 from wsi_mil.predictions import Prediction
 from wsi_mil.progress import print_table
+from wsi_mil.publishing import write_bytes
 from wsi_mil.report import Picture, Section, number, page
 from wsi_mil.slides import SlideFile, open_slide
 from wsi_mil.stage import RunOptions, artifact_path
-from wsi_mil.store import write_bytes
 from wsi_mil.synthetic import SyntheticParams, make_cohort
 from wsi_mil.tiling import TileParams
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams, fit

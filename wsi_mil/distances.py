@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.spatial import KDTree
 
-from wsi_mil import store
+from wsi_mil import publishing, store
 from wsi_mil.bags import FEATURE_STAGES
 from wsi_mil.errors import ArtifactError, OptionError
 from wsi_mil.guards import parse_json
@@ -209,7 +209,7 @@ def write_summary(folder: Path) -> None:
     counts = {slide_id: one.arrays["histogram"] for slide_id, one in whole.items()}
     slides = {slide_id: _quantiles(one) for slide_id, one in counts.items()}
     summary = {"unit": "um", "bin_um": BIN_UM, "all": _quantiles(merge(list(counts.values()))), "slides": slides}
-    with store.replacing_text(folder / "summary.json") as file:
+    with publishing.replacing_text(folder / "summary.json") as file:
         json.dump(summary, file, indent=1)
 
 

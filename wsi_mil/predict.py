@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_mil import checkpoint, extract, store, tiling
+from wsi_mil import checkpoint, extract, publishing, store, tiling
 from wsi_mil.answering import JSON, Question, answers, as_json, notes
 from wsi_mil.bags import bag_items
 from wsi_mil.checkpoint import Checkpoint
@@ -261,7 +261,7 @@ def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Pr
             table[row.slide_id] = row
     entered, digest = [table[name] for name in sorted(table)], checkpoint.digest(path)
     write_predictions(options.out / TABLE, entered, model.classes, digest)
-    store.write_bytes(options.out / JSON, as_json(entered, model, digest, notes(model)).encode())
+    publishing.write_bytes(options.out / JSON, as_json(entered, model, digest, notes(model)).encode())
     return sorted(rows, key=lambda row: row.slide_id)
 
 

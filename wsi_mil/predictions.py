@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsi_mil import store
+from wsi_mil import publishing
 from wsi_mil.errors import TableError
 from wsi_mil.tasks import Classification
 
@@ -51,7 +51,7 @@ def write_predictions(path: Path, rows: Iterable[Prediction], classes: Sequence[
     Its columns: ``slide_id,status,predicted,p_<class>...,tiles,label,split,error,patient_id,fold,spread,seconds,
     warnings,model``.
     """
-    with store.replacing_text(path) as file:
+    with publishing.replacing_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(
             [*_BEFORE, *Classification(tuple(classes)).columns, *_AFTER, *_TOLD, *_MEASURED, "warnings", "model"]

@@ -12,10 +12,10 @@ from wsi_mil.explain import Explained, ExplainOptions, Head, LookOptions, explai
 from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import Prediction
+from wsi_mil.publishing import write_bytes
 from wsi_mil.report import DistanceUse, Told, distance_files, distance_section, predicted_distances, prediction_page
 from wsi_mil.slides import SlideFile, find_slides
 from wsi_mil.stage import Item, artifact_path
-from wsi_mil.store import write_bytes
 from wsi_mil.tile_distances import TileDistances
 
 PAGE, EXPLANATIONS, TILES = "report.html", "explanations", Path("tiles")

@@ -15,7 +15,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple, TypeVar
 
-from wsi_mil import store
+from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
 from wsi_mil.executors import available_cores
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
@@ -227,7 +227,7 @@ def _read(path: Path) -> Iterator[Row]:
 
 
 def _write(path: Path, rows: list[Row]) -> None:
-    with store.replacing_text(path) as file:
+    with publishing.replacing_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         for row in rows:

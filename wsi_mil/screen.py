@@ -109,7 +109,7 @@ def show_answers(answered: "Answered", path: Path, out: Path, json_to: str | Non
         out: where the tables lie.
         json_to: a file to write predictions to as JSON, or "-": stdout, where nothing else goes then.
     """
-    from wsi_mil import checkpoint, store
+    from wsi_mil import checkpoint, publishing
     from wsi_mil.predict import told_as_json
     from wsi_mil.progress import print_table
 
@@ -118,7 +118,7 @@ def show_answers(answered: "Answered", path: Path, out: Path, json_to: str | Non
         typer.echo(told_as_json(path, rows), nl=False)
     else:
         if json_to is not None:
-            store.write_bytes(Path(json_to), told_as_json(path, rows).encode())
+            publishing.write_bytes(Path(json_to), told_as_json(path, rows).encode())
         print_table(f"{out / 'predictions.csv'}", *_table(rows, checkpoint.load(path).classes))
         explained = sum(one.status == "done" for one in answered.explained)
         reasons = f"; {explained} explained in {out / 'explanations'}" if explained else ""

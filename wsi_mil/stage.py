@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from wsi_mil import store
+from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError
 from wsi_mil.executors import map_unordered
 from wsi_mil.guards import parse_json
@@ -217,7 +217,7 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"--out {out}: no folder can be made there ({error.strerror}): name another") from error
-    store.sweep(out)
+    publishing.sweep(out)
 
 
 def _origin(stage: Stage, item: Item) -> _Origin:
@@ -300,5 +300,5 @@ def _withdraw(stage: Stage, path: Path, origin: _Origin | None) -> None:
 
 def _write(path: Path, made: Result) -> None:
     for suffix, data in made.files.items():
-        store.write_bytes(path.with_name(path.name.removesuffix(".h5") + suffix), data)
+        publishing.write_bytes(path.with_name(path.name.removesuffix(".h5") + suffix), data)
     store.write(path, made.artifact)

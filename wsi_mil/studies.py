@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from wsi_mil import checkpoint, store
+from wsi_mil import checkpoint, publishing, store
 from wsi_mil.aggregators import Aggregator
 from wsi_mil.bags import Bag
 from wsi_mil.cohort import Cohort, some_names
@@ -219,7 +219,7 @@ def _write_cards(study: Study, made: Sequence[Validated], out: Path) -> None:
     )
     for found, one in zip(study.judged, made, strict=True):
         figures = {name: shown(interval) for name, interval in found.figures.items()}
-        store.write_bytes(out / one.aggregator / "model_card.md", model_card(one.ensemble, figures, judged_on))
+        publishing.write_bytes(out / one.aggregator / "model_card.md", model_card(one.ensemble, figures, judged_on))
 
 
 def _learnt(one: Validated, cohort: Cohort, folders: Folders, device: torch.device) -> Section:
@@ -228,7 +228,7 @@ def _learnt(one: Validated, cohort: Cohort, folders: Folders, device: torch.devi
     for name in DISTANCE_FILES:
         (out / name).unlink(missing_ok=True)
     for name, data in distance_files(use).items():
-        store.write_bytes(out / name, data)
+        publishing.write_bytes(out / name, data)
     return distance_section(use, one.aggregator)
 
 
@@ -243,7 +243,7 @@ def _flattered(seen: Collection[str], cohort: Cohort) -> str:
 
 def _publish(study: Study, out: Path, title: str, lead: str, beside: Beside) -> None:
     write_study(study, out)
-    store.write_bytes(out / REPORT, study_page(title, lead, study, beside))
+    publishing.write_bytes(out / REPORT, study_page(title, lead, study, beside))
 
 
 def _chosen(cohort: Cohort, part: str) -> Cohort:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from wsi_mil import checkpoint, distances, learning, metrics, store
+from wsi_mil import checkpoint, distances, learning, metrics, publishing, store
 from wsi_mil.aggregators import Aggregator, build_outputs, infer, params_of
 from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
 from wsi_mil.calibration import Calibration, applied, calibrated, doubts
@@ -230,14 +230,14 @@ def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:
     What it would have been gone on with is removed.
     """
     (out / CHECKPOINT).unlink(missing_ok=True)  # from here on what lies here belongs to no whole training
-    with store.replacing_text(out / "history.csv") as file:
+    with publishing.replacing_text(out / "history.csv") as file:
         rows = [epoch.row() for epoch in trained.history]
         csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
-    with store.replacing_text(out / "splits.csv") as file:
+    with publishing.replacing_text(out / "splits.csv") as file:
         csv.writer(file).writerows([Member._fields, *trained.cohort.members])
     write_predictions(out / TABLE, trained.predictions, trained.checkpoint.classes, "this")
     for name, data in files.items():
-        store.write_bytes(out / name, data)
+        publishing.write_bytes(out / name, data)
     checkpoint.save(out / CHECKPOINT, trained.checkpoint)
     learning.discard(out)
     made = trained.checkpoint

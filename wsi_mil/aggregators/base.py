@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsi_mil.aggregators.explanation import Explanation, Output, PairAttention, evidence_of
-from wsi_mil.aggregators.head_attention import HeadAttention
 from wsi_mil.attention import DistanceBias
 from wsi_mil.bags import Batch
 
@@ -83,7 +82,10 @@ class Aggregator(nn.Module):
         return Explanation(output, evidence_of(output.logits), None, None)
 
     def pair_attention(self, batch: Batch) -> PairAttention | None:
-        """How tiles attend to each other, of a model with one layer of attention among all tiles; None of others."""
+        """How tiles attend to each other, of a model with one layer of attention among all tiles; None of others.
+
+        Ask it in evaluation mode.
+        """
         return None
 
     def single_models(self) -> Sequence["Aggregator"]:
@@ -97,8 +99,3 @@ class Aggregator(nn.Module):
     def distance_tables(self) -> Sequence[Float[Tensor, "heads places dim"]]:
         """What distance adds to keys, queries and values, such as far and near; none of a model without."""
         return ()
-
-    def head_attention(self, batch: Batch) -> HeadAttention | None:
-        """How each head attends, with what distance adds and without; None of a model whose attention, if it has any,
-        does not depend on distances. Ask it in evaluation mode."""
-        return None

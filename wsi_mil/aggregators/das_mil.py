@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsi_mil.aggregators.head_attention import HeadAttention
 from wsi_mil.aggregators.options import require_positive
 from wsi_mil.aggregators.self_attention import SelfAttention, SelfAttentionParams
-from wsi_mil.attention import DistanceBias, attention_rows
-from wsi_mil.bags import Batch
+from wsi_mil.attention import DistanceBias
 from wsi_mil.errors import OptionError
 
 FINEST_UM, COARSEST_UM = 256.0, 16_384.0
@@ -101,8 +99,3 @@ class DasMil(SelfAttention):
         """What distance adds to keys, queries and values."""
         tables = (self.key_table, self.query_table, self.value_table)
         return [table for table in tables if table is not None]
-
-    def head_attention(self, batch: Batch) -> HeadAttention:
-        """How each head attends, with what distance adds and without."""
-        q, k = self._queries_and_keys(batch)
-        return HeadAttention.of(attention_rows, q, k, batch.coords_um, self.distance_bias(), **self._setting(batch))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_mil.aggregators.explanation import PairAttention
-from wsi_mil.aggregators.head_attention import HeadAttention
 from wsi_mil.aggregators.layers import dense
 from wsi_mil.aggregators.options import (
     require_choice,
@@ -110,7 +109,8 @@ class DasMilPaper(PoolingAggregator):
 
     def pair_attention(self, batch: Batch) -> PairAttention:
         """How tiles attend to each other."""
-        operands = *self._heads(batch, self.query, self.key), batch.coords_um, self.distance_bias()
+        q, k = self._heads(batch, self.query, self.key)
+        operands = q, k, batch.coords_um, self.distance_bias()
         return PairAttention.of(attention_rows, attention_received, *operands, **self._setting(batch))
 
     def classifier(self) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
@@ -127,11 +127,6 @@ class DasMilPaper(PoolingAggregator):
     def distance_tables(self) -> Sequence[Float[Tensor, "heads places dim"]]:
         """What distance adds to keys, queries and values."""
         return self.key_table, self.query_table, self.value_table
-
-    def head_attention(self, batch: Batch) -> HeadAttention:
-        """How each head attends, with what distance adds and without."""
-        q, k = self._heads(batch, self.query, self.key)
-        return HeadAttention.of(attention_rows, q, k, batch.coords_um, self.distance_bias(), **self._setting(batch))
 
     def _heads(self, batch: Batch, *linears: nn.Module) -> list[Float[Tensor, "bags heads tiles _"]]:
         """What linear layers make of the tiles, by head."""

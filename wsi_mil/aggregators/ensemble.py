@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsi_mil.aggregators.base import Aggregator
@@ -75,13 +75,11 @@ class Ensemble(Aggregator):
         if len(known) < len(members):
             return None
 
-        def rows(chosen: Int[Tensor, " rows"]) -> Float[Tensor, "bags rows tiles"]:
-            return torch.stack([member.rows(chosen) for member in known]).mean(dim=0)
-
-        def received(share: Float[Tensor, "bags tiles"]) -> Float[Tensor, "bags tiles"]:
-            return torch.stack([member.received(share) for member in known]).mean(dim=0)
-
-        return PairAttention(rows, received)
+        return PairAttention(
+            lambda chosen: torch.stack([member.rows(chosen) for member in known], dim=1),
+            lambda chosen: torch.stack([member.unbiased(chosen).mean(dim=1) for member in known], dim=1),
+            lambda share: torch.stack([member.received(share) for member in known]).mean(dim=0),
+        )
 
     def _joined(self, outputs: list[Output]) -> Output:
         attention = torch.stack([output.attention for output in outputs]).mean(dim=0)

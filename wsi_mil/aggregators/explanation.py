@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Num
 from torch import Tensor
+
+from wsi_mil.attention import attention_rows
+
+Rows = Callable[[Int[Tensor, " rows"]], Float[Tensor, "bags heads rows tiles"]]
 
 
 class Output(NamedTuple):
@@ -31,30 +35,50 @@ class Explanation(NamedTuple):
 
 
 class PairAttention(NamedTuple):
-    """How the tiles of a batch attend to each other, averaged over heads. One asks for a part: no answer is as large as
-    all pairs, and nothing of it has a gradient."""
+    """How the tiles of a batch attend to each other.
 
-    rows: Callable[[Int[Tensor, " rows"]], Float[Tensor, "bags rows tiles"]]
-    """What chosen tiles, by their indices, pay to all: each row sums to 1, rows of padding are 0."""
+    One asks for a part: no answer is as large as all pairs, and nothing of it has a gradient.
+    """
+
+    heads: Rows
+    """What chosen tiles, by their indices, pay to all, head by head: each row sums to 1, rows of padding are 0. Of an
+    ensemble, the mean over its heads for each member."""
+    unbiased: Rows
+    """The same by the same queries and keys, without what distance adds to scores."""
     received: Callable[[Float[Tensor, "bags tiles"]], Float[Tensor, "bags tiles"]]
-    """What each tile gets, if each pays its share of 1 in all: a mean of all rows with given weights."""
+    """What each tile gets, if each pays its share of 1 in all: a mean of all rows with given weights, and of heads."""
 
     @classmethod
     def of(
-        cls, rows: Callable[..., Tensor], received: Callable[..., Tensor], *operands: Any, **setting: Any
+        cls,
+        rows: Callable[..., Tensor],
+        received: Callable[..., Tensor],
+        q: Float[Tensor, "bags heads tiles dim"],
+        k: Float[Tensor, "bags heads tiles dim"],
+        coords: Num[Tensor, "bags tiles 2"],
+        bias: Any,
+        **setting: Any,
     ) -> "PairAttention":
-        """Of a form of attention that tells of each head.
+        """Of a form of attention.
 
         Args:
-            rows: such as `wsi_mil.attention.attention_rows`.
+            rows: how it is read, such as `wsi_mil.attention.attention_rows`.
             received: such as `wsi_mil.attention.attention_received`.
-            *operands: what both take.
+            q: queries.
+            k: keys.
+            coords: positions.
+            bias: what both take as such.
             **setting: what both are told by name.
         """
         return cls(
-            lambda chosen: rows(*operands, rows=chosen, **setting).mean(dim=1),
-            lambda share: received(*operands, row_share=share, **setting).mean(dim=1),
+            lambda chosen: rows(q, k, coords, bias, chosen, **setting),
+            lambda chosen: attention_rows(q, k, coords, None, chosen, **setting),
+            lambda share: received(q, k, coords, bias, row_share=share, **setting).mean(dim=1),
         )
+
+    def rows(self, chosen: Int[Tensor, " rows"]) -> Float[Tensor, "bags rows tiles"]:
+        """`heads`, averaged over them."""
+        return self.heads(chosen).mean(dim=1)
 
 
 def evidence_of(logits: Float[Tensor, "*any classes"]) -> Float64[Tensor, "*any classes"]:

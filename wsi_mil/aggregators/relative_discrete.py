@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from wsi_mil.aggregators.das_mil_paper import LARGEST_DISTANCE_UM
 from wsi_mil.aggregators.explanation import PairAttention
-from wsi_mil.aggregators.head_attention import HeadAttention
 from wsi_mil.aggregators.options import require_positive
 from wsi_mil.aggregators.self_attention import SelfAttention, SelfAttentionParams
 from wsi_mil.attention import BinBias, discrete_distance_attention, discrete_received, discrete_rows
@@ -96,8 +95,3 @@ class RelativeDiscrete(SelfAttention):
         """What distance adds to keys, queries and values."""
         tables = (self.key_table, self.query_table, self.value_table)
         return [table for table in tables if table is not None]
-
-    def head_attention(self, batch: Batch) -> HeadAttention:
-        """How each head attends, with what distance adds and without."""
-        q, k = self._queries_and_keys(batch)
-        return HeadAttention.of(discrete_rows, q, k, batch.coords_um, self.bin_bias(), **self._setting(batch))

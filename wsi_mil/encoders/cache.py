@@ -20,7 +20,7 @@ from urllib.parse import quote
 from wsi_mil.encoders.spec import EncoderSpec
 from wsi_mil.errors import OptionError, WeightsError
 from wsi_mil.guards import parse_json
-from wsi_mil.store import replacing, sweep, write_bytes
+from wsi_mil.publishing import replacing, sweep, write_bytes
 from wsi_mil.weights import sniff
 
 _SUFFIXES = {"safetensors": ".safetensors", "torch": ".pth"}

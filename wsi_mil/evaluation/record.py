@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from wsi_mil import store
+from wsi_mil import publishing
 from wsi_mil.errors import ArtifactStale
 from wsi_mil.evaluation.patients import PATIENTS
 from wsi_mil.evaluation.study import TABLES
@@ -41,7 +41,7 @@ def claim(out: Path, inputs: Mapping[str, str]) -> None:
         return
     for name in _there(out):
         (out / name).unlink()
-    store.write_bytes(out / RECORD, json.dumps(dict(inputs), indent=1, sort_keys=True).encode())
+    publishing.write_bytes(out / RECORD, json.dumps(dict(inputs), indent=1, sort_keys=True).encode())
 
 
 def _there(out: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wsi_mil import store, train
+from wsi_mil import publishing, store, train
 from wsi_mil.aggregators import params_of
 from wsi_mil.cohort import Cohort
 from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
@@ -76,11 +76,11 @@ def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Ke
             raise TrainingError(f"--search {trials}: no trial could be trained: see the messages above")
         tried = [{**trial.params, "val_loss": trial.value} for trial in study.trials]
         done = {"fingerprint": print_, "best": study.best_params, "trials": tried}
-        with store.replacing_text(kept.out / "search.csv") as file:
+        with publishing.replacing_text(kept.out / "search.csv") as file:
             writer = csv.DictWriter(file, list(tried[0]))
             writer.writeheader()
             writer.writerows(tried)
-        with store.replacing_text(table) as file:
+        with publishing.replacing_text(table) as file:
             json.dump(done, file, indent=1)
     log.info("of %d trials the best on validation: %s", trials, done["best"])
     return _changed(base, done["best"])

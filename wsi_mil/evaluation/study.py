@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_mil import metrics, store
+from wsi_mil import metrics, publishing
 from wsi_mil.evaluation.comparing import Comparison, comparison_notes
 from wsi_mil.evaluation.figures import Judged
 from wsi_mil.evaluation.spatial import Spatial
@@ -89,7 +89,7 @@ def _reliability(study: Study) -> Iterator[tuple[object, ...]]:
 
 
 def _write(path: Path, header: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> None:
-    with store.replacing_text(path) as file:
+    with publishing.replacing_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows([_cell(cell) for cell in row] for row in rows)

@@ -7,7 +7,7 @@ from wsi_mil.explain.looking import Look
 from wsi_mil.explain.places import Places
 from wsi_mil.explain.tables import Figures
 from wsi_mil.geometry import Kind, to_geojson, write_detections
-from wsi_mil.store import replacing_text, write_bytes
+from wsi_mil.publishing import replacing_text, write_bytes
 
 _COLOURS = (
     (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167),

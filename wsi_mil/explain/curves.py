@@ -22,8 +22,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from wsi_mil.aggregators import Aggregator, apply, evaluating
-from wsi_mil.aggregators.explanation import evidence_of
-from wsi_mil.aggregators.head_attention import HeadAttention, Rows
+from wsi_mil.aggregators.explanation import PairAttention, Rows, evidence_of
 from wsi_mil.attention import DistanceBias
 from wsi_mil.bags import Bag, Batch, collate
 
@@ -247,7 +246,7 @@ def _of_bag(single: Aggregator, batch: Batch, name: str, asked: Asked) -> Iterat
     """Shares of tiles and of attention with and without bias, if the bag tells any."""
     counted = apply(single, batch).attention[0]
     with evaluating(single):
-        attention = single.head_attention(batch)
+        attention = single.pair_attention(batch)
         sums = None if attention is None else _sums(attention, batch, _chosen(counted, name, asked))
     if sums is not None and bool((sums.sum(dim=2) > 0).all()):
         yield sums / sums.sum(dim=2, keepdim=True)
@@ -262,7 +261,7 @@ def _chosen(counted: Float[Tensor, " tiles"], name: str, asked: Asked) -> Int64[
     return torch.cat([order[: asked.top], torch.from_numpy(drawn)])
 
 
-def _sums(attention: HeadAttention, batch: Batch, chosen: Int64[Tensor, " rows"]) -> Float64[Tensor, "3 heads bins"]:
+def _sums(attention: PairAttention, batch: Batch, chosen: Int64[Tensor, " rows"]) -> Float64[Tensor, "3 heads bins"]:
     """Tiles, and what they get with and without bias, by distance from the chosen ones: some of these at a time."""
     (tiles,) = batch.mask.shape[1:]
     edges = torch.from_numpy(EDGES_UM).to(batch.coords_um)
@@ -273,7 +272,7 @@ def _sums(attention: HeadAttention, batch: Batch, chosen: Int64[Tensor, " rows"]
         others = torch.arange(tiles, device=rows.device) != rows.unsqueeze(1)
         if batch.slide is not None:
             others &= batch.slide[0] == batch.slide[0, rows].unsqueeze(1)
-        paid = [_by_bin(read, rows, bins, others) for read in (attention.biased, attention.unbiased)]
+        paid = [_by_bin(read, rows, bins, others) for read in (attention.heads, attention.unbiased)]
         lying = torch.bincount(bins[others], minlength=len(edges) - 1).double().cpu()
         some = torch.stack([lying.expand_as(paid[0]), *paid])
         totals = some if totals is None else totals + some

@@ -18,8 +18,8 @@ from wsi_mil.explain.pairs_picture import pairs_picture
 from wsi_mil.explain.places import Places
 from wsi_mil.explain.sheet import sheet_size, tile_sheet
 from wsi_mil.explain.tables import told_classes
+from wsi_mil.publishing import write_bytes
 from wsi_mil.slides import Slide
-from wsi_mil.store import write_bytes
 
 SIDE_PX = 1000
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from wsi_mil import checkpoint, store
+from wsi_mil import checkpoint, publishing
 from wsi_mil.aggregators import Aggregator
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def explain_bags(path: Path, questions: Iterable[Sequence[Item]], options: Expla
     Raises:
         WeightsError: there is no such checkpoint.
     """
-    store.sweep(options.out)
+    publishing.sweep(options.out)
     asked = [tuple(items) for items in questions]
     made = checkpoint.load(path)
     explainer = _Explainer(made, checkpoint.digest(path), made.model().to(options.device), options)

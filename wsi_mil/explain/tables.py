@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from wsi_mil.explain.looking import Look, Pairs
 from wsi_mil.explain.places import Places
-from wsi_mil.store import replacing_text
+from wsi_mil.publishing import replacing_text
 
 Figures = dict[str, Float[np.ndarray, " tiles"]]
 """Of each tile, by the name of the column; NaN where it was not found out."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsi_mil import __version__, store
+from wsi_mil import __version__, publishing, store
 from wsi_mil.bags import Bag
 from wsi_mil.errors import ArtifactError, ArtifactStale, SlideError
 from wsi_mil.explain.annotations import write_tile_detections, write_tissue
@@ -88,13 +88,13 @@ def write_explanation(
     key, pictures = explanation_fingerprint(bag, facts), slide is not None
     if is_explained(folder, key, pictures, overwrite):
         return
-    with store.replacing_folder(folder) as temporary:
+    with publishing.replacing_folder(folder) as temporary:
         files = _tables(temporary, bag, look, facts)
         if slide is not None:
             files |= draw(temporary, slide, bag.slide_id, look, facts.places, facts.classes, facts.predicted)
         manifest = _manifest(bag, look, facts, files, pictures) | {"fingerprint": key}
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-        store.write_bytes(temporary / MANIFEST, f"{text}\n".encode())
+        publishing.write_bytes(temporary / MANIFEST, f"{text}\n".encode())
 
 
 def explanation_fingerprint(bag: Bag, facts: Facts) -> str:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from wsi_mil import errors, store
+from wsi_mil import errors, publishing
 from wsi_mil.devices import pick_precision
 from wsi_mil.errors import OptionError, WsiMilError
 from wsi_mil.executors import started_ranks
@@ -121,7 +121,7 @@ def _on_rank(
         work(fabric, job, folder)
     except WsiMilError as error:
         told = {"kind": type(error).__name__, "message": str(error)}
-        store.write_bytes(folder / _ERROR, json.dumps(told).encode())
+        publishing.write_bytes(folder / _ERROR, json.dumps(told).encode())
         raise
     finally:
         torch.distributed.destroy_process_group()

@@ -53,9 +53,7 @@ def roc(
     """
     if positive.all() or not positive.any():
         return np.empty(0), np.empty(0)
-    order = np.argsort(-scores, kind="stable")
-    falling, found = scores[order], positive[order]
-    last = np.append(falling[1:] != falling[:-1], True)  # bags of one score are taken together
+    found, last = _falling(positive, scores)
     counts = (np.concatenate([[0], np.cumsum(which)[last]]) for which in (~found, found))
     false, true = (count / count[-1] for count in counts)
     return false, true
@@ -74,11 +72,18 @@ def precision_recall(
     """
     if positive.all() or not positive.any():
         return np.empty(0), np.empty(0)
-    order = np.argsort(-scores, kind="stable")
-    falling, found = scores[order], positive[order]
-    last = np.append(falling[1:] != falling[:-1], True)  # bags of one score are taken together
+    found, last = _falling(positive, scores)
     true, taken = np.cumsum(found)[last], np.flatnonzero(last) + 1
     return true / true[-1], true / taken
+
+
+def _falling(
+    positive: Bool[np.ndarray, " bags"], scores: Float[np.ndarray, " bags"]
+) -> tuple[Bool[np.ndarray, " bags"], Bool[np.ndarray, " bags"]]:
+    """Bags by falling score: which are positive, and which are the last of their score, as those are taken together."""
+    order = np.argsort(-scores, kind="stable")
+    falling = scores[order]
+    return positive[order], np.append(falling[1:] != falling[:-1], True)
 
 
 def auprc(labels: Labels, scores: Scores) -> float:

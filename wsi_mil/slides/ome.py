@@ -9,7 +9,7 @@ import xxhash
 from jaxtyping import UInt8
 from PIL import Image
 
-from wsi_mil.store import replacing
+from wsi_mil.publishing import replacing
 
 _UM_PER_CM = 10_000.0
 

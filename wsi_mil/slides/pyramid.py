@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wsi_mil.executors import available_cores, map_ordered
-from wsi_mil.store import replacing
+from wsi_mil.publishing import replacing
 
 _UM_PER_CM = 10_000.0
 _COMPRESSION, _JPEG = 259, 7

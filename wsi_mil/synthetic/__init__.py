@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_mil import store
+from wsi_mil import publishing
 from wsi_mil.errors import TableError
 from wsi_mil.executors import available_cores, map_unordered
 from wsi_mil.progress import progress
@@ -110,7 +110,7 @@ def _split_of(index: int, params: SyntheticParams) -> str:
 
 
 def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    with store.replacing_text(path) as file:
+    with publishing.replacing_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

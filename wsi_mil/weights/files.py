@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wsi_mil.errors import OptionError, WeightsError, one_line
-from wsi_mil.store import write_bytes
+from wsi_mil.publishing import write_bytes
 from wsi_mil.weights.sniffing import sniff
 from wsi_mil.weights.states import State, Unwrapped, some, unwrap, warn_of_student
 
