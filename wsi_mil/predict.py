@@ -19,7 +19,6 @@ from wsi_mil.cohort.owners import read_patients
 from wsi_mil.devices import default_batch, pick_device, precision_like
 from wsi_mil.encoders import Encoder, LateEncoder, find_encoder, load_encoder
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
-from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import SlideFile, find_slides, require_mpp, slide_fingerprint
@@ -92,12 +91,6 @@ def predict_bags(
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
     return _answered(path, model, list(bags), failed or {}, options, {})
-
-
-def predict_source(path: Path, source: Path, options: PredictOptions, peers: PeerOptions) -> list[Prediction]:
-    """Predict from one bag or a folder of bags, whoever made them: `predict_bags` of `interop.own_bags`."""
-    made = own_bags(source, peers, options.workers)
-    return predict_bags(path, find_bags(source) if made.items is None else made.items, options, made.failed)
 
 
 def find_bags(source: Path) -> list[Item]:
