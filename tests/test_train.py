@@ -13,7 +13,7 @@ import pytest
 import torch
 from planted import DIM, plant, plant_cohort
 
-from wsi_mil import checkpoint, learning, store, train, training_bags, workflow
+from wsi_mil import checkpoint, learning, publishing, store, train, training_bags, workflow
 from wsi_mil.aggregators import AGGREGATORS, build, params_of
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.calibration import calibrated, doubts
