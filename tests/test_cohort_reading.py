@@ -1,11 +1,13 @@
 """Tables of labels: as other programs write them, with patients, sites and folds, and what they may not say."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from test_tables import workbook
 
 from wsi_mil.cohort import Cohort, CohortParams, Member, Seen, read_cohort
+from wsi_mil.cohort.naming import slides_in
 from wsi_mil.errors import OptionError, TableError
 
 SEEN = Seen(usable={"a", "b", "c", "d"}, unusable={"dead": "cannot be read"}, pending={"tiled": "run `wsimil extract`"})
@@ -86,6 +88,13 @@ REFUSED = [
         CohortParams(classes=("x", "y")),
         "rows 3, 5: label z is none of the classes x, y: mend",
     ),
+    ("slide_id,label a,x b,y c,x d,X", CohortParams(), "row 5: label 'X' and 'x' differ by case or spaces only: write"),
+    (
+        "slide_id,label,patient_id a,x,p1 b,y,q c,x,P1 d,x,p1",
+        CohortParams(),
+        "row 4: patient 'P1' and 'p1' differ by case or spaces only",
+    ),
+    ("slide_id,label,site a,x,N b,y,N c,y,n", CohortParams(), "row 4: site 'N' and 'n' differ by case or spaces only"),
     ("slide_id,label,fold a,x,1 b,y,1 dead,x,2", CohortParams(), "row 4: fold 2 is empty, all its slides failed"),
 ]
 
@@ -94,6 +103,32 @@ REFUSED = [
 def test_what_cannot_be_meant_is_refused_by_row(tmp_path: Path, text: str, params: CohortParams, message: str) -> None:
     with pytest.raises(TableError, match=message):
         read(tmp_path, text, params)
+
+
+def test_slides_that_differ_by_case_are_patients_of_their_own_where_none_are_named(tmp_path: Path) -> None:
+    seen = Seen(usable={"a", "A"}, unusable={}, pending={})
+    assert len(read(tmp_path, "slide_id,label a,x A,y", seen=seen).patients) == 2
+
+
+def test_no_row_of_a_table_walks_over_all_slides(tmp_path: Path) -> None:
+    """Of 10,000 rows each did, which took an hour where slides lie in folders."""
+
+    class Watched(list):
+        walks = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.walks += 1
+            return super().__iter__()
+
+        def __contains__(self, name: object) -> bool:
+            self.walks += 1
+            return super().__contains__(name)
+
+    slides = Watched(f"folder{index % 7}/s{index}" for index in range(50))
+    named = {row: f"s{row}.svs" for row in range(50)}
+    found = slides_in(tmp_path, named, slides)
+    assert found == {row: f"folder{row % 7}/s{row}" for row in range(50)}
+    assert slides.walks < 10  # types are checked too
 
 
 def test_a_column_that_subgroups_are_told_by_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,10 +25,18 @@ class Row(NamedTuple):
 
 
 def check_parts(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
-    """Refuse splits that there are not, columns filled by half, and patients that would be in two parts."""
+    """Refuse splits that there are not, columns filled by half, names that differ by case or spaces only, and patients
+    that would be in two parts."""
     for row in rows:
         if row.member.split and row.member.split not in SPLITS:
             raise TableError(f"{path} row {row.number}: split {row.member.split!r} is none of {', '.join(SPLITS)}")
+    named = [row for row in rows if row.member.patient_id != row.member.slide_id]
+    for what, cells in {
+        "label": [(row, row.member.label) for row in rows],
+        "patient": [(row, row.member.patient_id) for row in named],
+        "site": [(row, row.member.site) for row in rows],
+    }.items():
+        _refuse_lookalikes(path, what, cells)
     for part in _PARTS:
         cells = [(row, str(getattr(row.member, part))) for row in rows]
         _refuse_half(path, part, cells)
@@ -79,6 +87,19 @@ def _refuse_half(path: Path, part: str, cells: Sequence[tuple[Row, str]]) -> Non
             f"{path} {rows_text(row.number for row in empty)}: {part} is empty for {slides}, and filled elsewhere: fill"
             f" it in, or take the column out"
         )
+
+
+def _refuse_lookalikes(path: Path, what: str, cells: Iterable[tuple[Row, str]]) -> None:
+    """Refuse one name written in two ways: a class too many, or a patient who is trained on and tested on."""
+    spellings: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, text in cells:
+        spellings[" ".join(text.casefold().split())][text].append(row.number)
+    for found in spellings.values():
+        if len(found) > 1:
+            usual = max(found, key=lambda text: len(found[text]))
+            numbers = rows_text(number for text, rows in found.items() if text != usual for number in rows)
+            told = " and ".join(repr(text) for text in sorted(found))
+            raise TableError(f"{path} {numbers}: {what} {told} differ by case or spaces only: write one way, or rename")
 
 
 def _refuse_divided(path: Path, what: str, mend: str, cells: Iterable[tuple[Row, str]]) -> None:

@@ -49,9 +49,11 @@ def read_resolutions(path: Path, slides: Collection[str]) -> dict[str, float]:
     """Read of ``slides.csv`` only the mpp of slides that have bags; rows without mpp say nothing, others are named."""
     table = read_table(path, required=("slide", "mpp"), optional=())
     named = filled(path, "slide", table.slide.items())
-    rows = {row: found[0] for row, name in named.items() if (found := _matching(path, row, name, slides))}
-    if idle := [name + _asked(name, slides) for row, name in named.items() if row not in rows]:
-        log.warning("%s: %d of %d rows name no bag and say nothing: %s", path, len(idle), len(named), some_names(idle))
+    known = Names(slides)
+    rows = {row: found for row, name in named.items() if (found := known.find(path, row, name)) is not None}
+    if idle := [name for row, name in named.items() if row not in rows]:
+        told = some_names([name + known.question(name) for name in idle[:_SHOWN]] + idle[_SHOWN:])
+        log.warning("%s: %d of %d rows name no bag and say nothing: %s", path, len(idle), len(named), told)
     refuse_duplicates(path, rows)
     return {slide_id: number_in(path, row, "mpp", text) for row, slide_id in rows.items() if (text := table.mpp[row])}
 
@@ -62,7 +64,8 @@ def slides_in(path: Path, named: Mapping[int, str], slides: Collection[str]) -> 
     Raises:
         TableError: no stage has seen a slide of that name, or several go by it, or two rows name one slide.
     """
-    rows = {row: _slide_id(path, row, name, slides) for row, name in named.items()}
+    known = Names(slides)
+    rows = {row: _slide_id(path, row, name, known) for row, name in named.items()}
     refuse_duplicates(path, rows)
     return rows
 
@@ -101,31 +104,42 @@ def some_names(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _slide_id(path: Path, row: int, name: str, slides: Collection[str]) -> str:
-    found = _matching(path, row, name, slides)
-    if not found:
-        what = f"no stage has seen a slide {name}{_asked(name, slides)}"
+class Names:
+    """The slides there are, as the rows of a table may call them; each row is looked up and not searched for."""
+
+    def __init__(self, slides: Iterable[str]) -> None:
+        self._slides = frozenset(slides)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for slide_id in sorted(self._slides):
+            self._by_stem[slide_id.rpartition("/")[2]].append(slide_id)
+
+    def find(self, path: Path, row: int, name: str) -> str | None:
+        """The slide that goes by a name, which may leave out its folder where that is unambiguous; None, if none does.
+
+        Raises:
+            TableError: several slides go by it.
+        """
+        bare = name[: -len(".h5")] if name.lower().endswith(".h5") else name
+        for candidate in (name, without_extension(name), bare, without_extension(bare)):
+            if candidate in self._slides:
+                return candidate
+        found = self._by_stem.get(without_extension(bare), [])
+        if len(found) > 1:
+            raise TableError(f"{path} row {row}: {name} may be any of {', '.join(found)}: write it with its folder")
+        return found[0] if found else None
+
+    def question(self, name: str) -> str:
+        """The question which slide a name may stand for, where any is near."""
+        near = " or ".join(sorted(slide for slide in self._slides if _is_near(name, slide)))
+        return f" (did you mean {near}?)" if near else ""
+
+
+def _slide_id(path: Path, row: int, name: str, known: Names) -> str:
+    found = known.find(path, row, name)
+    if found is None:
+        what = f"no stage has seen a slide {name}{known.question(name)}"
         raise TableError(f"{path} row {row}: {what}: add it and tile it, or take the row out")
-    return found[0]
-
-
-def _matching(path: Path, row: int, name: str, slides: Collection[str]) -> list[str]:
-    """The slide that goes by a name, which may leave out its folder where that is unambiguous; none, if none does."""
-    bare = name[: -len(".h5")] if name.lower().endswith(".h5") else name
-    for candidate in (name, without_extension(name), bare, without_extension(bare)):
-        if candidate in slides:
-            return [candidate]
-    stem = without_extension(bare)
-    found = sorted(slide for slide in slides if PurePosixPath(slide).name == stem) if "/" not in stem else []
-    if len(found) > 1:
-        raise TableError(f"{path} row {row}: {name} may be any of {', '.join(found)}: write it with its folder")
     return found
-
-
-def _asked(name: str, slides: Collection[str]) -> str:
-    """The question which slide a name may stand for, where any is near."""
-    near = " or ".join(sorted(slide for slide in slides if _is_near(name, slide)))
-    return f" (did you mean {near}?)" if near else ""
 
 
 def _is_near(name: str, slide_id: str) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from wsi_mil.cohort.columns import read_owners
-from wsi_mil.cohort.naming import _matching, filled, refuse_duplicates
+from wsi_mil.cohort.naming import Names, filled, refuse_duplicates
 
 
 def read_patients(path: Path, slides: list[str]) -> dict[str, str]:
@@ -21,7 +21,8 @@ def read_patients(path: Path, slides: list[str]) -> dict[str, str]:
     """
     table = read_owners(path)
     named = filled(path, "slide_id", table.slide_id.items())
-    rows = {row: found[0] for row, name in named.items() if (found := _matching(path, row, name, slides))}
+    known = Names(slides)
+    rows = {row: found for row, name in named.items() if (found := known.find(path, row, name)) is not None}
     refuse_duplicates(path, rows)
     patients = filled(path, "patient_id", ((row, table.patient_id[row]) for row in rows))
     return {slide_id: patients[row] for row, slide_id in rows.items()}
