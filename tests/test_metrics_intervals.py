@@ -12,6 +12,7 @@ from scipy.stats import binom, binomtest, norm
 
 from wsi_mil import metrics
 from wsi_mil.errors import OptionError
+from wsi_mil.metrics import intervals
 
 
 def two_columns(scores):
@@ -245,6 +246,32 @@ def test_two_thousand_resamples_take_seconds():
     start = time.process_time()
     scored(metrics.auroc, labels, scores, named(range(400)), 0)
     assert time.process_time() - start < 10  # checks of shapes included
+
+
+@pytest.mark.parametrize("patients", [60, 400])
+def test_limits_of_many_patients_are_those_of_few_and_take_no_square_of_them(patients, monkeypatch):
+    """Of 60 patients a class each is a group of its own, so that nothing may differ but rounding."""
+    rng = np.random.default_rng(3)
+    labels, scores = normals(rng, (patients, patients), 0.9)
+    scores = two_columns(np.exp(4 * scores[:, 1]))  # skewed, as log loss is
+    asked = []
+
+    def figure(rows):
+        asked.append(len(rows))
+        return float(np.mean(scores[rows, 1]))
+
+    how = metrics.Resampling(0, 400)
+    each = metrics.bootstrap(figure, labels, named(range(2 * patients)), how)
+    asked.clear()
+    monkeypatch.setattr(intervals, "_ALONE", 50)
+    groups = metrics.bootstrap(figure, labels, named(range(2 * patients)), how)
+    assert len(asked) <= 400 + 2 * 200 + 3
+    width = each.high - each.low
+    near = 1e-9 if patients <= 200 else 0.03 * width
+    assert groups == pytest.approx(each, abs=near)
+    monkeypatch.setattr(intervals, "_acceleration", lambda *_: 0.0)
+    plain = metrics.bootstrap(figure, labels, named(range(2 * patients)), how)
+    assert abs(plain.high - each.high) > near  # so that this test can tell
 
 
 def test_a_paired_interval_is_narrower_than_what_the_two_alone_would_give():

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from wsi_mil.errors import OptionError
 from wsi_mil.metrics.arrays import Labels
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 Rows = Int[np.ndarray, " rows"]
 _BATCH = 200  # resamples that are drawn at once: memory, nothing else
+_ALONE = 1000  # patients up to which each is left out alone to tell skewness; it would take their square otherwise
+_GROUPS = 200  # of the patients of a stratum, which are left out together where there are more
 
 
 class Interval(NamedTuple):
@@ -56,7 +59,9 @@ def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequenc
     Hinkley, "Bootstrap Methods and their Application", 1997, section 3.2). The only patient of a stratum is in each
     resample. The limits are corrected for bias and skewness (BCa: Efron, JASA 82:171, 1987): of AUROC, they held
     the true value in 89 to 97 % of samples with 20 patients a class or more, where plain percentiles held it in 83 to
-    96 %; with fewer and areas near 1 neither does, and `delong_interval` is to be preferred.
+    96 %; with fewer and areas near 1 neither does, and `delong_interval` is to be preferred. Skewness is told by
+    leaving out each patient, or of more than 1,000 patients whole groups of them (Shao and Tu, "The Jackknife and
+    Bootstrap", 1995), so that time grows as the number of patients and not as its square.
 
     Args:
         figure: takes the rows to judge, with repeats, and gives the figure of them. One that judges two models on the
@@ -79,23 +84,56 @@ def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequenc
     kept = [stratum for stratum in owners.strata if len(stratum) == 1]
     if not math.isfinite(value) or owners.fewest < 2 or not drawn:
         return Interval(value, math.nan, math.nan)
+
+    def of_patients(*strata: Int[np.ndarray, " _"]) -> float:
+        return figure(owners.rows(np.concatenate([*strata, *kept])))
+
+    many = sum(len(stratum) for stratum in drawn) > _ALONE
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples that are all alike: limits are nan
         found = stats.bootstrap(
             drawn,
-            lambda *strata: figure(owners.rows(np.concatenate([*strata, *kept]))),
+            of_patients,
             n_resamples=how.resamples,
             batch=_BATCH,
             vectorized=False,
             confidence_level=how.level,
-            method="BCa",
+            method="percentile" if many else "BCa",
             rng=np.random.default_rng(how.seed),
         )
+        limits = found.confidence_interval
+        if many:
+            limits = _corrected(found.bootstrap_distribution, value, _acceleration(of_patients, drawn), how.level)
     undefined = int(np.isnan(found.bootstrap_distribution).sum())
     if undefined:
         log.warning("no interval: the figure is not defined on %d of %d resamples", undefined, how.resamples)
-    low, high = (float(limit) for limit in found.confidence_interval)
+    low, high = (float(limit) for limit in limits)
     return Interval(value, low, high) if low < high else Interval(value, math.nan, math.nan)
+
+
+def _acceleration(of_patients: Callable[..., float], strata: Sequence[Int[np.ndarray, " _"]]) -> float:
+    """The skewness that BCa corrects for, from leaving out one group of a stratum's patients after the other."""
+    cubes, squares = 0.0, 0.0
+    for number, stratum in enumerate(strata):
+        groups = min(len(stratum), _GROUPS)
+        group = np.arange(len(stratum)) % groups
+        others = [list(strata[:number]), list(strata[number + 1 :])]
+        left = np.array([of_patients(*others[0], stratum[group != out], *others[1]) for out in range(groups)])
+        pull = (groups - 1) / groups * (left.mean() - left)
+        cubes, squares = cubes + float(np.sum(pull**3)), squares + float(np.sum(pull**2))
+    return cubes / (6 * squares**1.5) if squares else math.nan
+
+
+def _corrected(
+    drawn: Float[np.ndarray, " resamples"], value: float, acceleration: float, level: float
+) -> tuple[float, float]:
+    """The limits of BCa (Efron 1987)."""
+    bias = ndtri((np.mean(drawn < value) + np.mean(drawn <= value)) / 2)
+    limits = []
+    for z in (ndtri((1 - level) / 2), ndtri((1 + level) / 2)):
+        share = ndtr(bias + (bias + z) / (1 - acceleration * (bias + z)))
+        limits.append(math.nan if np.isnan(share) else float(np.quantile(drawn, share)))
+    return limits[0], limits[1]
 
 
 def exact(hits: int, trials: int, level: float = 0.95) -> Interval:
