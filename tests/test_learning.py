@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, Output, apply, build, build_outputs, infer
-from wsi_mil.bags import Bag, Batch, collate
+from wsi_mil.bags import Bag, Batch, collate, join_bags
 from wsi_mil.errors import ArtifactCorrupt, OptionError, TrainingError
 from wsi_mil.learning import Example, LearnParams, Pace, RunParams, best_epoch, learn, need, prefetch
 from wsi_mil.learning.examples import some_tiles
@@ -241,6 +241,25 @@ def test_a_seed_decides_and_max_tiles_draws_in_training_only() -> None:
     learn(model, task_of(train), train, val, LearnParams(epochs=1, max_tiles=9))
     assert {tiles for training, _, tiles in model.seen if training} == {9}
     assert {tiles for training, _, tiles in model.seen if not training} == {40}
+
+
+def test_drawn_tiles_of_a_patient_keep_their_slides() -> None:
+    """Else tiles would be at a distance from those of another slide, or training would stop at the first such bag."""
+    slides = [Drawn(1, seed).bags[0]._replace(slide_id=f"slide {seed}") for seed in range(3)]
+    bag = some_tiles(join_bags(slides, "patient"), 10, (0,))
+    assert bag.slide is not None
+    assert len(bag.slide) == len(bag.features) == 10
+    for features, number in zip(bag.features, bag.slide.tolist(), strict=True):
+        assert (slides[number].features == features).all(dim=1).any()
+    assert apply(made("das-mil").eval(), collate([bag])).attention.shape == (1, 10)
+
+
+def test_the_rate_warms_up_for_a_tenth_of_the_steps_and_falls_along_a_cosine() -> None:
+    train = Drawn(8, 0)
+    params = LearnParams(epochs=10, patience=10, lr=1e-3, bags_per_step=2)  # 40 steps, 4 of them to warm up
+    rates = [epoch.lr for epoch in learn(made(), task_of(train), train, Drawn(4, 1), params)]
+    falling = [0.5 * (1 + math.cos(math.pi * (4 * epoch - 4) / 36)) for epoch in range(1, 10)]
+    assert rates == pytest.approx([1e-3 * share for share in (1 / 4, *falling)])
 
 
 def test_drawn_tiles_keep_their_places_and_change_with_the_epoch() -> None:

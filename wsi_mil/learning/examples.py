@@ -120,4 +120,5 @@ def some_tiles(bag: Bag, count: int, seeds: Sequence[int]) -> Bag:
         return bag
     drawn = random.Random(repr(tuple(seeds))).sample(range(len(bag.features)), count)
     rows = torch.tensor(sorted(drawn))
-    return bag._replace(features=bag.features[rows], coords_um=bag.coords_um[rows])
+    slide = None if bag.slide is None else bag.slide[rows]
+    return bag._replace(features=bag.features[rows], coords_um=bag.coords_um[rows], slide=slide)
