@@ -44,7 +44,7 @@ def validated(root: Path, run: RunParams | None = None, **changed: object) -> tu
 def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(tmp_path: Path) -> None:
     plant_cohort(tmp_path, slides=24)
     (found,) = validated(tmp_path)
-    assert sorted(row.slide_id for row in found.rows) == [f"s{index:02d}" for index in range(24)]
+    assert [row.slide_id for row in found.rows] == [f"s{index:02d}" for index in range(24)]
     answers = Answers.of(found.rows, found.ensemble.classes)
     assert judge("abmil", answers, FEW).figures["AUROC"].value > 0.9
     for fold in ("1", "2", "3"):
@@ -443,10 +443,29 @@ def test_patients_with_several_slides_are_judged_once_each_too(
     assert [(row["patients"], row["bags"]) for row in told] == [("4", "4")]
     with caplog.at_level(logging.WARNING):
         mixed = [*slides, slides[0]._replace(slide_id="x", label="pos")]
-        left = evaluation.by_patient(mixed, made.decide)
+        left = evaluation.by_patient(mixed, lambda row: made.decide(row.probabilities))
     assert [row.patient_id for row in left] == ["p4-1", "p5-0", "p5-1"]
     assert "p4-0: of patients with several labels" in caplog.text
-    assert evaluation.by_patient(slides[:2], made.decide) == []
+    assert evaluation.by_patient(slides[:2], lambda row: row.label) == []
+
+
+def test_a_cross_validation_answers_once_for_each_patient_too(tmp_path: Path) -> None:
+    labels = plant_cohort(tmp_path, slides=24)
+    rows = labels.read_text().splitlines()
+    owners = ["patient_id", *(f"p{index // 4:02d}-{index % 2}" for index in range(24))]
+    labels.write_text("\n".join(f"{row},{own}" for row, own in zip(rows, owners, strict=True)) + "\n")
+    params = CrossvalParams(TrainParams("mean", learn=replace(QUICK, epochs=1)), ("mean",), folds=3)
+    folders = replace(Folders.under(tmp_path), model=tmp_path / "crossval")
+    study = studies.cross_validate(LabelTable(labels), folders, params, FEW, "cpu", RunParams(), PeerOptions())
+    assert [(found.name, len(found.answers)) for found in study.judged] == [("mean", 24), ("mean per patient", 12)]
+    out = tmp_path / "crossval" / "mean"
+    slides, patients = (read_predictions(out / name)[0] for name in ("predictions.csv", "patients.csv"))
+    assert len({row.patient_id for row in patients}) == len(patients) == 12
+    for row in patients:
+        own = [slide for slide in slides if slide.patient_id == row.patient_id]
+        assert {slide.fold for slide in own} == {row.fold}
+        assert row.probabilities == pytest.approx(np.mean([slide.probabilities for slide in own], axis=0))
+        assert row.predicted == checkpoint.load(out / f"fold-{row.fold}" / CHECKPOINT).decide(row.probabilities)
 
 
 def test_models_of_different_rounds_have_no_delong_test() -> None:
@@ -568,6 +587,9 @@ def test_runs_are_compared_on_what_both_have_whatever_the_order_of_their_classes
     trained = [row._replace(split="train") for row in rows]
     with pytest.raises(TableError, match="holds no test slide"):
         studies.compare_runs([one, run_folder(tmp_path, "five", trained)], tmp_path / "out", FEW)
+    some = run_folder(tmp_path, "six", [*trained[:4], *rows[4:]])  # an evaluation on a table without splits
+    study = studies.compare_runs([one, some], tmp_path / "out", FEW, overwrite=True)
+    assert len(study.judged[0].answers) == 56
 
 
 def trained_model(root: Path, aggregator: str = "abmil", test: int = 8) -> tuple[LabelTable, Folders, Path]:

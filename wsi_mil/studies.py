@@ -18,6 +18,7 @@ from wsi_mil.evaluation import (
     REPORT,
     Answers,
     CrossvalParams,
+    Judged,
     Place,
     Study,
     Validated,
@@ -89,15 +90,18 @@ def cross_validate(
     place = Place(folders.feats, folders.distances, folders.model, run.overwrite)
     made = list(crossval(cohort, place, params, pick_device(device), run))
     judged = [judge(one.aggregator, Answers.of(one.rows, one.ensemble.classes, _groups(cohort)), how) for one in made]
-    study = Study(tuple(judged), compare(judged, how))
+    owners = [(one, Answers.of(one.patients, one.ensemble.classes)) for one in made if one.patients]
+    each = [judge(f"{one.aggregator} per patient", answers, how) for one, answers in owners]
+    study = Study((*judged, *each), compare(judged, how))
     learnt = list[Section]()
     if not params.label_shuffle:
-        _write_cards(study, made, folders.model)
+        _write_cards(judged, made, folders.model)
         learnt = [_learnt(one, cohort, folders, pick_device(device)) for one in made]
     lead = (
         f"{' and '.join(params.aggregators)} on {len(cohort.units)} bags of {len(cohort.patients)} patients. Each was"
         " tested by a model that had learnt, and chosen its epoch, temperature and threshold, on other patients only."
     )
+    lead += f" {_PER_PATIENT}" if each else ""
     beside = Beside(
         cohort_section(cohort, rounds_of(cohort, folders.model, params.aggregators[0])),
         learnt,
@@ -155,7 +159,7 @@ def evaluate_model(
 
     judged = [judge(made.aggregator, Answers.of(rows, made.classes, _groups(cohort)), how)]
     lead = f"{made.aggregator}, {len(cohort.units)} bags of {len(cohort.patients)} patients."
-    if patients := by_patient(rows, made.decide):
+    if patients := by_patient(rows, lambda row: made.decide(row.probabilities)):
         write_predictions(folders.model / PATIENTS, patients, made.classes, digest)
         judged.append(judge(f"{made.aggregator} per patient", Answers.of(patients, made.classes), how))
         lead += f" {_PER_PATIENT}"
@@ -211,13 +215,13 @@ def compare_runs(runs: Sequence[Path], out: Path, how: Resampling, overwrite: bo
     return study
 
 
-def _write_cards(study: Study, made: Sequence[Validated], out: Path) -> None:
+def _write_cards(judged: Sequence[Judged], made: Sequence[Validated], out: Path) -> None:
     """Beside each ensemble its model card, with the figures of the rounds, which are not quite its own."""
     judged_on = (
         "Each patient was judged by the one model that had not seen the patient; the ensemble of all has none left"
         " to be judged on, and is expected to do a little better."
     )
-    for found, one in zip(study.judged, made, strict=True):
+    for found, one in zip(judged, made, strict=True):
         figures = {name: shown(interval) for name, interval in found.figures.items()}
         publishing.write_bytes(out / one.aggregator / "model_card.md", model_card(one.ensemble, figures, judged_on))
 

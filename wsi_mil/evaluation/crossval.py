@@ -21,6 +21,7 @@ from wsi_mil.aggregators import AGGREGATORS, params_of
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import Cohort, draw_folds, nested, shuffled_labels
 from wsi_mil.errors import ArtifactStale, OptionError, TableError
+from wsi_mil.evaluation.patients import PATIENTS, by_patient
 from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.learning import RunParams
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
@@ -82,6 +83,8 @@ class Validated(NamedTuple):
     """Predictions of every bag by the round that tested it, in the order of the table."""
     ensemble: Checkpoint
     """The models of all rounds together."""
+    patients: list[Prediction]
+    """Likewise of every patient (`by_patient`); none where no patient has several bags."""
 
 
 class Place(NamedTuple):
@@ -119,7 +122,8 @@ def crossval(
     Args:
         cohort: labelled slides with folds (`folded`).
         place: where features lie and results go: ``<out>/<aggregator>/fold-<k>/`` is one training, beside them lie
-            ``predictions.csv``, of each bag by the round that tested it, and ``checkpoint.safetensors``, all rounds.
+            ``predictions.csv``, of each bag by the round that tested it, ``patients.csv``, of each patient where some
+            have several bags, and ``checkpoint.safetensors``, all rounds.
         params: how to go about it.
         device: where to train.
         run: how many devices share a round; its folder is that of the round.
@@ -168,7 +172,7 @@ def _round(
         chosen = search(cohort, place.feats, base, params.trials, kept)
     print_ = train.fingerprint(cohort, place.feats, chosen)
     if not _is_finished(place, print_, chosen, params.label_shuffle):
-        for name in (CHECKPOINT, TABLE):
+        for name in (CHECKPOINT, TABLE, PATIENTS):
             (place.out.parent / name).unlink(missing_ok=True)  # until all rounds are there, nothing stands for them
         run = replace(run, folder=place.out, overwrite=place.overwrite)
         train.publish(train.fit(cohort, place.feats, chosen, place.distances, device, run), place.out, {})
@@ -195,7 +199,8 @@ def _published(
     aggregator: str, cohort: Cohort, rounds: dict[str, Path], out: Path, params: CrossvalParams
 ) -> Validated:
     """Put the rounds together, as they lie on disk: in one run or in several, the same bytes come of it."""
-    models = [checkpoint.load(path / CHECKPOINT) for path in rounds.values()]
+    model_of = {fold: checkpoint.load(path / CHECKPOINT) for fold, path in rounds.items()}
+    models = list(model_of.values())
     tested: dict[str, Prediction] = {}
     for fold, path in rounds.items():
         rows, _, _ = read_predictions(path / TABLE)
@@ -214,11 +219,13 @@ def _published(
     if (distances := merged(TileDistances.recorded(made.training) for made in models)) is not None:
         training["distances"] = distances.record()
     whole = checkpoint.ensemble(models, training)
-    rows = list(tested.values())
+    rows = [tested[unit.bag_id] for unit in cohort.units]
     write_predictions(out / TABLE, rows, whole.classes, "cross-validation")
+    if patients := by_patient(rows, lambda row: model_of[row.fold].decide(row.probabilities)):
+        write_predictions(out / PATIENTS, patients, whole.classes, "cross-validation")
     if not params.label_shuffle:  # a model of labels that were dealt anew is of no use, and could be mistaken for one
         checkpoint.save(out / CHECKPOINT, whole)
-    return Validated(aggregator, rows, whole)
+    return Validated(aggregator, rows, whole, patients)
 
 
 def _known(aggregator: str) -> set[str]:

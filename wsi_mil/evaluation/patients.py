@@ -14,7 +14,7 @@ PATIENTS = "patients.csv"
 """What the table of patients is called."""
 
 
-def by_patient(rows: Iterable[Prediction], decide: Callable[[Sequence[float]], str]) -> list[Prediction]:
+def by_patient(rows: Iterable[Prediction], decide: Callable[[Prediction], str]) -> list[Prediction]:
     """One prediction per patient, in the order in which patients come; none where no patient has several slides.
 
     A slide counts as much as another one, whatever its tiles. Patients whose slides have several labels have none of
@@ -22,7 +22,8 @@ def by_patient(rows: Iterable[Prediction], decide: Callable[[Sequence[float]], s
 
     Args:
         rows: predictions of labelled slides; those without probabilities do not count.
-        decide: the class that the probabilities of a patient lead to, such as `Checkpoint.decide`.
+        decide: the class that a patient's probabilities lead to, such as `Checkpoint.decide` of the round that tested
+            the patient.
     """
     owned: dict[str, list[Prediction]] = {}
     for row in rows:
@@ -36,14 +37,14 @@ def by_patient(rows: Iterable[Prediction], decide: Callable[[Sequence[float]], s
     return [_joined(slides, decide) for patient, slides in owned.items() if patient not in set(torn)]
 
 
-def _joined(slides: Sequence[Prediction], decide: Callable[[Sequence[float]], str]) -> Prediction:
+def _joined(slides: Sequence[Prediction], decide: Callable[[Prediction], str]) -> Prediction:
     """The answer about one patient; whoever has a slide that was trained on was trained on."""
     shares = np.mean([row.probabilities for row in slides], axis=0).tolist()
     trained = any(row.split == "train" for row in slides)
-    return slides[0]._replace(
+    found = slides[0]._replace(
         slide_id=SEVERAL.join(row.slide_id for row in slides),
         probabilities=tuple(shares),
-        predicted=decide(shares),
         tiles=sum(row.tiles for row in slides),
         split="train" if trained else slides[0].split,
     )
+    return found._replace(predicted=decide(found))

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def answers_in(run: Path) -> Answers:
-    """What a run's table says of labelled bags: of those that were tested, where it says which these are.
+    """What a run's table says of labelled bags: without those that took part in training.
 
     Raises:
         TableError: it holds none that were tested.
@@ -23,7 +23,7 @@ def answers_in(run: Path) -> Answers:
     rows, classes, _ = read_predictions(table)
     rows = [row for row in rows if row.label]
     if any(row.split in ("train", "val") for row in rows):
-        rows = [row for row in rows if row.split == "test"]
+        rows = [row for row in rows if row.split not in ("train", "val")]  # "" where no split was drawn up
         if not rows:
             raise TableError(f"{table} holds no test slide: judge the model by `wsimil evaluate`, and name that folder")
     return Answers.of(rows, classes)

@@ -60,11 +60,13 @@ def _classes(judged: Sequence[Judged]) -> Section:
 
 
 def _folds(judged: Sequence[Judged]) -> Section:
-    rows = [(found.name, *(number(value) for value in found.rounds.values())) for found in judged if found.rounds]
+    names = list(judged[0].rounds)
+    rows = [(found.name, *(number(found.rounds.get(name, np.nan)) for name in names)) for found in judged]
+    rows = rows if names else []
     if not rows:
         return Section("Rounds")
     text = "AUROC of each round on the patients that it tested."
-    return Section("Rounds", text, ("model", *(f"round {name}" for name in judged[0].rounds)), rows)
+    return Section("Rounds", text, ("model", *(f"round {name}" for name in names)), rows)
 
 
 def _groups(judged: Sequence[Judged]) -> Section:
