@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(BIN)/python
 READY := $(VENV)/.ready
+# As many workers as there are cores, of one thread each: more threads would only fight over them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .PHONY: demo test test-all gpu-check gpu-check-encoders check docs clean
 
@@ -11,10 +13,10 @@ demo: $(READY)
 	$(BIN)/wsimil demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --durations=10
+	$(PYTEST) --durations=10
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n 2 --durations=10 -m ""
+	$(PYTEST) --durations=10 -m ""
 
 # Agreement with the definition, then speed and memory where they matter. Asks of its Python only what attention needs:
 # no fixtures, no check of shapes.

@@ -10,7 +10,11 @@ import pytest
 from huggingface_hub import constants
 from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
 
+from wsi_mil import workflow
 from wsi_mil.slides import write_pyramid
+from wsi_mil.stage import RunOptions
+from wsi_mil.synthetic import SyntheticParams, make_cohort
+from wsi_mil.tiling import TileParams
 
 hypothesis.settings.register_profile("shared machines", deadline=None)  # how long an example takes says nothing there
 hypothesis.settings.load_profile("shared machines")
@@ -32,6 +36,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("home")
         patch.setenv("WSIMIL_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def cohort(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a small synthetic cohort: slides/, labels.csv and tiles/ of 256 um. Nobody changes it."""
+    folder = tmp_path_factory.mktemp("cohort")
+    make_cohort(folder, SyntheticParams.quick(), 2)
+    workflow.tile(folder / "slides", folder / "tiles", TileParams(), RunOptions())
+    return folder
 
 
 @pytest.fixture

@@ -168,6 +168,7 @@ def test_the_reference_never_answers_lower_for_one_instance_more(script):
     torch.testing.assert_close(model(collate([twice])).logits, model(collate([bag])).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAPPED)
 def test_the_tests_of_raff_and_holt_can_be_passed(script, name):
     row = script.measure(name, script.REFERENCE, 0, script.SIZES[name])
@@ -298,6 +299,7 @@ def collage_results():
     return {row.model: row.result for row in rows} | {"presence": rows[0].unplaced}
 
 
+@pytest.mark.slow
 def test_das_mil_solves_the_collage_and_models_without_positions_cannot(collage_results):
     presence = collage_results["presence"]
     assert 0.8 < presence < 0.93

@@ -401,6 +401,7 @@ for name in ("das-mil", "das-mil-paper", "self-attention"):
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_model_takes_it_whole():
     """In a process of its own, where no type checker stands between the compiler and the code."""
     subprocess.run([sys.executable, "-W", "error", "-c", COMPILED], check=True)

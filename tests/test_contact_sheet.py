@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,29 @@ def cards(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """slides/ and tiles/; nobody changes them."""
+    folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
     for name, share in (("large", 0.8), ("small", 0.4), ("whole", 1.0), ("sub/a & b", 0.8)):
         image = np.full((3072, 3072, 3), 243, np.uint8)
         side = int(3072 * share)
         image[:side, :side] = rng.normal((222, 140, 186), 20, (side, side, 3)).clip(0, 255)
-        (tmp_path / "slides" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_pyramid(tmp_path / "slides" / f"{name}.tif", image, 1.0)
-    write_pyramid(tmp_path / "slides/empty.tif", np.full((600, 600, 3), 243, np.uint8), 1.0)
-    (tmp_path / "slides/broken.svs").write_text("<html>")
-    assert call("tile", "slides") == 1
+        (folder / "slides" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_pyramid(folder / "slides" / f"{name}.tif", image, 1.0)
+    write_pyramid(folder / "slides/empty.tif", np.full((600, 600, 3), 243, np.uint8), 1.0)
+    (folder / "slides/broken.svs").write_text("<html>")
+    assert call("tile", folder / "slides", "--out", folder / "tiles") == 1
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiles, to be changed; beside them their slides."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slides").symlink_to(made / "slides")
+    shutil.copytree(made / "tiles", tmp_path / "tiles")
     return tmp_path / "tiles"
 
 
@@ -131,7 +142,7 @@ def test_the_table_of_slides_gives_some_their_own_settings(folder: Path, capsys:
     assert "slides.csv, large: --min-coverage 7.0: give a share" in capsys.readouterr().err
 
 
-def test_tiles_are_the_same_with_any_number_of_workers(folder: Path) -> None:
-    assert call("tile", "slides", "--workers", "1", "--out", "one") == 1
+def test_tiles_are_the_same_with_any_number_of_workers(made: Path, folder: Path) -> None:
+    assert call("tile", made / "slides", "--workers", "1", "--out", "one") == 1
     for path in folder.rglob("*.h5"):
         assert path.read_bytes() == (folder.parent / "one" / path.relative_to(folder)).read_bytes()

@@ -32,6 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_work_as_the_page_about_them_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant_cohort(here, slides=24)
     table = (here / "labels.csv").read_text().splitlines()

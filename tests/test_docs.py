@@ -110,6 +110,7 @@ def test_the_page_of_encoders_is_made_anew(environment: dict[str, str]) -> None:
     assert all(f"| {name} |" in made for name in ENCODERS)
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     done = shell(f"bash {ROOT / 'examples' / 'pipeline.sh'} --quick", tmp_path, environment)
     assert "predictions/predictions.csv" in done.stdout

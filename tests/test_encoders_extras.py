@@ -170,6 +170,7 @@ def alone(name: str, weights: Path, path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_real_transformers_gives_plip_its_image_tower(tmp_path: Path) -> None:
     if find_spec("transformers") is None:
         pytest.skip("transformers is not installed")
@@ -190,6 +191,7 @@ def test_the_real_transformers_gives_plip_its_image_tower(tmp_path: Path) -> Non
     assert "does not fit the model" in alone("plip", tmp_path / "other.safetensors", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_package_that_imports_timm_itself_finds_it_importable(file: Path, tmp_path: Path) -> None:
     module = tmp_path / "conch" / "open_clip_custom.py"
     module.parent.mkdir()

@@ -159,6 +159,7 @@ def test_an_option_goes_to_the_models_that_have_it() -> None:
     assert params.of("mean").options == {}
 
 
+@pytest.mark.slow
 def test_hyper_parameters_are_searched_on_validation_patients_and_kept(tmp_path: Path) -> None:
     plant_cohort(tmp_path, slides=18)
     (found,) = validated(tmp_path, trials=3)
@@ -492,6 +493,7 @@ def test_a_model_of_shuffled_labels_is_not_left_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "crossval" / "abmil" / CHECKPOINT).exists()
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_a_bad_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_cohort(tmp_path, slides=18)
     fit, calls = train.fit, []

@@ -38,6 +38,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_a_table_and_writes_it_and_a_picture(tmp_path):
     command = [sys.executable, EXAMPLES / "bench_attention.py", "--quick", "--phi", "shared", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -162,6 +163,7 @@ def test_the_benchmark_of_a_step_compares_with_plain_self_attention(load, monkey
     assert all(float(cell) > 0 for cell in cells(row)[2:])
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_looking_compares_with_a_plain_prediction(load, monkeypatch, capsys):
     bench = load("bench_explain")
     monkeypatch.setattr(sys, "argv", ["bench_explain.py", "--tiles", "400", "--occlusions", "1", "--threads", "1"])
@@ -234,6 +236,7 @@ def test_the_bench_of_reading_prints_each_step_beside_the_thumbnail(load, monkey
     assert all(float(row[-1]) > 30 for row in fast)
 
 
+@pytest.mark.slow
 def test_the_bench_of_extraction_compares_with_the_usual_way_and_with_its_parts():
     command = [sys.executable, EXAMPLES / "bench_extract.py", "--count", "2", "--side", "1500", "--rounds", "1"]
     quick = ["--model", "timm:test_vit", "--sleep", "0.01", "--workers", "1", "--sparse-side", "4096"]
@@ -266,6 +269,7 @@ def test_the_bench_of_bags_compares_with_plain_files_and_leaves_a_given_folder_a
     assert "read_bag, first" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_bench_of_training_compares_with_a_bare_loop_and_tells_the_memory_of_a_large_bag():
     command = [sys.executable, EXAMPLES / "bench_train.py", "--tiles", "300", "--dim", "8", "--count", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -241,6 +241,7 @@ def test_one_logit_is_that_of_a_positive_collage_beside_zero(models, runs, stand
 # ---- the script
 
 
+@pytest.mark.slow
 def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys, stand_in):
     script = importlib.import_module("mnist_collage")
     monkeypatch.setattr(script, "load_source", lambda folder, cache: stand_in)

@@ -13,7 +13,6 @@ from test_cli import call
 
 from wsi_mil.explain import png
 from wsi_mil.report import Chart, Curve, Picture, Section, page
-from wsi_mil.synthetic import SyntheticParams, make_cohort
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (1280, 400)
@@ -68,13 +67,14 @@ def shown(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Ite
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where a small cohort was trained on, judged, cross-validated and explained, as users type it."""
     folder = tmp_path_factory.mktemp("runs")
-    make_cohort(folder, SyntheticParams.quick(), 2)
+    for name in ("slides", "tiles"):
+        (folder / name).symlink_to(cohort / name)
+    shutil.copy(cohort / "labels.csv", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert call("tile", "slides") == 0
         assert call("extract", "--model", "morphology") == 0
         assert call("train", "--epochs", "2", "--option", "heads=2", "--device", "cpu") == 0
         assert call("evaluate", "--spatial", "--split", "test", "--resamples", "100", "--device", "cpu") == 0
@@ -95,6 +95,7 @@ SECTIONS = {
 COMMANDS = {"model": "train", "evaluation": "evaluate", "crossval": "crossval", "predictions": "explain"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", SECTIONS)
 def test_real_pages_are_whole_at_either_width(runs: Path, browser: Browser, name: str, width: int) -> None:

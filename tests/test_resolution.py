@@ -19,7 +19,6 @@ from wsi_mil.encoders import (
 from wsi_mil.errors import IncompatibleError, OptionError
 from wsi_mil.predictions import read_predictions
 from wsi_mil.stage import artifact_items
-from wsi_mil.synthetic import SyntheticParams, make_cohort
 
 CROPPED = EncoderSpec("cropped", 64, 160, 128.0, "", arch="test_vit", resize_px=256)
 FINE = EncoderSpec("fine", 64, 64, 64.0, "", arch="test_vit", arch_kwargs={"img_size": 64})
@@ -87,20 +86,11 @@ def test_tiles_made_for_an_encoder_fit_it(spec, caplog):
 # ------------------------------------------------------------------------------------------------ as a user types it
 
 
-@pytest.fixture(scope="module")
-def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cohort with tiles of 256 um; nobody changes it."""
-    folder = tmp_path_factory.mktemp("cohort")
-    make_cohort(folder, SyntheticParams.quick(), 2)
-    assert call("tile", folder / "slides", "--out", folder / "tiles") == 0
-    return folder
-
-
 @pytest.fixture
-def folder(tiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "slides").symlink_to(tiled / "slides")
-    shutil.copy(tiled / "labels.csv", tmp_path)
-    shutil.copytree(tiled / "tiles", tmp_path / "tiles")
+def folder(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "slides").symlink_to(cohort / "slides")
+    shutil.copy(cohort / "labels.csv", tmp_path)
+    shutil.copytree(cohort / "tiles", tmp_path / "tiles")
     for spec in (CROPPED, FINE, HALF):
         monkeypatch.setitem(table.ENCODERS, spec.name, spec)
     monkeypatch.chdir(tmp_path)
@@ -156,6 +146,7 @@ def test_mixed_tiles_are_judged_by_the_worst_and_only_those_of_the_shard(
     assert len(artifact_items(folder / "feats")) == 1
 
 
+@pytest.mark.slow
 def test_features_of_one_encoder_and_folders_of_several_do_not_mix(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,17 +17,8 @@ from test_cli import call
 from wsi_mil import store
 from wsi_mil.predictions import read_predictions
 from wsi_mil.stage import artifact_items
-from wsi_mil.synthetic import SyntheticParams, make_cohort
 
 MORPHOLOGY = ("--model", "morphology")
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with slides/ and labels.csv; nobody changes it."""
-    folder = tmp_path_factory.mktemp("cohort")
-    make_cohort(folder, SyntheticParams.quick(), 2)
-    return folder
 
 
 @pytest.fixture
@@ -66,6 +57,7 @@ def test_the_four_lines_without_distances_train_and_predict(folder: Path) -> Non
     assert (folder / "model" / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
 
 
+@pytest.mark.slow
 def test_a_run_with_normalised_stain_predicts_raw_slides_as_it_was_trained(folder: Path) -> None:
     assert call("run", "slides", *MORPHOLOGY, "--stain", "macenko") == 0
     slide = min((folder / "slides").iterdir())
@@ -121,6 +113,7 @@ def test_a_run_checks_labels_and_encoder_before_the_work(
     assert not (folder / "tiles").exists()
 
 
+@pytest.mark.slow
 def test_two_slides_of_one_name_are_not_mistaken_for_each_other(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +243,7 @@ def test_real_slides_good_and_bad_each_end_in_one_line(shared: Path, tmp_path: P
     assert call("extract", *MORPHOLOGY, "--tiles", tmp_path / "tiles", "--out", tmp_path / "feats") == 0
 
 
+@pytest.mark.slow
 def test_a_run_over_real_slides_trains_on_the_good_and_names_the_bad(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
