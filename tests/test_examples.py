@@ -279,3 +279,22 @@ def test_the_bench_of_training_compares_with_a_bare_loop_and_tells_the_memory_of
     peak = re.search(r"^One bag of 400 tiles: peak (\d+\.\d+) GiB", done.stdout, re.MULTILINE)
     assert peak
     assert 0.1 < float(peak[1]) < 4
+
+
+def test_the_bench_of_scale_tells_what_a_slide_costs_and_what_cohorts_need(load, monkeypatch, capsys):
+    bench = load("bench_scale")
+    arguments = ["--side-um", "2500", "--tiles-read", "2", "--encoder", "morphology", "--weights", ""]
+    monkeypatch.setattr(sys, "argv", ["bench_scale.py", *arguments])
+    bench.main()
+    lines = capsys.readouterr().out.splitlines()
+    costs = {
+        cells[1].strip(): float(cells[2])
+        for line in lines
+        if len(cells := line.split("|")) == 6 and "CPU" not in cells[2] and ":" not in cells[2]
+    }
+    assert list(costs)[0] == "tile"
+    assert all(seconds > 0 for seconds in costs.values())
+    cohorts = [line.split("|")[1:3] for line in lines if line.startswith("| 1")]
+    assert [int(slides.replace(",", "")) for slides, _ in cohorts] == [100, 10_000, 1_000_000]
+    one, two, _ = (int(tiles.replace(",", "")) for _, tiles in cohorts)
+    assert two == 100 * one > 0
