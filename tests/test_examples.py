@@ -283,3 +283,19 @@ def test_the_bench_of_training_compares_with_a_bare_loop_and_tells_the_memory_of
     peak = re.search(r"^One bag of 400 tiles: peak (\d+\.\d+) GiB", done.stdout, re.MULTILINE)
     assert peak
     assert 0.1 < float(peak[1]) < 4
+
+
+def test_the_bench_of_scale_tells_what_a_slide_costs_and_what_cohorts_need(load, monkeypatch, capsys):
+    bench = load("bench_scale")
+    arguments = ["--side-um", "2500", "--tiles-read", "2", "--encoder", "morphology", "--weights", ""]
+    monkeypatch.setattr(sys, "argv", ["bench_scale.py", *arguments])
+    bench.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    costs = {row[0]: float(row[1]) for row in rows if len(row) == 4 and row[0] not in {"stage", ":--"}}
+    assert list(costs)[:3] == ["tile", "extract: reading tiles", "extract: the encoder, on CPU"]
+    assert all(seconds > 0 for seconds in costs.values())
+    cohorts = [line.split("|")[1:3] for line in lines if line.startswith("| 1")]
+    assert [int(slides.replace(",", "")) for slides, _ in cohorts] == [100, 10_000, 1_000_000]
+    one, two, _ = (int(tiles.replace(",", "")) for _, tiles in cohorts)
+    assert two == 100 * one > 0

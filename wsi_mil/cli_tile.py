@@ -36,7 +36,7 @@ from wsi_mil.arguments import (
     tile_params,
     with_regions,
 )
-from wsi_mil.screen import leave
+from wsi_mil.screen import leave, show_estimate
 
 
 def tile(
@@ -67,6 +67,7 @@ def tile(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure a few slides, and tell what all take.")] = False,
 ) -> None:
     """Find the tissue of each slide and divide it into tiles."""
     from wsi_mil import workflow
@@ -78,4 +79,13 @@ def tile(
     )  # fmt: skip
     params = with_regions(params, include, exclude, regions)
     options, drawings = run_options(overwrite, workers, shard), workflow.Drawings(regions, annotations)
-    leave(workflow.tile(slides, out, params, options, table, slide_mpp, drawings), out)
+    asked = (slides, out, params, options, table, slide_mpp, drawings)
+    if dry_run:
+        from wsi_mil.encoders import find_encoder
+        from wsi_mil.estimate import USUAL_ENCODER, estimate
+
+        stage, items = workflow.tile_plan(*asked)
+        encoder = find_encoder(for_ or USUAL_ENCODER)
+        show_estimate(estimate(stage, options.part(items), encoder.dim), options.threads, encoder.name)
+    else:
+        leave(workflow.tile(*asked), out)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from wsi_mil.doctor import Finding
     from wsi_mil.encoders import EncoderSpec
+    from wsi_mil.estimate import Estimate
     from wsi_mil.evaluation import Study
     from wsi_mil.explain import Head
     from wsi_mil.predictions import Prediction
@@ -155,6 +156,46 @@ def _table(rows: "list[Prediction]", classes: tuple[str, ...]) -> tuple[list[str
         own = ["" if row.spread is None else f"{row.spread:.3f}"] if spread else []
         lines.append([row.slide_id, row.predicted or row.status, *scores, *own, "; ".join(row.warnings)])
     return header, [line[: len(header)] for line in lines]
+
+
+def show_estimate(found: "Estimate", threads: int, encoder: str) -> None:
+    """Print what each stage of a cohort will take, and name the slides of the sample that failed."""
+    from wsi_mil.estimate import STAGES
+    from wsi_mil.progress import print_table
+
+    rows = []
+    for stage in STAGES:
+        cost = found.total(stage)
+        rows.append([stage, _hours(cost.cpu_s), _hours(cost.cpu_s / threads), _size(cost.read), _size(cost.written)])
+    title = f"{found.slides:,} slides, {_size(found.slide_bytes)}; about {found.tiles:,} tiles"
+    print_table(title, ["stage", "CPU time", f"with {threads} threads here", "read", "written"], rows)
+    counts = sorted(one.tiles for one in found.sample)
+    typer.echo(
+        f"measured on {len(counts)} slides of {counts[0]:,} to {counts[-1]:,} tiles; extract: reading tiles alone, and"
+        f" the features of {encoder}. An encoder of 1,000 tiles/s takes {_hours(found.tiles / 1000)} more."
+    )
+    name_failures(found.failed)
+    if found.failed:
+        tried = len(found.failed) + len(counts)
+        typer.echo(f"{len(found.failed)} of the {tried} that were tried failed: as large a share of all is expected to")
+
+
+def _hours(seconds: float) -> str:
+    """A length of time as people say it."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _size(count: int) -> str:
+    """Bytes as people say them."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} TB"
 
 
 def show_encoders(specs: "list[EncoderSpec]", as_json: bool) -> None:

@@ -90,6 +90,22 @@ def tile(
     Raises:
         OptionError: a file that was named would be written over, or ``mpp`` makes no sense.
     """
+    stage, items = tile_plan(slides, out, params, options, table, mpp, drawings)
+    report = run(stage, items, out, options)
+    write_contact_sheet(out)
+    return report
+
+
+def tile_plan(
+    slides: Path,
+    out: Path,
+    params: TileParams,
+    options: RunOptions,
+    table: Path | None = None,
+    mpp: float | None = None,
+    drawings: Drawings | None = None,
+) -> tuple[TileStage, list[Item]]:
+    """What `tile` would run, and over which slides; everything that can be refused beforehand is refused here."""
     require_mpp("--slide-mpp", mpp)
     found = {slide.slide_id: slide.path for slide in find_slides(slides)}
     drawings = (drawings or Drawings()).among(found)
@@ -102,9 +118,7 @@ def tile(
     drawings.tell_missing(list(chosen))
     drawings.require_classes(chosen, RegionParams(params.include, params.exclude))
     stage = TileStage(params, options.threads, resolutions, chosen, drawings)
-    report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
-    write_contact_sheet(out)
-    return report
+    return stage, [Item(slide_id, found[slide_id]) for slide_id in chosen]
 
 
 def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Path]) -> None:

@@ -6,7 +6,7 @@ with open_slide(Path("slides/a.svs")) as slide:
 """
 
 from wsi_mil.slides.base import Slide, Thumbnail
-from wsi_mil.slides.discovery import SlideFile, find_slides, slide_fingerprint, without_extension
+from wsi_mil.slides.discovery import SlideFile, find_slides, slide_bytes, slide_fingerprint, without_extension
 from wsi_mil.slides.ome import write_ome_pyramid
 from wsi_mil.slides.opening import open_slide, require_reader
 from wsi_mil.slides.pyramid import write_pyramid
@@ -20,6 +20,7 @@ __all__ = [
     "open_slide",
     "require_mpp",
     "require_reader",
+    "slide_bytes",
     "slide_fingerprint",
     "without_extension",
     "write_ome_pyramid",

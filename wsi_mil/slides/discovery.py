@@ -87,6 +87,11 @@ def slide_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def slide_bytes(path: Path) -> int:
+    """What a slide takes on disk, with the files it belongs with; 0 of what is not there, as opening will say."""
+    return sum(file.stat().st_size for file in (path, *_companions(path)) if file.exists())
+
+
 def _candidates(folder: Path) -> Iterable[Path]:
     visited: set[str] = set()
     has_previews = False
