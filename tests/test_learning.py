@@ -46,6 +46,10 @@ class Drawn:
             features[:4, 0] += 5 * target
             self.bags.append(Bag(f"s{index}", features, 256.0 * torch.arange(2 * tiles).view(-1, 2), {}))
 
+    @property
+    def tiles(self) -> list[int]:
+        return [len(bag.features) for bag in self.bags]
+
     def __len__(self) -> int:
         return len(self.bags)
 

@@ -1,5 +1,6 @@
 """The bags of a cohort as a training wants them: read when asked for, of one make, and described by a few numbers."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,11 @@ class UnitExamples:
     def __init__(self, bags: Bags, units: list[Unit], classes: tuple[str, ...]) -> None:
         self.bags, self.units = bags, units
         self.targets = [classes.index(unit.label) for unit in units]
+
+    @functools.cached_property
+    def tiles(self) -> list[int]:
+        """How many tiles each bag has, without reading their features."""
+        return [self.bags.tiles(unit.bag_id) for unit in self.units]
 
     @property
     def in_memory(self) -> bool:

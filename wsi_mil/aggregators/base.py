@@ -39,8 +39,8 @@ class Aggregator(nn.Module):
     ordered: ClassVar[bool] = False
     """Whether the order of tiles in the array counts, which it should not; True for a model published that way."""
     all_pairs: bool = False
-    """Whether every tile meets every other, so that time grows with tiles squared; else it grows with tiles. An instance
-    says so itself where an option decides. Ranks of a training are dealt bags by it."""
+    """Whether every tile meets every other, so that time grows with tiles squared; else with tiles. An instance says
+    so itself where an option decides. Ranks of a training are dealt bags by it."""
     standardises: ClassVar[bool] = True
     """Whether the units of features are irrelevant; False for a model that was published without."""
     Params: ClassVar[type[Any]]
