@@ -60,13 +60,13 @@ def make_fabric(devices: int, device: torch.device, precision: str) -> "Fabric":
     kind, started = device.type, started_ranks()
     ours: Any = [LightningEnvironment()]  # whatever else a SLURM job says of its tasks
     if started > 1:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", started))
-        _require(here, device)
+        count = processes_here(devices)
+        _require(count, device)
         return Fabric(
             accelerator=kind,
             strategy=DDPStrategy(timeout=_LONGEST_WAIT),
-            devices=here,
-            num_nodes=started // here,
+            devices=count,
+            num_nodes=started // count,
             precision=numbers,
             plugins=[TorchElasticEnvironment()],
         )
@@ -87,6 +87,12 @@ def _require(devices: int, device: torch.device) -> None:
         )
     if devices > (there := torch.cuda.device_count()):
         raise OptionError(f"--devices {devices}: {there} CUDA devices are here: give --devices {there}")
+
+
+def processes_here(devices: int) -> int:
+    """How many processes of this machine share a training; what torchrun started goes before ``devices``."""
+    started = started_ranks()
+    return int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started > 1 else devices
 
 
 def starts_processes(fabric: "Fabric") -> bool:
