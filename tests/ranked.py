@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -56,23 +57,22 @@ class ThreadRank:
 
 def in_threads(ranks: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
     """What each of so many ranks makes of it; the first error of any comes out."""
-    crowd, made, failed = Crowd(ranks), {}, []
+    crowd = Crowd(ranks)
 
-    def one(rank: int) -> None:
+    def one(rank: int) -> Any:
         try:
-            made[rank] = work(ThreadRank(rank, crowd))
-        except Exception as error:
-            failed.append(error)
+            return work(ThreadRank(rank, crowd))
+        except BaseException:
             crowd.barrier.abort()
+            raise
 
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in sorted(failed, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+    with ThreadPoolExecutor(ranks) as pool:
+        made = [pool.submit(one, rank) for rank in range(ranks)]
+    # a broken barrier, which is what the others see, comes last
+    failed = [error for future in made if (error := future.exception())]
+    for error in sorted(failed, key=lambda error: isinstance(error, RuntimeError)):
         raise error
-    return [made[rank] for rank in range(ranks)]
+    return [future.result() for future in made]
 
 
 def noting_gradients(model: Aggregator, optimiser: torch.optim.Optimizer) -> list[dict[str, Tensor]]:

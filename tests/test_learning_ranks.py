@@ -1,6 +1,8 @@
 """Several ranks learn what one learns: gradients, weights and figures; and what comes of one that is gone."""
 
 import json
+import signal
+from collections.abc import Generator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranked import in_threads, largest_difference, noting_gradients
+from ranked import Crowd, ThreadRank, in_threads, largest_difference, noting_gradients
 from torch import Tensor
 
 from wsi_mil.aggregators import Aggregator, build
 from wsi_mil.bags import Bag
-from wsi_mil.errors import IncompatibleError
+from wsi_mil.errors import IncompatibleError, RankLost
+from wsi_mil.executors import is_first_to_tell
 from wsi_mil.learning import Epoch, Example, LearnParams, RunParams, loop, ranks
 from wsi_mil.tasks import Classification
 from wsi_mil.weights import load_tensors, save_tensors
@@ -52,6 +55,15 @@ class Uneven:
 
     def __getitem__(self, index: int) -> Example:
         return Example(self.bags[index], self.targets[index])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Generator[None]:
+    """More cost such small bags more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def job_of(name: str, bags: int, params: LearnParams, run: RunParams | None = None) -> loop._Job:
@@ -111,6 +123,40 @@ def test_a_slurm_job_does_not_decide_how_many_processes_there_are(monkeypatch: p
     for devices in (1, 2):
         fabric = ranks.make_fabric(devices, torch.device("cpu"), "auto")
         assert (fabric.world_size, fabric.global_rank) == (devices, 0)
+
+
+def test_what_torchrun_ends_says_what_to_do_next() -> None:
+    shared, before = ThreadRank(0, Crowd(2)), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RankLost, match=r"told to end.*type the same command to go on"), ranks.told_to_end(shared):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with ranks.told_to_end(ThreadRank(0, Crowd(1))):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_processes_that_fail_together_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_first_to_tell()
+    assert is_first_to_tell()
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert [is_first_to_tell() for _ in range(3)] == [True, False, False]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert is_first_to_tell()
+
+
+class Broken(ThreadRank):
+    """A rank that has lost the others."""
+
+    def all_reduce(self, tensor: Tensor, reduce_op: str) -> Tensor:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:7107")
+
+
+def test_who_loses_another_rank_says_so_and_what_to_do_next() -> None:
+    with pytest.raises(RankLost, match=r"^process 2 of 3 no longer reaches another .* type the same command") as told:
+        ranks.add_up(Broken(1, Crowd(3)), torch.zeros(1))
+    assert "\n" not in str(told.value)
 
 
 def note_all(fabric: Any, jobs: dict[str, loop._Job], folder: Path) -> None:
