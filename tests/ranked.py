@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wsi_mil.aggregators import Aggregator
+from wsi_mil.errors import RankLost
 
 _PATIENCE_S = 60
 
@@ -68,9 +69,9 @@ def in_threads(ranks: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(ranks) as pool:
         made = [pool.submit(one, rank) for rank in range(ranks)]
-    # a broken barrier, which is what the others see, comes last
+    # those that lose another come last
     failed = [error for future in made if (error := future.exception())]
-    for error in sorted(failed, key=lambda error: isinstance(error, RuntimeError)):
+    for error in sorted(failed, key=lambda error: isinstance(error, RankLost)):
         raise error
     return [future.result() for future in made]
 
