@@ -43,6 +43,11 @@ class OnDisk:
     def __init__(self, paths: list[Path]) -> None:
         self.paths, self.targets = paths, [index % 2 for index in range(len(paths))]
 
+    @property
+    def tiles(self) -> list[int]:
+        """How many tiles each has."""
+        return [store.survey(path).shapes["features"][0] for path in self.paths]
+
     def __len__(self) -> int:
         return len(self.paths)
 

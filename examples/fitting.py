@@ -27,6 +27,11 @@ class InMemory:
         return [example.target for example in self.examples]
 
     @property
+    def tiles(self) -> list[int]:
+        """How many tiles each has."""
+        return [len(example.bag.features) for example in self.examples]
+
+    @property
     def in_memory(self) -> bool:
         """They all are."""
         return True

@@ -347,6 +347,32 @@ def test_no_array_of_all_pairs_of_tiles_is_made(name):
     assert sizes[1] <= 2 * sizes[0] < tiles**2
 
 
+class Made(TorchDispatchMode):
+    """Adds up the sizes of all arrays that torch makes."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        leaves = made if isinstance(made, tuple | list) else (made,)
+        self.total += sum(one.numel() for one in leaves if isinstance(one, torch.Tensor))
+        return made
+
+
+def test_time_grows_with_the_pairs_of_tiles_if_the_model_says_so(model):
+    """Small bags are attended with arrays of all pairs: work then shows in the size of what is made."""
+    counts, totals = (36, 72, 144), []
+    for tiles in counts:
+        with Made() as made, torch.no_grad():
+            model(collate([bag(tiles)]))
+        totals.append(made.total)
+    small, middle, large = counts
+    first, second = (totals[1] - totals[0]) / (middle - small), (totals[2] - totals[1]) / (large - middle)
+    bent = (second - first) / (large - small) * large**2  # of the size at the largest, what grows with its square
+    assert (bent > 0.1 * totals[-1]) == model.all_pairs
+    assert model.cost(large) / model.cost(middle) == (4 if model.all_pairs else 2)
+
+
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     options = {field.name: getattr(model.params, field.name) for field in fields(model.params)}

@@ -299,3 +299,17 @@ def test_the_bench_of_scale_tells_what_a_slide_costs_and_what_cohorts_need(load,
     assert [int(slides.replace(",", "")) for slides, _ in cohorts] == [100, 10_000, 1_000_000]
     one, two, _ = (int(tiles.replace(",", "")) for _, tiles in cohorts)
     assert two == 100 * one > 0
+
+
+@pytest.mark.slow
+def test_the_bench_of_sharing_tells_how_bags_are_dealt_and_how_far_gradients_lie_apart():
+    command = [sys.executable, EXAMPLES / "bench_ddp.py", "--tiles", "40", "--dim", "8", "--count", "6"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    quick = ["--rounds", "1", "--aggregators", "abmil", "--bags-per-step", "3"]
+    done = subprocess.run([*command, *quick], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [cells(line) for line in done.stdout.splitlines() if line.startswith(("| 2 ", "| 4 ", "| 8 ", "| abmil "))]
+    *shares, measured = rows
+    assert len(shares) == 15
+    assert all(int(by_cost) <= int(in_turn) for _, _, in_turn, by_cost in shares)
+    assert float(measured[-1]) < 1e-6

@@ -46,6 +46,10 @@ class Drawn:
             features[:4, 0] += 5 * target
             self.bags.append(Bag(f"s{index}", features, 256.0 * torch.arange(2 * tiles).view(-1, 2), {}))
 
+    @property
+    def tiles(self) -> list[int]:
+        return [len(bag.features) for bag in self.bags]
+
     def __len__(self) -> int:
         return len(self.bags)
 
@@ -408,6 +412,23 @@ def test_a_slide_that_does_not_fit_is_refused_by_name_with_the_way_out(monkeypat
     assert torch.equal(torch.random.get_rng_state(), before)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_other_processes_fill_meanwhile_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("abmil", 32, 2)
+    monkeypatch.setattr(need, "available_memory", lambda: 400 << 20)
+    need.require_memory(model, "big", 100_000, beside=[2000])
+    with pytest.raises(
+        TrainingError, match=r"all of them, 3 more beside it, takes .*: give fewer --devices, add"
+    ) as told:
+        need.require_memory(model, "big", 100_000, beside=[90_000] * 3)
+    fitting = int(str(told.value).split("--max-tiles ")[1].split()[0])
+    need.require_memory(model, "big", fitting, beside=[fitting] * 3)
+    need.require_memory_to_ask(model, "big", 100_000)
+    with pytest.raises(
+        TrainingError, match=r"ask a model about all of them, 30 more beside it, .*--devices, make fewer"
+    ):
+        need.require_memory_to_ask(model, "big", 100_000, beside=[100_000] * 30)
 
 
 def test_what_is_kept_is_counted_once_and_without_the_weights() -> None:

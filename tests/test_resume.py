@@ -215,3 +215,55 @@ def test_torchrun_trains_what_one_process_trains_and_one_of_them_writes(cohort: 
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
     assert done.stdout.decode().count("checkpoint.safetensors") == 1
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wsi_mil"]
+BY_DEVICES = [sys.executable, "-m", "wsi_mil"]
+
+
+def workers_of(process: subprocess.Popen[str], mark: str) -> list[int]:
+    """Processes that a process started and whose command line has a word, in the order of their start."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if mark in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize(
+    ("start", "mark", "devices"),
+    [(BY_DEVICES, "spawn_main", "2"), (TORCHRUN, "wsi_mil", "1")],
+    ids=["devices", "torchrun"],
+)
+def test_a_rank_that_is_killed_ends_all_with_one_message_and_the_rerun_goes_on(
+    cohort: Path, start: list[str], mark: str, devices: str, killed: int
+) -> None:
+    command = [*start, "train", "--epochs", "20", "--patience", "20", "--bags-per-step", "3", "--max-tiles", "20"]
+    command += ["--save-every-minutes", "0", "--device", "cpu", "--devices", devices, "--out"]
+    subprocess.run([*command, "whole"], cwd=cohort, env=ENVIRONMENT, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "again"], cwd=cohort, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while not (cohort / "again" / RESUME).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    ranks = workers_of(process, mark)
+    assert len(ranks) == 2
+    os.kill(ranks[killed], signal.SIGKILL)
+    began = time.monotonic()
+    printed, told = process.communicate(timeout=120)
+    assert time.monotonic() - began < 90
+    assert process.returncode == 1
+    said = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "type the same command to go on" in said[0]
+    if start is BY_DEVICES:
+        assert f"process {killed + 1} of the 2 that shared the training ended by SIGKILL" in said[0]
+        assert "Traceback" not in told
+    else:
+        assert told.count("Traceback") == 1  # torchrun's own
+        assert "Signal 9 (SIGKILL) received by PID" in told
+    assert "checkpoint" not in printed
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert {path.name for path in (cohort / "again").iterdir() if not path.name.startswith(".")} == {RESUME}
+    subprocess.run([*command, "again"], cwd=cohort, env=ENVIRONMENT, check=True, capture_output=True)
+    assert (cohort / "again" / CHECKPOINT).read_bytes() == (cohort / "whole" / CHECKPOINT).read_bytes()

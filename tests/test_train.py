@@ -161,6 +161,15 @@ def test_bags_too_many_for_memory_are_read_again_and_give_the_same(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_bags_are_kept_only_where_all_processes_can_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_cohort(tmp_path, slides=4)
+    cohort = workflow.labelled(LabelTable(tmp_path / "labels.csv"), Folders.under(tmp_path))
+    size = 2 * sum(path.stat().st_size for path in (tmp_path / "feats").glob("*.h5"))
+    monkeypatch.setattr(training_bags, "available_memory", lambda: 4 * 3 * size + 4)
+    reserved = [training_bags.Bags(tmp_path / "feats", cohort.units, count).reserved for count in (1, 2, 3)]
+    assert reserved == [size, 3 * size, 0]  # who starts two processes keeps them too
+
+
 @pytest.mark.slow
 def test_a_cohort_is_learnt_from_by_two_processes(tmp_path: Path) -> None:
     plant_cohort(tmp_path, slides=12)

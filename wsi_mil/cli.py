@@ -184,6 +184,7 @@ def encoders(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``wsimil``: errors of ours become one red line and their exit code; ``--debug`` shows the traceback."""
+    from wsi_mil.executors import is_first_to_tell
     from wsi_mil.progress import console, show_messages
 
     words = sys.argv[1:] if arguments is None else arguments
@@ -193,12 +194,14 @@ def main(arguments: list[str] | None = None) -> None:
         with typing(words):
             app([word for word in words if word != _DEBUG])
     except KeyboardInterrupt:
-        console.print("interrupted: what is finished stays; type the same command to go on", style="bold red")
+        if is_first_to_tell():
+            console.print("interrupted: what is finished stays; type the same command to go on", style="bold red")
         sys.exit(130)
     except (WsiMilError, OSError) as error:  # a full disk or a forbidden folder is no bug either
         if debug:
             raise
-        console.print(f"error: {one_line(error)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        if is_first_to_tell():
+            console.print(f"error: {one_line(error)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", 1))
 
 

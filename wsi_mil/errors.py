@@ -14,6 +14,7 @@ WsiMilError
 │   ├── ArtifactCorrupt     is damaged: its checksum or layout is wrong
 │   └── ArtifactStale       was made from something else, or with other options
 ├── TrainingError           training cannot go on
+├── RankLost                a process that shared a training is gone
 └── IncompatibleError       two things that do not belong together (features and checkpoint)
 
 A message says what is wrong, where, and what to type next, on one line. Catch the base class to catch them all::
@@ -86,6 +87,10 @@ class ArtifactStale(ArtifactError):
 
 class TrainingError(WsiMilError):
     """Training cannot go on, such as when the loss is not finite."""
+
+
+class RankLost(WsiMilError):
+    """A process that shared a training with this one is gone: killed, or failed on its own."""
 
 
 class IncompatibleError(WsiMilError):

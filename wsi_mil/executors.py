@@ -7,6 +7,7 @@ pickling, so the same code runs on every platform.
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -79,3 +80,20 @@ def started_ranks() -> int:
 def is_first_rank() -> bool:
     """Whether this process, of those that share a training, is the one that writes and talks."""
     return started_ranks() == 1 or os.environ["RANK"] == "0"
+
+
+def is_first_to_tell() -> bool:
+    """Whether no other process of torchrun has said yet why all of them end; this one is then about to.
+
+    Where one fails the others lose it, and all would say so.
+    """
+    if started_ranks() == 1:
+        return True
+    from torch.distributed import TCPStore
+
+    place = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    try:
+        store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add(f"wsimil/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except RuntimeError:  # nobody is there to ask any more: better told twice than never
+        return True

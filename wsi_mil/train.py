@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,14 @@ from wsi_mil.predictions import TABLE, Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
 from wsi_mil.tasks import Classification
 from wsi_mil.tile_distances import TileDistances
-from wsi_mil.training_bags import Bags, UnitExamples, feature_statistics, require_one_recipe, slide_facts_of
+from wsi_mil.training_bags import (
+    Bags,
+    UnitExamples,
+    feature_statistics,
+    require_memory,
+    require_one_recipe,
+    slide_facts_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +147,7 @@ def fit(
     print_ = fingerprint(cohort, folder, params)
     run = dataclasses.replace(run, fingerprint=print_)
     cohort = split(cohort, params.val_fraction, params.learn.seed)
-    bags = Bags(folder, cohort.units)
+    bags = Bags(folder, cohort.units, learning.processes_here(run.devices))
     require_one_recipe(bags)
     pairs = functools.cache(lambda: _pairs(cohort, folder, distances_folder))
     options = dict(params.options)
@@ -154,7 +161,7 @@ def fit(
         statistics = feature_statistics(example.bag for example in train)
         model.fit_features(statistics.mean, statistics.std)
         model.to(device)
-        require_memory(model, bags, train.units, params.learn.max_tiles)
+        require_memory(model, bags, train.units, params.learn.max_tiles, run.devices)
         with _threads_for(statistics.tiles / len(train)):
             history = learning.learn(model, task, train, val, params.learn, run)
             scores = np.stack([infer(model, bags[unit.bag_id]).probabilities for unit in cohort.units])
@@ -199,29 +206,19 @@ def _units(cohort: Cohort, part: str) -> list[Unit]:
     return [unit for unit in cohort.units if unit.split == part]
 
 
-def require_memory(model: Aggregator, bags: Bags, trained: Iterable[Unit], max_tiles: int) -> None:
-    """Refuse before the first step what would fail, or be killed, hours later: in training, or when all is asked.
-
-    Raises:
-        TrainingError: the largest bag to train on, or the largest of all, will not fit.
-    """
-    tiles, bag_id = max((bags.tiles(unit.bag_id), unit.bag_id) for unit in trained)
-    learning.require_memory(model, bag_id, min(tiles, max_tiles or tiles), bags.reserved)
-    tiles, bag_id = max((bags.tiles(bag_id), bag_id) for bag_id in bags.paths)
-    learning.require_memory_to_ask(model, bag_id, tiles, bags.reserved)
-
-
-def require_memory_for(cohort: Cohort, folder: Path, params: TrainParams, device: torch.device) -> None:
+def require_memory_for(
+    cohort: Cohort, folder: Path, params: TrainParams, device: torch.device, devices: int = 1
+) -> None:
     """Refuse a cohort some bag of which will not fit when its turn comes to be trained on, or to be tested.
 
     Raises:
         TrainingError: as `require_memory`.
     """
-    bags = Bags(folder, cohort.units)
+    bags = Bags(folder, cohort.units, learning.processes_here(devices))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         outputs = Classification(cohort.classes).outputs
         model = build_outputs(params.aggregator, bags.dim, outputs, **params.options).to(device)
-    require_memory(model, bags, cohort.units, params.learn.max_tiles)
+    require_memory(model, bags, cohort.units, params.learn.max_tiles, devices)
 
 
 def publish(trained: Trained, out: Path, files: dict[str, bytes]) -> Path:

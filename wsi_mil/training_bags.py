@@ -1,5 +1,7 @@
 """The bags of a cohort as a training wants them: read when asked for, of one make, and described by a few numbers."""
 
+import functools
+import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wsi_mil import store
+from wsi_mil import learning, store
+from wsi_mil.aggregators import Aggregator
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Recipe
 from wsi_mil.cohort import Unit
@@ -23,16 +26,23 @@ _SHARE_FOR_BAGS = 0.25
 
 
 class Bags:
-    """The bags of a cohort, read when asked for, and kept while all of them fit into memory."""
+    """The bags of a cohort, read when asked for, and kept while all of them fit into memory.
 
-    def __init__(self, folder: Path, units: Iterable[Unit]) -> None:
+    Args:
+        folder: where they lie.
+        units: of the cohort.
+        processes: of this machine that share the training; each keeps them for itself, and so does who starts them.
+    """
+
+    def __init__(self, folder: Path, units: Iterable[Unit], processes: int = 1) -> None:
         self.paths = {
             unit.bag_id: tuple(artifact_path(folder, member.slide_id) for member in unit.members) for unit in units
         }
         # float16 on disk becomes float32 in memory
-        size = 2 * sum(path.stat().st_size for path in self._files())
+        copies = processes + 1 if processes > 1 else 1
+        size = 2 * copies * sum(path.stat().st_size for path in self._files())
         self.reserved = size if size < min(_MEMORY_FOR_BAGS, _SHARE_FOR_BAGS * available_memory()) else 0
-        """Bytes that will be kept: all or none."""
+        """Bytes that will be kept, in all processes together: all or none."""
         self._kept: dict[str, Bag] = {}
 
     def __getitem__(self, bag_id: str) -> Bag:
@@ -78,6 +88,11 @@ class UnitExamples:
         self.bags, self.units = bags, units
         self.targets = [classes.index(unit.label) for unit in units]
 
+    @functools.cached_property
+    def tiles(self) -> list[int]:
+        """How many tiles each bag has, without reading their features."""
+        return [self.bags.tiles(unit.bag_id) for unit in self.units]
+
     @property
     def in_memory(self) -> bool:
         """Whether all of them were read and kept."""
@@ -91,6 +106,27 @@ class UnitExamples:
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+
+def require_memory(model: Aggregator, bags: Bags, trained: Iterable[Unit], max_tiles: int, devices: int = 1) -> None:
+    """Refuse before the first step what would fail, or be killed, hours later: in training, or when all is asked.
+
+    Raises:
+        TrainingError: the largest bag to train on, or the largest of all, will not fit.
+    """
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    at_once = 1 if on_gpu else learning.processes_here(devices)  # each GPU has memory of its own
+    (tiles, bag_id), *others = _largest(bags, {unit.bag_id for unit in trained}, at_once)
+    most = max_tiles or tiles
+    beside = [min(count, most) for count, _ in others]
+    learning.require_memory(model, bag_id, min(tiles, most), bags.reserved, beside)
+    ((tiles, bag_id),) = _largest(bags, bags.paths, 1)
+    learning.require_memory_to_ask(model, bag_id, tiles, bags.reserved, [tiles] * (at_once - 1))
+
+
+def _largest(bags: Bags, bag_ids: Iterable[str], count: int) -> list[tuple[int, str]]:
+    """The largest of some bags, with how many tiles they have; the largest first."""
+    return heapq.nlargest(count, ((bags.tiles(bag_id), bag_id) for bag_id in bag_ids))
 
 
 def require_one_recipe(bags: Bags) -> None:

@@ -38,6 +38,9 @@ class Aggregator(nn.Module):
     option decides."""
     ordered: ClassVar[bool] = False
     """Whether the order of tiles in the array counts, which it should not; True for a model published that way."""
+    all_pairs: bool = False
+    """Whether every tile meets every other, so that time grows with tiles squared; else with tiles. An instance says
+    so itself where an option decides. Ranks of a training are dealt bags by it."""
     standardises: ClassVar[bool] = True
     """Whether the units of features are irrelevant; False for a model that was published without."""
     Params: ClassVar[type[Any]]
@@ -68,6 +71,10 @@ class Aggregator(nn.Module):
         """Features with mean 0 and spread 1 over the training tiles, or as they are; padding is 0, whatever it held."""
         features = (batch.features - self.feature_mean) / self.feature_std
         return features.masked_fill(~batch.mask.unsqueeze(-1), 0.0)
+
+    def cost(self, tiles: int) -> int:
+        """How long a bag of so many tiles takes, beside other bags; of no unit."""
+        return tiles**2 if self.all_pairs else tiles
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""

@@ -74,6 +74,7 @@ class DasMilPaper(PoolingAggregator):
     """
 
     uses_position = "relative"
+    all_pairs = True
     standardises = False
     Params = DasMilPaperParams
 

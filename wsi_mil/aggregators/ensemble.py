@@ -47,6 +47,7 @@ class Ensemble(Aggregator):
         self.members, self.temperatures = nn.ModuleList(members), tuple(temperatures)
         self.priors = [torch.tensor(prior or [1.0] * first.classes).double() for prior in priors or [()] * len(members)]
         self.uses_position = max((member.uses_position for member in members), key=_KNOWS.index)
+        self.all_pairs = any(member.all_pairs for member in members)
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""

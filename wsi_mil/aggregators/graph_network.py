@@ -52,7 +52,7 @@ class GraphNetwork(PoolingAggregator):
     def __init__(self, dim: int, classes: int, params: GraphParams):
         super().__init__(dim, classes, params)
         if not params.neighbours:
-            self.uses_position = "none"
+            self.uses_position, self.all_pairs = "none", True
         self.dropout = nn.Dropout(params.dropout)
         widths = [dim] + [params.hidden] * (params.layers - 1)
         self.layers = nn.ModuleList(self.layer(width) for width in widths)

@@ -55,7 +55,7 @@ class MilGnn(Aggregator):
     def __init__(self, dim: int, classes: int, params: MilGnnParams):
         super().__init__(dim, classes, params)
         if not params.neighbours:
-            self.uses_position = "none"
+            self.uses_position, self.all_pairs = "none", True
         self.dropout = nn.Dropout(params.dropout)
         self.embed = SageLayer(dim, params.hidden)
         # A softmax over one cluster is 1 whatever assigns tiles to it.

@@ -73,6 +73,7 @@ class SelfAttention(PoolingAggregator):
     """
 
     uses_position = "none"
+    all_pairs = True
     Params = SelfAttentionParams
 
     def __init__(self, dim: int, classes: int, params: SelfAttentionParams):

@@ -51,6 +51,7 @@ class SetTransformer(Aggregator):
     """
 
     uses_position = "none"
+    all_pairs = True
     Params = SetTransformerParams
 
     def __init__(self, dim: int, classes: int, params: SetTransformerParams):
@@ -78,6 +79,7 @@ class SetTransformer(Aggregator):
 class InducedSetTransformer(SetTransformer):
     """`SetTransformer` whose tiles attend to each other through learned points (ISAB): time is linear in the tiles."""
 
+    all_pairs = False
     Params = InducedSetTransformerParams
 
     def layer(self, dim: int) -> nn.Module:

@@ -142,7 +142,7 @@ def crossval(
     cohorts = [nested(cohort, fold, params.train.val_fraction, params.train.learn.seed) for fold in rounds]
     for aggregator in params.aggregators:  # before the first round of the first: the largest bag may be of a later one
         if place.overwrite or not (place.out / aggregator / TABLE).exists():
-            train.require_memory_for(cohort, place.feats, params.of(aggregator), device)
+            train.require_memory_for(cohort, place.feats, params.of(aggregator), device, run.devices)
     for aggregator in params.aggregators:
         out = place.out / aggregator
         made = {}

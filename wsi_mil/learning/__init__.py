@@ -10,6 +10,7 @@ from wsi_mil.learning.examples import Epoch, Example, Examples, Pace, best_epoch
 from wsi_mil.learning.loop import learn
 from wsi_mil.learning.need import require_memory, require_memory_to_ask
 from wsi_mil.learning.params import LearnParams, RunParams
+from wsi_mil.learning.ranks import processes_here
 from wsi_mil.learning.resume import RESUME, discard
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "discard",
     "learn",
     "prefetch",
+    "processes_here",
     "require_memory",
     "require_memory_to_ask",
 ]

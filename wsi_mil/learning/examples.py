@@ -28,6 +28,11 @@ class Examples(Protocol):
         ...
 
     @property
+    def tiles(self) -> Sequence[int]:
+        """How many tiles each has, without reading any; asked where several devices share them."""
+        ...
+
+    @property
     def in_memory(self) -> bool:
         """Whether asking for one takes no time, so that reading ahead would gain nothing."""
         ...

@@ -17,6 +17,7 @@ import torch
 from wsi_mil.aggregators import Aggregator, apply
 from wsi_mil.errors import TrainingError
 from wsi_mil.learning import ranks, resume
+from wsi_mil.learning.dealing import shares_of, steps_of, tell_idle_share
 from wsi_mil.learning.examples import Epoch, Examples, Pace, Ready, best_epoch, prefetch
 from wsi_mil.learning.logs import TensorBoard
 from wsi_mil.learning.params import LearnParams, RunParams
@@ -57,13 +58,15 @@ def learn(
         TrainingError: the loss is not finite.
         ArtifactStale: another training was interrupted in the same folder.
         OptionError: there are not so many devices, or the precision makes no sense there.
+        RankLost: a process that shared the training is gone; what was written down stays.
     """
     device = next(model.parameters()).device
     fabric = ranks.make_fabric(run.devices, device, params.precision)
     job = _Job(model, task, train, val, params, run)
     if not ranks.starts_processes(fabric):
-        fabric.launch()
-        return _Training(job, fabric).run()
+        with ranks.told_to_end(fabric):
+            fabric.launch()
+            return _Training(job, fabric).run()
     with TemporaryDirectory() as folder:
         model.cpu()
         ranks.spawn(fabric, _train_on_rank, job, Path(folder))
@@ -101,13 +104,16 @@ class _Training:
         self.best_state = deepcopy(self.model.state_dict())
         self.epoch, self.step, self.loss, self.lr = 0, 0, 0.0, params.lr
         self.saved = time.monotonic()
+        self.costs = _costs(job) if self.world > 1 else []
         self.identity = resume.Identity.of(job.run.fingerprint, self.world, fabric.device.type)
 
     def run(self) -> list[Epoch]:
         """Train to the end, from where it stands."""
         run = self.job.run
-        if run.folder and (standing := resume.load(run.folder, self.identity, run.overwrite)):
-            self._take(standing)
+        with ranks.first_before_others(self.fabric):  # the first may give up what lies there
+            if run.folder and (standing := resume.load(run.folder, self.identity, run.overwrite)):
+                self._take(standing)
+        self._require_same()
         orders = islice(_orders(len(self.job.train), self.params.seed), self.epoch, None)
         board = TensorBoard(None if self.rank else run.folder, self.epoch)
         with epochs(self.params.epochs, self.epoch) as told:
@@ -125,22 +131,32 @@ class _Training:
         self.model.eval()
         return self.history
 
+    def _require_same(self) -> None:
+        """Refuse ranks that were told different things, before what they learn is added up; say how well they share."""
+        if self.world == 1:
+            return
+        params, train, val = self.params, self.job.train, self.job.val
+        told = (params, self.identity, self.costs, list(train.targets), list(val.targets), self.epoch, self.step)
+        ranks.require_same(self.fabric, repr(told))
+        tell_idle_share(next(_orders(len(train), params.seed)), params.bags_per_step, self.costs, self.world)
+
     def _has_given_up(self) -> bool:
         return bool(self.history) and self.history[-1].epoch - best_epoch(self.history).epoch >= self.params.patience
 
     def _train(self, order: list[int]) -> Pace:
         """The rest of an epoch. Bags go through one by one, because padding them would cost what tiles cost."""
         self.model.train()
-        size, params = self.params.bags_per_step, self.params
-        steps = [order[start : start + size] for start in range(0, len(order), size)][self.step :]
-        mine = [index for step in steps for index in step[self.rank :: self.world]]
+        params = self.params
+        steps = steps_of(order, params.bags_per_step)[self.step :]
+        shares = [dealt[self.rank] for dealt in shares_of(steps, self.costs, self.world)]
+        mine = [index for share in shares for index in share]
         if self.step == 0:
             self.lr = float(self.schedule.get_last_lr()[0])
         began, waited = time.perf_counter(), 0.0
         with prefetch(self.job.train, mine, params.max_tiles, (params.seed, self.epoch)) as reading:
             bags = iter(reading)
-            for step in steps:
-                for _ in step[self.rank :: self.world]:
+            for step, share in zip(steps, shares, strict=True):
+                for _ in share:
                     asked = time.perf_counter()
                     bag = next(bags)
                     waited += time.perf_counter() - asked
@@ -188,7 +204,10 @@ class _Training:
         """Each rank applies the model to its share; all know all answers."""
         task, val = self.job.task, self.job.val
         outputs = torch.zeros(len(val), task.outputs, dtype=torch.float64)
-        with prefetch(val, range(len(val))[self.rank :: self.world]) as reading:
+        places = range(len(val))
+        costs = [self.model.cost(tiles) for tiles in val.tiles] if self.world > 1 else []
+        mine = shares_of([places], costs, self.world)[0][self.rank]
+        with prefetch(val, mine) as reading:
             for bag in reading:
                 outputs[bag.index] = apply(self.model, bag.batch).logits[0]
         answers = task.answers(ranks.add_up(self.fabric, outputs))
@@ -248,6 +267,12 @@ class _Training:
         self.history = [Epoch.of(row) for row in facts["history"]]
         self.epoch, self.step, self.lr = facts["epoch"], facts["step"], facts["lr"]
         self.loss = facts["losses"][self.rank]
+
+
+def _costs(job: _Job) -> list[int]:
+    """How long each training bag takes, beside the others."""
+    most = job.params.max_tiles or max(job.train.tiles)
+    return [job.model.cost(min(tiles, most)) for tiles in job.train.tiles]
 
 
 def _orders(bags: int, seed: int) -> Iterator[list[int]]:

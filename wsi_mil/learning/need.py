@@ -6,7 +6,7 @@ models of the registry, and three times for relative-discrete, whose attention w
 is only asked fills at its peak is counted likewise, tensor by tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 from weakref import finalize
@@ -30,7 +30,7 @@ _COPIES = 5  # of the features: this bag and the next one, each read as float16 
 _TILE_UM = 256.0
 
 
-def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int = 0) -> None:
+def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int = 0, beside: Sequence[int] = ()) -> None:
     """Refuse a training whose largest bag will not fit.
 
     Args:
@@ -38,6 +38,7 @@ def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int =
         slide_id: whose bag that is.
         tiles: how many of its tiles are trained on.
         reserved: bytes of the machine's memory that will be filled otherwise.
+        beside: tiles of the bags that other processes may train on meanwhile, in the same memory.
 
     Raises:
         TrainingError: names the slide, what it needs and what there is.
@@ -46,19 +47,26 @@ def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int =
         return
     free = _free_bytes(model, reserved)
     kept = {count: kept_bytes(model, count) for count in PROBED}
-    if (need := step_bytes(kept, model.dim, tiles)) <= free:
+
+    def needed(most: int) -> float:
+        return sum(step_bytes(kept, model.dim, min(count, most)) for count in (tiles, *beside))
+
+    if (need := needed(tiles)) <= free:
         return
     fitting = tiles
-    while fitting > PROBED[0] and step_bytes(kept, model.dim, fitting) > free:
+    while fitting > PROBED[0] and needed(fitting) > free:
         fitting = int(fitting * 0.9)
     digits = 10 ** (len(str(fitting)) - 2)
     raise TrainingError(
-        f"{_refusal(slide_id, tiles, 'to train on', need, free)}: add --max-tiles {fitting // digits * digits} to train"
-        " on so many of a slide, drawn anew each epoch, or choose another --aggregator"
+        f"{_refusal(slide_id, tiles, 'to train on', need, free, len(beside))} add --max-tiles"
+        f" {fitting // digits * digits} to train on so many of a slide, drawn anew each epoch, or choose another"
+        " --aggregator"
     )
 
 
-def require_memory_to_ask(model: Aggregator, slide_id: str, tiles: int, reserved: int = 0) -> None:
+def require_memory_to_ask(
+    model: Aggregator, slide_id: str, tiles: int, reserved: int = 0, beside: Sequence[int] = ()
+) -> None:
     """Refuse to begin where the largest bag that the model will be asked about does not fit.
 
     Bags of validation and test are asked about whole, whatever of a bag is trained on.
@@ -68,6 +76,7 @@ def require_memory_to_ask(model: Aggregator, slide_id: str, tiles: int, reserved
         slide_id: whose bag that is.
         tiles: how many it has.
         reserved: bytes of the machine's memory that will be filled otherwise.
+        beside: tiles of the bags that other processes may ask about meanwhile, in the same memory.
 
     Raises:
         TrainingError: names the slide, what it needs and what there is.
@@ -76,10 +85,11 @@ def require_memory_to_ask(model: Aggregator, slide_id: str, tiles: int, reserved
         return
     free = _free_bytes(model, reserved)
     counted = {count: asked_bytes(model, count) for count in PROBED}
-    if (need := answer_bytes(counted, model.dim, tiles)) > free:
+    if (need := sum(answer_bytes(counted, model.dim, count) for count in (tiles, *beside))) > free:
         raise TrainingError(
-            f"{_refusal(slide_id, tiles, 'to ask a model about', need, free)}: make fewer tiles by `wsimil tile"
-            " --max-tiles` or larger ones by `--tile-um`, choose another --aggregator, or a --device with more memory"
+            f"{_refusal(slide_id, tiles, 'to ask a model about', need, free, len(beside))} make fewer tiles by"
+            " `wsimil tile --max-tiles` or larger ones by `--tile-um`, choose another --aggregator, or a --device with"
+            " more memory"
         )
 
 
@@ -88,10 +98,11 @@ def _free_bytes(model: Aggregator, reserved: int) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory() - reserved
 
 
-def _refusal(slide_id: str, tiles: int, what: str, need: float, free: int) -> str:
+def _refusal(slide_id: str, tiles: int, what: str, need: float, free: int, beside: int) -> str:
+    meanwhile, fewer = (f", {beside} more beside it,", " give fewer --devices,") if beside else ("", "")
     return (
-        f"{slide_id} has {tiles:,} tiles, and {what} all of them takes about {need / 2**30:.1f} GiB where"
-        f" {max(free, 0) / 2**30:.1f} GiB are free"
+        f"{slide_id} has {tiles:,} tiles, and {what} all of them{meanwhile} takes about {need / 2**30:.1f} GiB where"
+        f" {max(free, 0) / 2**30:.1f} GiB are free:{fewer}"
     )
 
 

@@ -6,10 +6,17 @@ ranks and where a model leaves parameters unused. `--devices N` starts the proce
 wrote; under torchrun they are there already, and each gets all of it.
 """
 
+import hashlib
 import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +26,7 @@ from torch import Tensor
 
 from wsi_mil import errors, publishing
 from wsi_mil.devices import pick_precision
-from wsi_mil.errors import OptionError, WsiMilError
+from wsi_mil.errors import IncompatibleError, OptionError, RankLost, WsiMilError, one_line
 from wsi_mil.executors import started_ranks
 from wsi_mil.progress import is_talking, show_messages
 
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _ERROR = "error.json"
+_LONGEST_WAIT = timedelta(minutes=30)  # for a rank that neither answers nor is gone
+_UNTIL_ENDED_S = 10.0
+_GO_ON = "What was written down of the training stays: type the same command to go on"
 
 
 def make_fabric(devices: int, device: torch.device, precision: str) -> "Fabric":
@@ -42,27 +52,30 @@ def make_fabric(devices: int, device: torch.device, precision: str) -> "Fabric":
         OptionError: there are not so many devices, or the precision makes no sense there.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it draws lines around each start
     numbers: Any = _PRECISIONS[pick_precision(precision, "fp32", device)]
     kind, started = device.type, started_ranks()
+    ours: Any = [LightningEnvironment()]  # whatever else a SLURM job says of its tasks
     if started > 1:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", started))
-        _require(here, device)
+        count = processes_here(devices)
+        _require(count, device)
         return Fabric(
             accelerator=kind,
-            strategy="ddp",
-            devices=here,
-            num_nodes=started // here,
+            strategy=DDPStrategy(timeout=_LONGEST_WAIT),
+            devices=count,
+            num_nodes=started // count,
             precision=numbers,
             plugins=[TorchElasticEnvironment()],
         )
     if devices > 1:
         _require(devices, device)
-        return Fabric(accelerator=kind, strategy="ddp_spawn", devices=devices, precision=numbers)
+        shared = DDPStrategy(timeout=_LONGEST_WAIT, start_method="spawn")
+        return Fabric(accelerator=kind, strategy=shared, devices=devices, precision=numbers, plugins=ours)
     only: Any = [device.index or 0] if kind == "cuda" else 1
-    return Fabric(accelerator=kind, devices=only, precision=numbers)
+    return Fabric(accelerator=kind, devices=only, precision=numbers, plugins=ours)
 
 
 def _require(devices: int, device: torch.device) -> None:
@@ -74,6 +87,12 @@ def _require(devices: int, device: torch.device) -> None:
         )
     if devices > (there := torch.cuda.device_count()):
         raise OptionError(f"--devices {devices}: {there} CUDA devices are here: give --devices {there}")
+
+
+def processes_here(devices: int) -> int:
+    """How many processes of this machine share a training; what torchrun started goes before ``devices``."""
+    started = started_ranks()
+    return int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started > 1 else devices
 
 
 def starts_processes(fabric: "Fabric") -> bool:
@@ -91,17 +110,34 @@ def spawn(fabric: "Fabric", work: "Callable[[Fabric, Any, Path], None]", job: An
         folder: where rank 0 leaves its results.
 
     Raises:
-        WsiMilError: what any of them raised.
+        WsiMilError: what any of them raised; `RankLost` where one was killed. The others are ended then.
+        OSError: one could not read or write.
     """
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it says whom it ends
     threads = max(1, torch.get_num_threads() // fabric.world_size)
     start: Any = _on_rank
+    before = multiprocessing.active_children()
     try:
         fabric.launch(start, work, job, folder, threads, is_talking())
-    except torch.multiprocessing.ProcessRaisedException as error:
+    except ProcessRaisedException as error:
         if not (folder / _ERROR).exists():
             raise
         told = json.loads((folder / _ERROR).read_text())
-        raise getattr(errors, told["kind"])(told["message"]) from error
+        raise getattr(errors, told["kind"], OSError)(told["message"]) from error
+    except ProcessExitedException as error:
+        raise RankLost(_who_is_gone(error, fabric.world_size)) from error
+    finally:
+        for child in multiprocessing.active_children():
+            if child not in before:  # Ctrl-C may have reached this process alone
+                child.terminate()
+
+
+def _who_is_gone(error: Any, ranks: int) -> str:
+    how = f"by {error.signal_name}" if error.signal_name else f"with exit code {error.exit_code}"
+    memory = ", as the system ends what fills its memory" if error.signal_name == "SIGKILL" else ""
+    return f"process {error.error_index + 1} of the {ranks} that shared the training ended {how}{memory}. {_GO_ON}"
 
 
 def _on_rank(
@@ -119,19 +155,79 @@ def _on_rank(
         show_messages()
     try:
         work(fabric, job, folder)
-    except WsiMilError as error:
-        told = {"kind": type(error).__name__, "message": str(error)}
+    except RankLost:
+        time.sleep(_UNTIL_ENDED_S)  # who started this process sees first who is gone, and why, and ends this one
+        raise
+    except (WsiMilError, OSError) as error:
+        told = {"kind": type(error).__name__, "message": one_line(error)}
         publishing.write_bytes(folder / _ERROR, json.dumps(told).encode())
         raise
     finally:
         torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def told_to_end(fabric: "Fabric") -> Generator[None]:
+    """Within it, a rank that torchrun ends (SIGTERM), as it does where another is gone, says so and what to do next."""
+    if fabric.world_size == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise RankLost(f"the training was told to end, as torchrun does where one of its processes is gone. {_GO_ON}")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def first_before_others(fabric: "Fabric") -> Generator[None]:
+    """What is done within it, rank 0 does first, and the others when it is done."""
+    nothing = torch.zeros(1)
+    if fabric.global_rank:
+        add_up(fabric, nothing)
+    yield
+    if not fabric.global_rank:
+        add_up(fabric, nothing)
+
+
+def require_same(fabric: "Fabric", told: str) -> None:
+    """Refuse ranks that were told different things.
+
+    Args:
+        fabric: of this rank.
+        told: all that has to be the same, in words.
+
+    Raises:
+        IncompatibleError: it is not; on every rank.
+    """
+    mine = torch.frombuffer(bytearray(hashlib.sha256(told.encode()).digest()), dtype=torch.uint8)
+    first, *others = gather_bytes(fabric, mine)
+    if any(not torch.equal(first, other) for other in others):
+        raise IncompatibleError(
+            "the processes that share this training were told different things: type the same command on every machine,"
+            " with the same wsimil and torch, and --bags, --labels and --out in folders that all of them see"
+        )
+
+
 def add_up(fabric: "Fabric", tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """The sum of a tensor over the ranks, the same on each."""
+    """The sum of a tensor over the ranks, the same on each. All that ranks say to each other goes through here.
+
+    Raises:
+        RankLost: one of them is gone.
+    """
     if fabric.world_size == 1:
         return tensor
-    total = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")
+    try:
+        total = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")
+    except RuntimeError as error:  # gloo's and NCCL's
+        raise RankLost(
+            f"process {fabric.global_rank + 1} of {fabric.world_size} no longer reaches another that shared the"
+            f" training: it was killed, has failed, or its machine is gone. {_GO_ON}"
+        ) from error
     assert isinstance(total, Tensor)
     return total
 
