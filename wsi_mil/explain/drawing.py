@@ -13,9 +13,10 @@ from wsi_mil.explain.annotations import class_colour
 from wsi_mil.explain.figure import FAINT, backdrop, png_of
 from wsi_mil.explain.heatmap import attention_picture, contribution_picture
 from wsi_mil.explain.looking import Look
-from wsi_mil.explain.overlay import write_overlay
+from wsi_mil.explain.overlay import Overlay, write_overlays
 from wsi_mil.explain.pairs_picture import pairs_picture
 from wsi_mil.explain.places import Places
+from wsi_mil.explain.scales import attention_scale, contribution_scale
 from wsi_mil.explain.sheet import sheet_size, tile_sheet
 from wsi_mil.explain.tables import told_classes
 from wsi_mil.publishing import write_bytes
@@ -51,6 +52,7 @@ def draw(
             ground, places, look.pairs, slide_id, f"What the tiles that counted most attended to; {answer}"
         )
         pictures["pairs.png"] = drawn, "the tiles that counted most and their strongest partners"
+    overlays = {"overlay.ome.tif": Overlay("attention", look.attention, attention_scale(look.attention))}
     if look.contribution is None:
         pictures |= _sheets(slide, slide_id, places, look.attention, None, answer)
     else:
@@ -58,13 +60,17 @@ def draw(
             values = look.contribution[:, side.index]
             subtitle = f"What each tile gave to the log-odds of {side.name}; {answer}"
             image = contribution_picture(ground, places, values, side.ends, slide_id, subtitle)
-            pictures[f"contribution{side.ending}.png"] = image, f"what each tile gave to the log-odds of {side.name}"
+            what = f"what each tile gave to the log-odds of {side.name}"
+            pictures[f"contribution{side.ending}.png"] = image, what
+            overlays[f"overlay_contribution{side.ending}.ome.tif"] = Overlay(what, values, contribution_scale(values))
             pictures |= _sheets(slide, slide_id, places, look.attention, (side, values), answer)
     for name, (image, _) in pictures.items():
         write_bytes(folder / name, png_of(image))
-    write_overlay(folder / "overlay.ome.tif", slide, places, look.attention)
+    write_overlays(folder, slide, places, overlays)
     told = {name: what for name, (_, what) in pictures.items()}
-    return told | {"overlay.ome.tif": "attention over the slide, a pyramid of the slide's area with um per pixel"}
+    return told | {
+        name: f"{one.title}: a pyramid of the slide's area with um per pixel" for name, one in overlays.items()
+    }
 
 
 class _Side(NamedTuple):
