@@ -104,6 +104,26 @@ def test_the_same_gives_the_same_bytes_and_is_made_once(tmp_path: Path) -> None:
     assert (tmp_path / "one" / MANIFEST).stat().st_ino == before.st_ino
 
 
+def test_warnings_are_told_and_brought_up_to_date_while_all_else_stays(tmp_path: Path) -> None:
+    places, folder = some_places(), tmp_path / "s"
+    facts = facts_of(places)
+
+    def told(**changes: object) -> dict:
+        write_explanation(folder, Plain(), bag_of(places), some_look(places), replace(facts, **changes))
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+    assert told()["warnings"] is None  # nobody asked
+    picture = (folder / "heatmap.png").stat().st_ino
+    first = told(warnings=("unlike training: 3 tiles",), model_notes=("it cannot tell",))
+    assert (first["warnings"], first["model_notes"]) == (["unlike training: 3 tiles"], ["it cannot tell"])
+    assert told() == first
+    second = told(warnings=("patient p was in training",), model_notes=("it cannot tell",))
+    assert second == first | {"warnings": ["patient p was in training"]}
+    assert told(warnings=())["warnings"] == []
+    assert (folder / "heatmap.png").stat().st_ino == picture
+    assert names_in(folder) == TABLES | PICTURES | {MANIFEST}
+
+
 def test_another_explanation_is_refused_unless_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "s")
     with pytest.raises(ArtifactStale, match=r"explains another model.*--overwrite"):
