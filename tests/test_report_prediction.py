@@ -125,6 +125,19 @@ def test_an_explanation_that_is_damaged_or_of_another_version_is_refused_by_name
         prediction_page([answer("a")], told, Reasons([tmp_path]))
 
 
+def test_what_was_damaged_since_is_told_in_its_place_and_the_others_are_shown(
+    told: Told, whole: Path, tmp_path: Path
+) -> None:
+    torn = Path(shutil.copytree(whole, tmp_path / "torn"))
+    (torn / "heatmap.png").write_bytes(b"no picture")
+    text = prediction_page([answer("s")], told, Reasons([torn, whole])).decode()
+    assert f"What is in {torn} cannot be shown: cannot identify image file" in text
+    assert text.count("<img ") == 11
+    (torn / "heatmap.png").unlink()
+    with pytest.raises(ArtifactCorrupt, match=r"names 'heatmap.png', which is not there: explain the slide again"):
+        prediction_page([answer("s")], told, Reasons([torn]))
+
+
 def test_a_page_of_many_slides_stays_below_10_mb_and_says_what_it_leaves_out(
     told: Told, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

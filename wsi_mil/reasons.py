@@ -236,7 +236,10 @@ def _reasons(answered: Answered, rows: Sequence[Prediction], digest: str) -> Rea
     failed = {one.slide_id: one.error for one in answered.explained if one.status == "failed"}
     named = {slide_id: row for row in rows if row.status == "done" for slide_id in _parts(row.slide_id)}
     others, notes = 0, list[str]()
-    for folder in sorted({path.parent for path in (answered.out / EXPLANATIONS).glob(f"*/{MANIFEST}")} - {*folders}):
+    there = {path.parent for path in (answered.out / EXPLANATIONS).glob(f"*/{MANIFEST}")}
+    for folder in sorted(there - {*folders}):
+        if folder.name.endswith(".tmp"):  # another process is at it
+            continue
         told = attempt(read_manifest, folder)
         if isinstance(told, Exception):
             notes.append(one_line(told))

@@ -107,7 +107,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What an explanation says of itself; it may name only files of its own folder, as anybody may have edited it.
 
     Raises:
-        ArtifactCorrupt: it is not there, damaged, of another version, or names a file that is elsewhere.
+        ArtifactCorrupt: it is not there, damaged, of another version, or names a file that is elsewhere or lost.
     """
     where, again = folder / MANIFEST, "move the folder away, and explain the slide again"
     try:
@@ -121,6 +121,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name in files:
         if (folder / name).resolve().parent != folder.resolve():
             raise ArtifactCorrupt(f"{where} names {name!r}, which is no file of its folder: {again}")
+        if not (folder / name).is_file():
+            raise ArtifactCorrupt(f"{where} names {name!r}, which is not there: explain the slide again")
     return told
 
 

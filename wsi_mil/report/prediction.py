@@ -10,11 +10,13 @@ from PIL import Image
 from wsi_mil.answering import notes
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import SEVERAL
+from wsi_mil.errors import one_line
 from wsi_mil.explain import MANIFEST, read_manifest
 from wsi_mil.guards import inside
 from wsi_mil.predictions import Prediction
 from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg, page
 from wsi_mil.report.provenance import model_facts, provenance
+from wsi_mil.stage import attempt
 
 _MOST_ANSWERS, _MOST_WARNINGS, _MOST_EXPLAINED = 3000, 500, 100  # a page stays below 10 MB; tables hold the rest
 _MOST_LETTERS = 200  # of one line: a name or an error may be of any length
@@ -123,22 +125,41 @@ def _warnings(rows: Sequence[Prediction], model: Checkpoint, made: Sequence[_Mad
     return Section("To bear in mind", points=[*general, *points])
 
 
+class _Room:
+    """How much of a page is left for pictures; once it does not do for one, none is looked at any more."""
+
+    def __init__(self) -> None:
+        self.left, self.full = MOST_BYTES, False
+
+    def takes(self, path: Path, caption: str) -> Picture | None:
+        """A picture as the page holds it, if there is room."""
+        picture = None if self.full else _picture(path, caption)
+        self.full = picture is None or len(picture.data) > self.left
+        if picture is None or self.full:
+            return None
+        self.left -= len(picture.data)
+        return picture
+
+
 def _explanations(made: Sequence[_Made]) -> Iterator[Section]:
     """A section for each slide, with pictures as long as there is room."""
-    room, full = MOST_BYTES, False
+    room = _Room()
     for folder, one in made[:_MOST_EXPLAINED]:
-        pictures, drawn = list[Picture](), _drawn(one)
-        for name, text in drawn:
-            picture = None if full else _picture(inside(folder, name), f"{one['slide_id']}: {text}")
-            full = picture is None or len(picture.data) > room
-            if picture is not None and not full:
-                pictures.append(picture)
-                room -= len(picture.data)
-        more = f" More of its pictures are in {folder}." if len(pictures) < len(drawn) else ""
-        yield Section(_short(one["slide_id"]), _sentence(one) + more, *_pairs(folder, one), pictures=pictures)
+        shown = attempt(_explanation, folder, one, room)
+        if isinstance(shown, Exception):  # of whatever was done to files that may have lain there for long
+            shown = Section(_short(one["slide_id"]), f"What is in {folder} cannot be shown: {one_line(shown)}.")
+        yield shown
     if others := made[_MOST_EXPLAINED:]:
         text = f"They are explained, each in its own folder, in {others[0][0].parent}."
         yield Section(f"{len(others)} more slides", text)
+
+
+def _explanation(folder: Path, one: dict[str, Any], room: _Room) -> Section:
+    drawn = _drawn(one)
+    taken = (room.takes(inside(folder, name), f"{one['slide_id']}: {text}") for name, text in drawn)
+    pictures = [picture for picture in taken if picture is not None]
+    more = f" More of its pictures are in {folder}." if len(pictures) < len(drawn) else ""
+    return Section(_short(one["slide_id"]), _sentence(one) + more, *_pairs(folder, one), pictures=pictures)
 
 
 def _short(text: str) -> str:
