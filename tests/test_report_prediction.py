@@ -131,7 +131,7 @@ def test_what_was_damaged_since_is_told_in_its_place_and_the_others_are_shown(
     torn = Path(shutil.copytree(whole, tmp_path / "torn"))
     (torn / "heatmap.png").write_bytes(b"no picture")
     text = prediction_page([answer("s")], told, Reasons([torn, whole])).decode()
-    assert f"What is in {torn} cannot be shown: cannot identify image file" in text
+    assert f"What is in {torn} cannot be shown: UnidentifiedImageError: cannot identify image file" in text
     assert text.count("<img ") == 11
     (torn / "heatmap.png").unlink()
     with pytest.raises(ArtifactCorrupt, match=r"names 'heatmap.png', which is not there: explain the slide again"):
