@@ -126,7 +126,9 @@ def test_slides_that_moved_are_found_and_others_in_their_place_refused(
     assert "failed: a: explain:" in (told := " ".join(capfd.readouterr().err.split()))
     assert "a.tif is not the slide that the tiles of a were made from" in told
     page = (here / "out" / "report.html").read_text()
-    assert "a: not explained: " in page  # what of it was said before is not shown as if it were of this call
+    assert "a: not explained: " in page  # and what was said of it before is not shown as if all were well
+    assert ">a</h2>" not in page
+    assert ">a/b</h2>" in page
     assert call(*words, "--slides", "moved") == 0  # as the messages say; pictures are added
     made = manifests(here / "out")
     assert all("heatmap.png" in one["files"] for one in made.values())

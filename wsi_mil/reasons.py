@@ -243,10 +243,10 @@ def _reasons(answered: Answered, rows: Sequence[Prediction], digest: str) -> Rea
         told = attempt(read_manifest, folder)
         if isinstance(told, Exception):
             notes.append(one_line(told))
-        elif _explains(told, named.get(told["slide_id"]), digest):
-            folders.append(folder)
-        else:
+        elif not _explains(told, named.get(told["slide_id"]), digest):
             others += 1
+        elif told["slide_id"] not in failed:  # it is told why not
+            folders.append(folder)
     if others:
         notes.append(f"{answered.out / EXPLANATIONS} holds explanations of other answers, not shown here: {others}")
     return Reasons(folders, failed, notes)
