@@ -7,7 +7,6 @@ import torch
 from test_attention import assert_close, random_case, some_mask
 
 from wsi_mil.attention import (
-    attention_partners,
     attention_received,
     attention_rows,
     dense_distance_attention,
@@ -87,24 +86,11 @@ def test_rows(case, rows):
     assert_close(attention_rows(*operands, torch.tensor(rows, dtype=torch.int64), **options), weights[:, :, rows])
 
 
-@pytest.mark.parametrize("count", [1, 4, TILES])
-@pytest.mark.parametrize("rows", [[], [22, 0, 7, 7, 1, 2, 3, 4]])
-def test_partners(case, rows, count):
-    operands, options, weights = case
-    partners = attention_partners(*operands, torch.tensor(rows, dtype=torch.int64), count, **options)
-    assert_close(partners.weights, weights[:, :, rows].topk(count, dim=-1).values)
-    assert_close(weights[:, :, rows].gather(3, partners.tiles), partners.weights)
-
-
-def test_rows_and_partners_that_are_not_there_are_refused(case):
+def test_rows_that_are_not_there_are_refused(case):
     operands, options, _ = case
-    with pytest.raises(OptionError, match="rows 0 to 23: tiles are numbered from 0 to 22"):
-        attention_rows(*operands, torch.tensor([0, 23]), **options)
-    with pytest.raises(OptionError, match="rows -1 to 3"):
-        attention_partners(*operands, torch.tensor([-1, 3]), 2, **options)
-    for count in (0, 24):
-        with pytest.raises(OptionError, match=f"count {count}: give a number from 1 to the number of tiles, 23"):
-            attention_partners(*operands, torch.tensor([0]), count, **options)
+    for rows, told in (([0, 23], "0 to 23"), ([-1, 3], "-1 to 3")):
+        with pytest.raises(OptionError, match=f"rows {told}: tiles are numbered from 0 to 22"):
+            attention_rows(*operands, torch.tensor(rows), **options)
 
 
 def test_nothing_has_a_gradient(case):

@@ -264,7 +264,8 @@ def test_the_page_about_explaining_says_of_each_model_what_it_tells() -> None:
 
 def test_the_page_about_explaining_names_every_file() -> None:
     text = (ROOT / "docs" / "explaining.md").read_text()
-    for name in ("tissue.geojson", "pairs.csv", *DISTANCE_FILES[::2], *(f"{kind}.png" for kind in _DRAWN)):
+    overlays = "overlay.ome.tif", "overlay_contribution.ome.tif"
+    for name in (*overlays, "tissue.geojson", "pairs.csv", *DISTANCE_FILES[::2], *(f"{kind}.png" for kind in _DRAWN)):
         assert f"`{name}`" in text, name
 
 

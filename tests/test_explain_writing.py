@@ -32,6 +32,7 @@ from wsi_mil.tiling import TileParams, TileStage
 TABLES = {"tiles.csv", "tiles.geojson", "tissue.geojson", "pairs.csv"}
 PICTURES = {
     "heatmap.png", "contribution.png", "pairs.png", "top_tiles.png", "bottom_tiles.png", "overlay.ome.tif",
+    "overlay_contribution.ome.tif",
 }  # fmt: skip
 
 
@@ -65,11 +66,9 @@ def test_several_classes_have_pictures_of_their_own(tmp_path: Path) -> None:
     places = some_places()
     classes = ("a b", "a/b", "c")
     write_explanation(tmp_path / "s", Plain(), bag_of(places), some_look(places, 3), facts_of(places, classes))
-    kinds = {
-        f"{kind}{end}.png"
-        for kind in ("contribution", "top_tiles", "bottom_tiles")
-        for end in ("_a-b-0", "_a-b-1", "_c")
-    }
+    ends = ("_a-b-0", "_a-b-1", "_c")
+    kinds = {f"{kind}{end}.png" for kind in ("contribution", "top_tiles", "bottom_tiles") for end in ends}
+    kinds |= {f"overlay_contribution{end}.ome.tif" for end in ends}
     assert names_in(tmp_path / "s") == TABLES | kinds | {"heatmap.png", "pairs.png", "overlay.ome.tif", MANIFEST}
 
 
@@ -77,7 +76,9 @@ def test_a_model_that_tells_less_has_fewer_files(tmp_path: Path) -> None:
     places = some_places()
     look = some_look(places, contribution=False, pairs=False)
     write_explanation(tmp_path / "s", Plain(), bag_of(places), look, facts_of(places))
-    assert names_in(tmp_path / "s") == (TABLES | PICTURES | {MANIFEST}) - {"pairs.csv", "pairs.png", "contribution.png"}
+    assert names_in(tmp_path / "s") == (TABLES | PICTURES | {MANIFEST}) - {
+        "pairs.csv", "pairs.png", "contribution.png", "overlay_contribution.ome.tif",
+    }  # fmt: skip
     assert json.loads((tmp_path / "s" / MANIFEST).read_text())["base"] is None
 
 
@@ -101,6 +102,26 @@ def test_the_same_gives_the_same_bytes_and_is_made_once(tmp_path: Path) -> None:
     broken.broken = True  # it is not even read
     write(tmp_path / "one", broken)
     assert (tmp_path / "one" / MANIFEST).stat().st_ino == before.st_ino
+
+
+def test_warnings_are_told_and_brought_up_to_date_while_all_else_stays(tmp_path: Path) -> None:
+    places, folder = some_places(), tmp_path / "s"
+    facts = facts_of(places)
+
+    def told(**changes: object) -> dict:
+        write_explanation(folder, Plain(), bag_of(places), some_look(places), replace(facts, **changes))
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+    assert told()["warnings"] is None  # nobody asked
+    picture = (folder / "heatmap.png").stat().st_ino
+    first = told(warnings=("unlike training: 3 tiles",), model_notes=("it cannot tell",))
+    assert (first["warnings"], first["model_notes"]) == (["unlike training: 3 tiles"], ["it cannot tell"])
+    assert told() == first
+    second = told(warnings=("patient p was in training",), model_notes=("it cannot tell",))
+    assert second == first | {"warnings": ["patient p was in training"]}
+    assert told(warnings=())["warnings"] == []
+    assert (folder / "heatmap.png").stat().st_ino == picture
+    assert names_in(folder) == TABLES | PICTURES | {MANIFEST}
 
 
 def test_another_explanation_is_refused_unless_overwritten(tmp_path: Path) -> None:
@@ -196,17 +217,26 @@ def test_bags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         write_explanation(tmp_path / "s", None, bag, some_look(places), facts_of(some_places(rows=2)))
 
 
-def test_the_overlay_lies_exactly_on_the_slide(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("overlay.ome.tif", "attention"),
+        ("overlay_contribution.ome.tif", "what each tile gave to the log-odds of near"),
+    ],
+)
+def test_overlays_lie_exactly_on_the_slide(name: str, title: str, tmp_path: Path) -> None:
     slide = Plain((3001, 2001), (0.5, 0.5))
     places = some_places()
     write_explanation(tmp_path / "s", slide, bag_of(places), some_look(places), facts_of(places))
-    path = tmp_path / "s" / "overlay.ome.tif"
+    path = tmp_path / "s" / name
     with tifffile.TiffFile(path) as tiff:
         assert tiff.is_ome
         levels = [level.shape for level in tiff.series[0].levels]
         assert len(tiff.pages) == 1  # the others are its SubIFDs
         assert len(tiff.pages[0].subifds) == len(levels) - 1
-        pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+        image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
+        pixels = image["Pixels"]
+        assert image["Name"] == title
         assert (pixels["PhysicalSizeXUnit"], pixels["PhysicalSizeYUnit"]) == ("µm", "µm")
         assert pixels["SizeX"] * pixels["PhysicalSizeX"] == pytest.approx(3001 * 0.5)
         assert pixels["SizeY"] * pixels["PhysicalSizeY"] == pytest.approx(2001 * 0.5)
@@ -223,6 +253,22 @@ def test_the_overlay_lies_exactly_on_the_slide(tmp_path: Path) -> None:
     np.testing.assert_array_equal(there, whole)
     with open_slide(path) as ours:
         assert ours.l0_size == (2048, 1366)
+
+
+def test_an_overlay_of_contributions_has_the_colour_of_what_tiles_speak_for(tmp_path: Path) -> None:
+    places, classes = some_places(), ("a", "b", "c")
+    look = some_look(places, 3)
+    slide = Plain()
+    write_explanation(tmp_path / "s", slide, bag_of(places), look, facts_of(places, classes))
+    assert look.contribution is not None
+    for index, name in enumerate(classes):
+        image = tifffile.imread(tmp_path / "s" / f"overlay_contribution_{name}.ome.tif").astype(int)
+        scale = np.array(image.shape[1::-1]) / slide.l0_size
+        x, y = ((places.coords + np.array(places.l0_tile) / 2) * scale).astype(int).T
+        redder = image[y, x, 0] - image[y, x, 2]
+        gave = look.contribution[:, index]
+        strong = np.abs(gave) > np.abs(gave).max() / 4
+        np.testing.assert_array_equal(np.sign(redder[strong]), np.sign(gave[strong]))
 
 
 @pytest.mark.parametrize(

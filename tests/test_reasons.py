@@ -4,14 +4,18 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import peers
 import pytest
 from planted import plant, untrained
 from test_cli import call
 
+from wsi_mil.checkpoint import load, patient_hash, save
+from wsi_mil.domain import Domain, SlideFacts
 from wsi_mil.explain import MANIFEST, running
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.predictions import read_predictions
@@ -19,6 +23,7 @@ from wsi_mil.reasons import _members
 from wsi_mil.report import DISTANCE_FILES
 from wsi_mil.stage import RunOptions
 from wsi_mil.tiling import TileParams
+from wsi_mil.train import CHECKPOINT
 from wsi_mil.workflow import Encoding, extract_features, tile
 
 BRIEF = ("--top", 4, "--partners", 3, "--occlusions", 2, "--device", "cpu")
@@ -77,7 +82,7 @@ def test_slides_of_three_classes_from_the_file_to_the_page(
     page = (here / "one" / "report.html").read_text()
     assert page.count("<img ") == 2 * (1 + 1 + 3 * 3)
     assert "benign <b>" not in page
-    assert "what each tile gave to the log-odds of benign &lt;b&gt;" in page
+    assert "what each tile gave to the evidence for benign &lt;b&gt;" in page
     assert "it cannot tell whether a slide is like them" in page.lower()
     before = contents(here / "one")
     monkeypatch.setattr(running, "look", None)  # what is finished is not even looked at
@@ -95,6 +100,12 @@ def test_predict_explains_as_explain_does_and_json_has_stdout_for_itself(
     told = json.loads(capfd.readouterr().out)
     assert [row["slide_id"] for row in told["slides"]] == ["a"]
     assert contents(here / "one") == contents(here / "two")
+    assert told["files"] == {
+        "table": "two/predictions.csv", "json": "two/predictions.json", "page": "two/report.html",
+    }  # fmt: skip
+    assert all(Path(file).is_file() for file in told["files"].values())
+    assert told["explained"] == [{"slide_id": "a", "status": "done", "folder": "two/explanations/a", "error": ""}]
+    assert (Path(told["explained"][0]["folder"]) / MANIFEST).is_file()
     assert call("predict", *few, "--out", "three") == 0
     assert not (here / "three" / "explanations").exists()
     assert (here / "three" / "report.html").exists()
@@ -114,10 +125,61 @@ def test_slides_that_moved_are_found_and_others_in_their_place_refused(
     assert call(*words) == 1
     assert "failed: a: explain:" in (told := " ".join(capfd.readouterr().err.split()))
     assert "a.tif is not the slide that the tiles of a were made from" in told
+    page = (here / "out" / "report.html").read_text()
+    assert "a: not explained: " in page  # and what was said of it before is not shown as if all were well
+    assert ">a</h2>" not in page
+    assert ">a/b</h2>" in page
     assert call(*words, "--slides", "moved") == 0  # as the messages say; pictures are added
     made = manifests(here / "out")
     assert all("heatmap.png" in one["files"] for one in made.values())
     assert all(one["notes"] == [] for one in made.values())
+
+
+def test_the_page_is_of_the_whole_folder(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("--out", "out", "--device", "cpu")
+    assert call("explain", "slides/a/b.tif", *words) == 0
+    assert call("predict", "slides/a.tif", *words, "--json", "out.json") == 0
+    page = (here / "out" / "report.html").read_text()
+    assert "2 of 2 answered by das-mil" in page
+    assert "The last call asked for the first 1; the others the same model answered before." in page
+    assert '<h2 id="section-3-heading">b</h2>' in page
+    assert page.count("<img ") == 1 + 1 + 3 * 3
+    told = json.loads((here / "out.json").read_text())
+    assert ([row["slide_id"] for row in told["slides"]], told["explained"]) == (["a"], [])
+    folder = here / "out" / "explanations" / "b"
+    made = json.loads((folder / MANIFEST).read_text())
+    for changed, note in (
+        ({"model": "another"}, "holds explanations of other answers, not shown here: 1."),
+        ({"probabilities": dict.fromkeys(CLASSES, 1 / 3)}, "holds explanations of other answers, not shown here: 1."),
+        ({"files": {"../x": "a secret"}}, "which is no file of its folder"),
+    ):
+        (folder / MANIFEST).write_text(json.dumps(made | changed))
+        assert call("predict", "slides/a.tif", *words) == 0
+        page = (here / "out" / "report.html").read_text()
+        assert note in page
+        assert "<img " not in page
+
+
+def test_an_explanation_warns_of_what_its_answer_warns_of(here: Path) -> None:
+    untrained(here / "known", here / "feats" / "a.h5", classes=CLASSES)
+    path = here / "known" / CHECKPOINT
+    domain = Domain.of([SlideFacts(0.5, 900, np.zeros(60), np.ones(60))._replace(mpp_x=8.0)] * 6)
+    training = {"patients": [patient_hash("p")], "trained_slides": []}
+    save(path, replace(load(path), domain=domain, training=training))
+    (here / "p.csv").write_text("slide_id,patient_id\na,p\na/b,q\n")
+    words = ("explain", "--bags", "feats", "--model", "known", "--out", "out", *BRIEF)
+    for more, patient in (((), 0), (("--patients", "p.csv"), 1)):  # the second call looks at nothing anew
+        assert call(*words, *more) == 0
+        rows = {row.slide_id: row for row in read_predictions(here / "out" / "predictions.csv")[0]}
+        made = manifests(here / "out")
+        assert all(tuple(made[name]["warnings"]) == rows[name].warnings for name in SLIDES)
+        assert [warning.partition(":")[0] for warning in made["a"]["warnings"][:2]] == ["unlike training"] * 2
+        assert sum("patient p was in training" in warning for warning in made["a"]["warnings"]) == patient
+        assert made["a"]["model_notes"] == []
+    assert call("explain", "--bags", "feats", "--out", "unknown", *BRIEF) == 0
+    (first, second) = manifests(here / "unknown")["a"]["model_notes"]
+    assert "it cannot tell whether a slide is like them" in first
+    assert "it cannot tell whether a slide was in training" in second
 
 
 def test_tiles_are_looked_for_where_they_are_said_to_be(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +263,17 @@ def test_without_slides_a_checkpoint_tells_what_distance_it_learnt(
     assert "near to far at (um)" in told
     assert figure.read_text().startswith("<svg")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {table.name, figure.name}
-    assert call("explain", "--out", "out") == 0  # the same again
+    assert call("explain", "--out", "out", "--json", "-") == 0  # the same again
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == [str(Path("out", DISTANCE_FILES[index])) for index in (0, 2)]
+    assert [(one["member"], one["head"]) for one in told["heads"]] == [
+        (int(head["member"]), int(head["head"])) for head in heads
+    ]
+    assert [one["theta_um"] for one in told["heads"]] == pytest.approx(
+        [float(head["theta_um"]) for head in heads], abs=0.1
+    )
+    assert call("explain", "--patients", "p.csv") == 2
+    assert "--patients tells of slides: name some" in " ".join(capsys.readouterr().err.split())
     table.write_text("of another model")
     assert call("explain", "--out", "out") == 1
     assert "tells of another model: add --overwrite" in " ".join(capsys.readouterr().err.split())

@@ -15,7 +15,7 @@ from wsi_mil import checkpoint, publishing
 from wsi_mil.errors import ArtifactCorrupt
 from wsi_mil.explain import MANIFEST, write_explanation
 from wsi_mil.predictions import Prediction
-from wsi_mil.report import Told, prediction, prediction_page
+from wsi_mil.report import Reasons, Told, prediction, prediction_page
 
 NASTY = "<img src=x onerror=alert(1)>"
 
@@ -55,7 +55,7 @@ def test_names_are_text_wherever_they_come_from(told: Told, whole: Path, tmp_pat
     figures = dict.fromkeys(("probabilities", "evidence", "base", "given"), one)
     edit(folder, notes=[NASTY], together=[NASTY], files={"heatmap.png": NASTY}, **told_of, **figures)
     rows = [answer(NASTY, warnings=(NASTY,)), Prediction("b", "failed", error=NASTY)]
-    text = prediction_page(rows, told, [folder]).decode()
+    text = prediction_page(rows, told, Reasons([folder])).decode()
     assert "<img src=x" not in text
     assert text.count("&lt;img src=x") > 8
     checker = _Checker(text)
@@ -72,18 +72,70 @@ def test_no_file_outside_the_folder_is_looked_at(name: str, told: Told, tmp_path
     (folder / "link.png").symlink_to(tmp_path / "heatmap.png")
     edit(folder, files={name: "a secret"})
     with pytest.raises(ArtifactCorrupt, match="which is no file of its folder"):
-        prediction_page([answer("a")], told, [folder])
+        prediction_page([answer("a")], told, Reasons([folder]))
 
 
 def test_what_was_warned_of_is_on_the_page(told: Told, tmp_path: Path) -> None:
     places = some_places()._replace(tissue=None)
     write_explanation(tmp_path / "s", None, bag_of(places), some_look(places), facts_of(places))
-    text = prediction_page([answer("a/slide", warnings=("unlike training: 3 tiles",))], told, [tmp_path / "s"]).decode()
+    text = prediction_page(
+        [answer("a/slide", warnings=("unlike training: 3 tiles",))], told, Reasons([tmp_path / "s"])
+    ).decode()
     listed = text[text.index("To bear in mind</h2>") :].partition("</ul>")[0]
     assert "The model does not say what slides it learnt from" in listed
     assert "a/slide: unlike training: 3 tiles." in listed
     assert "a/slide: the slide was not at hand" in listed
     assert "a/slide: the tiles&#39; artifact was not at hand" in listed
+
+
+def test_what_could_not_be_explained_and_what_was_answered_before_is_on_the_page(told: Told) -> None:
+    failed = {"a": "the disk is gone", "c": f"{NASTY} is damaged"}
+    rows = [
+        answer("a", warnings=("unlike training: 3 tiles",)),
+        answer("b; c"),
+        Prediction("d", "failed", error="torn"),
+    ]
+    earlier = [answer("e"), answer("d")]
+    text = prediction_page(
+        rows, told, Reasons(failed=failed, notes=["x/explanation.json is damaged"]), earlier
+    ).decode()
+    assert "4 of 5 answered by das-mil" in text
+    assert "The last call asked for the first 3; the others the same model answered before." in text
+    listed = text[text.index("To bear in mind</h2>") :].partition("</ul>")[0]
+    assert "a: not explained: the disk is gone." in listed
+    assert "c: not explained: &lt;img src=x onerror=alert(1)&gt; is damaged." in listed
+    assert "X/explanation.json is damaged." in listed
+    cells = [row.partition("</tr>")[0] for row in text.split('<th role="rowheader"')[1:6]]
+    remarks = [cell.rpartition('data-label="remark">')[2].partition("<")[0] for cell in cells]
+    assert remarks == ["1 to bear in mind; not explained", "not explained", "torn", "", ""]
+    alone = prediction_page(rows, told).decode()
+    assert "answered before" not in alone
+    assert "not explained" not in alone
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("", "is damaged"), ("[]", "lacks slide_id"), ('{"slide_id": "a"}', "lacks model"), ("3", "is damaged")],
+)
+def test_an_explanation_that_is_damaged_or_of_another_version_is_refused_by_name(
+    text: str, fault: str, told: Told, tmp_path: Path
+) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ArtifactCorrupt, match=f"{MANIFEST} {fault}.*explain the slide again"):
+        prediction_page([answer("a")], told, Reasons([tmp_path]))
+
+
+def test_what_was_damaged_since_is_told_in_its_place_and_the_others_are_shown(
+    told: Told, whole: Path, tmp_path: Path
+) -> None:
+    torn = Path(shutil.copytree(whole, tmp_path / "torn"))
+    (torn / "heatmap.png").write_bytes(b"no picture")
+    text = prediction_page([answer("s")], told, Reasons([torn, whole])).decode()
+    assert f"What is in {torn} cannot be shown: UnidentifiedImageError: cannot identify image file" in text
+    assert text.count("<img ") == 11
+    (torn / "heatmap.png").unlink()
+    with pytest.raises(ArtifactCorrupt, match=r"names 'heatmap.png', which is not there: explain the slide again"):
+        prediction_page([answer("s")], told, Reasons([torn]))
 
 
 def test_a_page_of_many_slides_stays_below_10_mb_and_says_what_it_leaves_out(
@@ -97,7 +149,7 @@ def test_a_page_of_many_slides_stays_below_10_mb_and_says_what_it_leaves_out(
     long = "n" * 2000
     warnings = tuple(f"{long} {index}" for index in range(3))
     rows = [answer(f"{long}{index}", warnings=warnings) for index in range(6000)]
-    page = prediction_page(rows, told, [one] * 40)
+    page = prediction_page(rows, told, Reasons([one] * 40))
     text = page.decode()
     assert 5_000_000 < len(page) < 10_000_000
     assert 0 < text.count("<img ") < 40 * 11
@@ -111,8 +163,8 @@ def test_a_page_of_many_slides_stays_below_10_mb_and_says_what_it_leaves_out(
 def test_a_slide_with_more_pictures_than_there_is_room_for_shows_the_first(
     told: Told, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert prediction_page([answer("s")], told, [whole]).count(b"<img ") == 11
+    assert prediction_page([answer("s")], told, Reasons([whole])).count(b"<img ") == 11
     monkeypatch.setattr(prediction, "MOST_BYTES", 60_000)
-    part = prediction_page([answer("s")], told, [whole]).decode()
+    part = prediction_page([answer("s")], told, Reasons([whole])).decode()
     assert 0 < part.count("<img ") < 11
     assert f"More of its pictures are in {whole}." in part

@@ -77,8 +77,8 @@ def notes(model: Checkpoint) -> list[str]:
     return told
 
 
-def as_json(rows: Iterable[Prediction], made: Checkpoint, model: str, notes: Sequence[str] = ()) -> str:
-    """Predictions as one JSON object: who made them, and a list of slides.
+def as_object(rows: Iterable[Prediction], made: Checkpoint, model: str, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Predictions as one object of JSON: who made them, and a list of slides.
 
     Args:
         rows: what the model says of each bag.
@@ -86,7 +86,7 @@ def as_json(rows: Iterable[Prediction], made: Checkpoint, model: str, notes: Seq
         model: its digest.
         notes: what it cannot tell about any slide.
     """
-    told = {
+    return {
         "made_by": f"wsi_mil {__version__}",
         "model": model,
         "aggregator": made.aggregator,
@@ -96,6 +96,10 @@ def as_json(rows: Iterable[Prediction], made: Checkpoint, model: str, notes: Seq
         "notes": list(notes),
         "slides": [_object(row, made.classes) for row in rows],
     }
+
+
+def as_json(told: Mapping[str, Any]) -> str:
+    """An object of JSON as text."""
     return json.dumps(told, indent=2) + "\n"
 
 

@@ -1,5 +1,6 @@
 """Answers about new slides: one thin function per command, as in `cli`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,13 +121,15 @@ def explain(
     from wsi_mil.workflow import checkpoint_at
 
     closely = LookOptions(top, partners, occlusions)
+    _require_file(json_to)
     if not slides and bags is None:
+        _require_no_more({"--slides": bag_slides, "--slides-csv": table, "--encoder": encoder, "--tiles": tiles,
+                          "--patients": patients, "--mpp": slide_mpp, "--weights": weights})  # fmt: skip
         path = checkpoint_at(model)
-        show_learnt(path, *learnt(path, out, overwrite))
+        show_learnt(path, *learnt(path, out, overwrite), json_to)
         return
     _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
-    _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
     show_answers(answer(path, asked, options, closely, typed()), path, out, json_to)
@@ -142,6 +145,12 @@ def _require_one_source(
         raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
     if slides and tiles:
         raise OptionError(f"--tiles {tiles} tells of --bags: leave it out, slides are tiled as in training")
+
+
+def _require_no_more(told: Mapping[str, object]) -> None:
+    """Refuse, without slides, what tells of slides only: whoever gave it meant to name some."""
+    if given := [option for option, value in told.items() if value is not None]:
+        raise OptionError(f"{given[0]} tells of slides: name some, or features by --bags: `wsimil explain slide.tif`")
 
 
 def _asked(

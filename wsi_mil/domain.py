@@ -113,25 +113,46 @@ class Domain:
     @property
     def far(self) -> float:
         """The distance from which a slide is unlike those of training."""
-        return _FAR * float(np.quantile(self.distances, _OF_TRAINING, method="higher"))
+        return _FAR * self.farthest
+
+    @property
+    def farthest(self) -> float:
+        """The distance that all but the most unusual of the training slides stay within, each from all the others."""
+        return float(np.quantile(self.distances, _OF_TRAINING, method="higher"))
+
+    @property
+    def mpp_limits(self) -> tuple[float, float]:
+        """The least and the most level-0 um/px that are not warned of."""
+        return self.mpp_x[0] / _MPP_MARGIN, self.mpp_x[1] * _MPP_MARGIN
+
+    @property
+    def tile_limits(self) -> tuple[float, float]:
+        """The fewest and the most tiles that are not warned of."""
+        return self.tiles[0] / _TILES_MARGIN, self.tiles[1] * _TILES_MARGIN
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """Resolutions and numbers of tiles, for people: ``0.25 to 0.5 um/px``, ``67 to 77 tiles``."""
+        least, most = (f"{mpp:.4g}" for mpp in self.mpp_x)
+        fewest, largest = map(str, self.tiles)
+        return f"{_range(least, most)} um/px", f"{_range(fewest, largest)} tiles"
 
     def warnings(self, slide: SlideFacts) -> list[str]:
         """In what a slide is unlike those of training: nothing, if it is like them or nobody can tell."""
         if self.cannot_tell:
             return []
-        told = []
-        least, most = self.mpp_x
-        if not least / _MPP_MARGIN <= slide.mpp_x <= most * _MPP_MARGIN:
-            told.append(f"unlike training: {slide.mpp_x:.4g} um/px, and {_range(f'{least:.4g}', f'{most:.4g}')} there")
-        fewest, largest = self.tiles
-        if not fewest / _TILES_MARGIN <= slide.tiles <= largest * _TILES_MARGIN:
-            told.append(f"unlike training: {slide.tiles} tiles, and {_range(str(fewest), str(largest))} there")
+        found = []
+        resolutions, counts = (text.rpartition(" ")[0] for text in self.told)
+        if not self.mpp_limits[0] <= slide.mpp_x <= self.mpp_limits[1]:
+            found.append(f"unlike training: {slide.mpp_x:.4g} um/px, and {resolutions} there")
+        if not self.tile_limits[0] <= slide.tiles <= self.tile_limits[1]:
+            found.append(f"unlike training: {slide.tiles} tiles, and {counts} there")
         if (distance := self.distance(slide)) > self.far:
-            farthest = self.far / _FAR
-            told.append(
-                f"unlike training: its features are {distance:.1f} off the mean, those there {farthest:.1f} at most"
+            found.append(
+                f"unlike training: its features are {distance:.1f} off the mean, those there {self.farthest:.1f} at"
+                " most"
             )
-        return told
+        return found
 
     def header(self) -> dict[str, Any]:
         """The part of it that a checkpoint keeps as JSON."""

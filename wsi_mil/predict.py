@@ -9,9 +9,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsi_mil import checkpoint, extract, publishing, store, tiling
-from wsi_mil.answering import JSON, Question, answers, as_json, notes
+from wsi_mil.answering import JSON, Question, answers, as_json, as_object, notes
 from wsi_mil.bags import bag_items
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import some_names
@@ -254,11 +255,11 @@ def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Pr
             table[row.slide_id] = row
     entered, digest = [table[name] for name in sorted(table)], checkpoint.digest(path)
     write_predictions(options.out / TABLE, entered, model.classes, digest)
-    publishing.write_bytes(options.out / JSON, as_json(entered, model, digest, notes(model)).encode())
+    publishing.write_bytes(options.out / JSON, as_json(as_object(entered, model, digest, notes(model))).encode())
     return sorted(rows, key=lambda row: row.slide_id)
 
 
-def told_as_json(path: Path, rows: Sequence[Prediction]) -> str:
-    """Predictions of a checkpoint as one JSON object: what ``predictions.json`` holds, of these rows alone."""
+def told_as_object(path: Path, rows: Sequence[Prediction]) -> dict[str, Any]:
+    """Predictions of a checkpoint as one object of JSON: what ``predictions.json`` holds, of these rows alone."""
     model = checkpoint.load(path)
-    return as_json(rows, model, checkpoint.digest(path), notes(model))
+    return as_object(rows, model, checkpoint.digest(path), notes(model))

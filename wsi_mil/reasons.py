@@ -1,21 +1,40 @@
 """Answers with their reasons: slides, or bags, are predicted and explained, and one page shows both."""
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wsi_mil import checkpoint, predict
+from wsi_mil.answering import JSON, as_json
 from wsi_mil.cohort import SEVERAL
-from wsi_mil.errors import ArtifactStale, OptionError
-from wsi_mil.explain import Explained, ExplainOptions, Head, LookOptions, explain_bags, learnt_distances
+from wsi_mil.errors import ArtifactStale, OptionError, one_line
+from wsi_mil.explain import (
+    MANIFEST,
+    Explained,
+    ExplainOptions,
+    Head,
+    LookOptions,
+    explain_bags,
+    learnt_distances,
+    read_manifest,
+)
 from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
-from wsi_mil.predictions import Prediction
+from wsi_mil.predictions import TABLE, Prediction, read_predictions
 from wsi_mil.publishing import write_bytes
-from wsi_mil.report import DistanceUse, Told, distance_files, distance_section, predicted_distances, prediction_page
+from wsi_mil.report import (
+    DistanceUse,
+    Reasons,
+    Told,
+    distance_files,
+    distance_section,
+    predicted_distances,
+    prediction_page,
+)
 from wsi_mil.slides import SlideFile, find_slides
-from wsi_mil.stage import Item, artifact_path
+from wsi_mil.stage import Item, artifact_path, attempt
 from wsi_mil.tile_distances import TileDistances
 
 PAGE, EXPLANATIONS, TILES = "report.html", "explanations", Path("tiles")
@@ -47,6 +66,8 @@ class Answered(NamedTuple):
     rows: list[Prediction]
     explained: list[Explained]
     """Empty where nobody asked for reasons."""
+    out: Path
+    """Where all of it was written."""
 
     @property
     def failed(self) -> dict[str, str]:
@@ -87,11 +108,38 @@ def answer(
         moved = dict(find_slides(asked.slides_at)) if asked.slides_at else {}
     explained: list[Explained] = []
     if closely is not None:
-        how = ExplainOptions(options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite)
-        explained = explain_bags(path, _together(rows, bags), how)
+        together = list(_together(rows, bags))
+        warnings = {bag.slide_id: row.warnings for row, asked_about in together for bag in asked_about}
+        how = ExplainOptions(
+            options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite, warnings
+        )
+        explained = explain_bags(path, [asked_about for _, asked_about in together], how)
+    answered = Answered(rows, explained, options.out)
     asked_too = [] if closely is None else bags
-    _write_page(path, rows, explained, options, commands, [bag.source for bag in asked_too])
-    return Answered(rows, explained)
+    _write_page(path, answered, options, commands, [bag.source for bag in asked_too])
+    return answered
+
+
+def told_as_json(path: Path, answered: Answered) -> str:
+    """What came of a call, as one object of JSON: its answers, the files it wrote, and what became of each explanation.
+
+    Args:
+        path: the checkpoint.
+        answered: what came of it.
+    """
+    told = predict.told_as_object(path, answered.rows)
+    files = {"table": TABLE, "json": JSON, "page": PAGE}
+    explained = [
+        {
+            "slide_id": one.slide_id,
+            "status": one.status,
+            "folder": str(one.folder) if one.status == "done" else None,
+            "error": one.error,
+        }
+        for one in answered.explained
+    ]
+    files = {what: str(answered.out / name) for what, name in files.items()}
+    return as_json(told | {"files": files, "explained": explained})
 
 
 def learnt(path: Path, out: Path, overwrite: bool = False) -> tuple[list[Head], list[Path]]:
@@ -119,6 +167,23 @@ def learnt(path: Path, out: Path, overwrite: bool = False) -> tuple[list[Head], 
     return list(use.heads), list(files)
 
 
+def learnt_as_json(path: Path, heads: Sequence[Head], files: Sequence[Path]) -> str:
+    """What distance a checkpoint learnt, as one object of JSON; a length that is not finite is null.
+
+    Args:
+        path: the checkpoint.
+        heads: of `learnt`.
+        files: of `learnt`.
+    """
+    shown = [one._asdict() | {name: getattr(one, name) for name in ("near_um", "far_um")} for one in heads]
+    told = [{name: value if _is_told(value) else None for name, value in one.items()} for one in shown]
+    return as_json({"model": checkpoint.digest(path), "heads": told, "files": [str(file) for file in files]})
+
+
+def _is_told(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _tiles_of(asked: Asked, ours: bool) -> Path | None:
     """Where the tiles of bags lie, if anywhere."""
     if asked.tiles is None:
@@ -132,10 +197,10 @@ def _tiles_of(asked: Asked, ours: bool) -> Path | None:
     return asked.tiles
 
 
-def _together(rows: Sequence[Prediction], bags: Sequence[Item]) -> list[list[Item]]:
+def _together(rows: Sequence[Prediction], bags: Sequence[Item]) -> Iterator[tuple[Prediction, list[Item]]]:
     """The bags of each answer: one slide, or all of a patient."""
     known = {bag.slide_id: bag for bag in bags}
-    return [[known[name] for name in _members(row.slide_id, known)] for row in rows if row.status == "done"]
+    return ((row, [known[name] for name in _members(row.slide_id, known)]) for row in rows if row.status == "done")
 
 
 def _members(name: str, known: Collection[str]) -> list[str]:
@@ -151,15 +216,51 @@ def _members(name: str, known: Collection[str]) -> list[str]:
 
 
 def _write_page(
-    path: Path,
-    rows: Sequence[Prediction],
-    explained: Sequence[Explained],
-    options: PredictOptions,
-    commands: Sequence[str],
-    bags: Sequence[Path],
+    path: Path, answered: Answered, options: PredictOptions, commands: Sequence[str], bags: Sequence[Path]
 ) -> None:
+    """The page of the whole folder: the answers of this call, then those that the model gave before."""
     made = checkpoint.load(path)
     learnt = distance_section(predicted_distances(made, bags, options.device))
     told = Told(made, checkpoint.digest(path), tuple(commands), [learnt])
-    folders = [one.folder for one in explained if one.status == "done"]
-    write_bytes(options.out / PAGE, prediction_page(rows, told, folders))
+    table, _, _ = read_predictions(options.out / TABLE)
+    answers = {row.slide_id: row.status for row in answered.rows}
+    # A failure takes no answer away, so the table may hold one of a slide that failed now.
+    earlier = [row for row in table if answers.get(row.slide_id) != row.status]
+    reasons = _reasons(answered, [*answered.rows, *earlier], told.digest)
+    write_bytes(options.out / PAGE, prediction_page(answered.rows, told, reasons, earlier))
+
+
+def _reasons(answered: Answered, rows: Sequence[Prediction], digest: str) -> Reasons:
+    """The explanations of the answers on a page: those of this call first, then others that lie there."""
+    folders = [one.folder for one in answered.explained if one.status == "done"]
+    failed = {one.slide_id: one.error for one in answered.explained if one.status == "failed"}
+    named = {slide_id: row for row in rows if row.status == "done" for slide_id in _parts(row.slide_id)}
+    others, notes = 0, list[str]()
+    there = {path.parent for path in (answered.out / EXPLANATIONS).glob(f"*/{MANIFEST}")}
+    for folder in sorted(there - {*folders}):
+        if folder.name.endswith(".tmp"):  # another process is at it
+            continue
+        told = attempt(read_manifest, folder)
+        if isinstance(told, Exception):
+            notes.append(one_line(told))
+        elif not _explains(told, named.get(told["slide_id"]), digest):
+            others += 1
+        elif told["slide_id"] not in failed:  # it is told why not
+            folders.append(folder)
+    if others:
+        notes.append(f"{answered.out / EXPLANATIONS} holds explanations of other answers, not shown here: {others}")
+    return Reasons(folders, failed, notes)
+
+
+def _parts(name: str) -> set[str]:
+    """What slides may be called whose names a row joins."""
+    return {name, *name.split(SEVERAL)}
+
+
+def _explains(told: dict[str, Any], row: Prediction | None, digest: str) -> bool:
+    """Whether an explanation is of a row: by the same model, of the same slides, with the same answer to the bit."""
+    if row is None or told["model"] != digest:
+        return False
+    slides = SEVERAL.join([told["slide_id"], *told["together"]])
+    said = tuple(told["probabilities"].values())
+    return said == row.probabilities and sorted(slides.split(SEVERAL)) == sorted(row.slide_id.split(SEVERAL))

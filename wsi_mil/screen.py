@@ -108,18 +108,18 @@ def show_answers(answered: "Answered", path: Path, out: Path, json_to: str | Non
         answered: what was predicted and explained.
         path: the checkpoint.
         out: where the tables lie.
-        json_to: a file to write predictions to as JSON, or "-": stdout, where nothing else goes then.
+        json_to: a file to write all that to as JSON, or "-": stdout, where nothing else goes then.
     """
     from wsi_mil import checkpoint, publishing
-    from wsi_mil.predict import told_as_json
     from wsi_mil.progress import print_table
+    from wsi_mil.reasons import told_as_json
 
     rows = answered.rows
     if json_to == "-":
-        typer.echo(told_as_json(path, rows), nl=False)
+        typer.echo(told_as_json(path, answered), nl=False)
     else:
         if json_to is not None:
-            publishing.write_bytes(Path(json_to), told_as_json(path, rows).encode())
+            publishing.write_bytes(Path(json_to), told_as_json(path, answered).encode())
         print_table(f"{out / 'predictions.csv'}", *_table(rows, checkpoint.load(path).classes))
         explained = sum(one.status == "done" for one in answered.explained)
         reasons = f"; {explained} explained in {out / 'explanations'}" if explained else ""
@@ -129,11 +129,24 @@ def show_answers(answered: "Answered", path: Path, out: Path, json_to: str | Non
         raise typer.Exit(1)
 
 
-def show_learnt(path: Path, heads: "list[Head]", files: list[Path]) -> None:
-    """Print where the heads of a checkpoint pass from near to far, in um, or in one line that it has none."""
-    from wsi_mil import checkpoint
-    from wsi_mil.progress import print_table
+def show_learnt(path: Path, heads: "list[Head]", files: list[Path], json_to: str | None = None) -> None:
+    """Print where the heads of a checkpoint pass from near to far, in um, or in one line that it has none.
 
+    Args:
+        path: the checkpoint.
+        heads: those that it has.
+        files: where they are written and drawn.
+        json_to: as `show_answers` takes it.
+    """
+    from wsi_mil import checkpoint, publishing
+    from wsi_mil.progress import print_table
+    from wsi_mil.reasons import learnt_as_json
+
+    if json_to == "-":
+        typer.echo(learnt_as_json(path, heads, files), nl=False)
+        return
+    if json_to is not None:
+        publishing.write_bytes(Path(json_to), learnt_as_json(path, heads, files).encode())
     if not heads:
         made = checkpoint.load(path).aggregator
         typer.echo(f"{path}: {made} learns no distance at which near turns to far, so there is nothing to show")

@@ -7,8 +7,8 @@ Per head, for query tile i and key tile j::
     e_ij   = (q_i . k_j + q_i . bK_ij + bQ_ij . k_j) * scale
     z_i    = sum_j softmax_j(e)_ij * (v_j + bV_ij)
 
-`distance_attention` is the function to call. `attention_received`, `attention_rows` and `attention_partners` tell what
-it attends to, and `dense_distance_attention` is its definition, with weights, for small bags.
+`distance_attention` is the function to call. `attention_received` and `attention_rows` tell what it attends to, and
+`dense_distance_attention` is its definition, with weights, for small bags.
 `discrete_distance_attention` looks its bias up by bins of distance instead, and has `discrete_received` and
 `discrete_rows`.
 """
@@ -17,15 +17,13 @@ from wsi_mil.attention.bias import DistanceBias
 from wsi_mil.attention.discrete import BinBias, discrete_distance_attention
 from wsi_mil.attention.discrete_readout import discrete_received, discrete_rows
 from wsi_mil.attention.public import distance_attention
-from wsi_mil.attention.readout import Partners, attention_partners, attention_received, attention_rows
+from wsi_mil.attention.readout import attention_received, attention_rows
 from wsi_mil.attention.reference import Attended, dense_distance_attention
 
 __all__ = [
     "Attended",
     "BinBias",
     "DistanceBias",
-    "Partners",
-    "attention_partners",
     "attention_received",
     "attention_rows",
     "dense_distance_attention",

@@ -5,7 +5,7 @@ for looking, not for learning: nothing here has a gradient.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, overload
+from typing import overload
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -18,13 +18,6 @@ from wsi_mil.attention.reference import row_weights
 from wsi_mil.errors import OptionError
 
 _PAIRS_AT_ONCE = 1 << 21  # of all bags and heads: 8 MiB in float32 for each of a dozen arrays
-
-
-class Partners(NamedTuple):
-    """The tiles that chosen tiles attend to most, strongest first."""
-
-    weights: Float[Tensor, "bags heads rows k"]
-    tiles: Int[Tensor, "bags heads rows k"]
 
 
 @torch.no_grad()
@@ -118,49 +111,8 @@ def attention_rows(
         ValueError: shapes or kinds of operands do not belong together.
     """
     require_rows(rows, q.shape[2])
-    weights = [weights for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide)]
+    weights = list(_in_chunks(q, k, coords, bias, rows, scale, mask, slide))
     return torch.cat(weights, dim=2) if weights else q.new_zeros(*q.shape[:2], 0, q.shape[2], dtype=wide_dtype(q))
-
-
-@torch.no_grad()
-def attention_partners(
-    q: Float[Tensor, "bags heads tiles dim"],
-    k: Float[Tensor, "bags heads tiles dim"],
-    coords: Num[Tensor, "bags tiles 2"],
-    bias: DistanceBias | None,
-    rows: Int[Tensor, " rows"],
-    count: int,
-    *,
-    scale: float | None = None,
-    mask: Bool[Tensor, "bags tiles"] | None = None,
-    slide: Int[Tensor, "bags tiles"] | None = None,
-) -> Partners:
-    """The tiles that chosen tiles attend to most: never more than some rows of weights are held.
-
-    Args:
-        q: queries.
-        k: keys.
-        coords: positions, in the unit of ``bias``.
-        bias: the distance dependence; None = plain attention.
-        rows: indices of the chosen tiles, the same in every bag.
-        count: how many partners of each, at most the number of tiles. A bag with fewer real tiles has partners of
-            weight 0.
-        scale: factor of the scores; None = ``dim ** -0.5``.
-        mask: True = real tile.
-        slide: which slide each tile is of.
-
-    Raises:
-        OptionError: there is no such row, or there are fewer tiles than ``count``.
-        ValueError: shapes or kinds of operands do not belong together.
-    """
-    require_rows(rows, q.shape[2])
-    if not 1 <= count <= q.shape[2]:
-        raise OptionError(f"count {count}: give a number from 1 to the number of tiles, {q.shape[2]}")
-    shape = (*q.shape[:2], 0, count)
-    found = [Partners(q.new_zeros(shape, dtype=wide_dtype(q)), torch.zeros(shape, dtype=torch.int64, device=q.device))]
-    for _, weights in _in_chunks(q, k, coords, bias, rows, scale, mask, slide):
-        found.append(Partners(*weights.topk(count, dim=-1)))
-    return Partners(*(torch.cat(parts, dim=2) for parts in zip(*found, strict=True)))
 
 
 def _in_chunks(
@@ -172,7 +124,7 @@ def _in_chunks(
     scale: float | None,
     mask: Bool[Tensor, "bags tiles"] | None,
     slide: Int[Tensor, "bags tiles"] | None,
-) -> Iterator[tuple[Int[Tensor, " chunk"], Float[Tensor, "bags heads chunk tiles"]]]:
+) -> Iterator[Float[Tensor, "bags heads chunk tiles"]]:
     """Some rows at a time, so that no array grows with their number."""
     require_operands(q, k, None, coords, bias, mask, slide)
     if mask is None:
@@ -184,7 +136,7 @@ def _in_chunks(
     for chunk in rows.split(size) if len(rows) else ():
         with torch.autocast(q.device.type, enabled=False):
             weights = row_weights(q, k, coords, bias, chunk, scale=scale, mask=mask, slide=slide).weights
-        yield chunk, weights
+        yield weights
 
 
 def require_shares(row_share: Tensor, coords: Tensor) -> None:

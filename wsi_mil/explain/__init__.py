@@ -13,12 +13,11 @@ from wsi_mil.explain.curves import (
 )
 from wsi_mil.explain.heatmap import attention_png, png, require_one_slide, slide_png
 from wsi_mil.explain.looking import Look, LookOptions, Pairs, look
+from wsi_mil.explain.manifest import MANIFEST, Facts, read_manifest
 from wsi_mil.explain.places import Places, read_places
 from wsi_mil.explain.running import Explained, ExplainOptions, explain_bags
 from wsi_mil.explain.slide_file import find_slide, open_again, slide_path
 from wsi_mil.explain.writing import (
-    MANIFEST,
-    Facts,
     explanation_fingerprint,
     explanation_folder,
     is_explained,
@@ -51,6 +50,7 @@ __all__ = [
     "look",
     "open_again",
     "png",
+    "read_manifest",
     "read_places",
     "reliance",
     "require_one_slide",

@@ -13,9 +13,10 @@ from wsi_mil.explain.annotations import class_colour
 from wsi_mil.explain.figure import FAINT, backdrop, png_of
 from wsi_mil.explain.heatmap import attention_picture, contribution_picture
 from wsi_mil.explain.looking import Look
-from wsi_mil.explain.overlay import write_overlay
+from wsi_mil.explain.overlay import Overlay, write_overlays
 from wsi_mil.explain.pairs_picture import pairs_picture
 from wsi_mil.explain.places import Places
+from wsi_mil.explain.scales import attention_scale, contribution_scale
 from wsi_mil.explain.sheet import sheet_size, tile_sheet
 from wsi_mil.explain.tables import told_classes
 from wsi_mil.publishing import write_bytes
@@ -56,22 +57,26 @@ def draw(
     else:
         for side in _sides(classes):
             values = look.contribution[:, side.index]
-            subtitle = f"What each tile gave to the log-odds of {side.name}; {answer}"
+            subtitle = f"What each tile gave to {side.evidence}; {answer}"
             image = contribution_picture(ground, places, values, side.ends, slide_id, subtitle)
-            pictures[f"contribution{side.ending}.png"] = image, f"what each tile gave to the log-odds of {side.name}"
+            pictures[f"contribution{side.ending}.png"] = image, f"what each tile gave to {side.evidence}"
             pictures |= _sheets(slide, slide_id, places, look.attention, (side, values), answer)
     for name, (image, _) in pictures.items():
         write_bytes(folder / name, png_of(image))
-    write_overlay(folder / "overlay.ome.tif", slide, places, look.attention)
+    overlays = _overlays(look, classes)
+    write_overlays(folder, slide, places, overlays)
     told = {name: what for name, (_, what) in pictures.items()}
-    return told | {"overlay.ome.tif": "attention over the slide, a pyramid of the slide's area with um per pixel"}
+    return told | {
+        name: f"{one.title}: a pyramid of the slide's area with um per pixel" for name, one in overlays.items()
+    }
 
 
 class _Side(NamedTuple):
     """A class whose evidence is drawn."""
 
     index: int
-    name: str
+    evidence: str
+    """What tiles give to."""
     ends: tuple[str, str]
     """What evidence below and above 0 means: of two classes, what speaks against one speaks for the other."""
     colours: tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -83,18 +88,30 @@ class _Side(NamedTuple):
 def _sides(classes: Sequence[str]) -> list[_Side]:
     if len(classes) == 2:
         ends = (f"for {classes[0]}", f"for {classes[1]}")
-        return [_Side(1, classes[1], ends, (class_colour(0), class_colour(1)), "")]
+        return [_Side(1, f"the log-odds of {classes[1]}", ends, (class_colour(0), class_colour(1)), "")]
     stems = [re.sub(r"[^\w.-]+", "-", name)[:60] for name in classes]
     return [
         _Side(
             index,
-            classes[index],
+            f"the evidence for {classes[index]}",
             (f"against {classes[index]}", f"for {classes[index]}"),
             (FAINT, class_colour(index)),
             f"_{stems[index]}" if stems.count(stems[index]) == 1 else f"_{stems[index]}-{index}",
         )
         for index in told_classes(classes)
     ]
+
+
+def _overlays(look: Look, classes: Sequence[str]) -> dict[str, Overlay]:
+    """Attention, and what tiles gave to each class, by the name of the file."""
+    overlays = {"overlay.ome.tif": Overlay("attention", look.attention, attention_scale(look.attention))}
+    if look.contribution is None:
+        return overlays
+    for side in _sides(classes):
+        values = look.contribution[:, side.index]
+        title = f"what each tile gave to {side.evidence}"
+        overlays[f"overlay_contribution{side.ending}.ome.tif"] = Overlay(title, values, contribution_scale(values))
+    return overlays
 
 
 def _sheets(
@@ -108,7 +125,7 @@ def _sheets(
     """The tiles of largest and smallest contribution, else attention."""
     side, values = told or (None, attention)
     order, count = np.argsort(-values, kind="stable"), sheet_size(len(values))
-    what = f"contribution to the log-odds of {side.name}" if side else "attention"
+    what = f"contribution to {side.evidence}" if side else "attention"
     wide = f"{places.l0_tile[0] * places.mpp[0]:.0f} um wide"
     sheets = {}
     for end, word, chosen in (("top", "largest", order[:count]), ("bottom", "smallest", order[::-1][:count])):

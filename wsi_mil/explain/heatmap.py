@@ -62,7 +62,7 @@ def contribution_picture(
     """
     scale = contribution_scale(contribution)
     low, high = (_end(f"{value:+.2g}", scale) for value in (scale.low, scale.high))
-    key = colour_bar("contribution of a tile to the log-odds", scale, [[low, ends[0]], ["0"], [high, ends[1]]])
+    key = colour_bar("contribution of a tile to the evidence", scale, [[low, ends[0]], ["0"], [high, ends[1]]])
     return framed(_over(ground, places, contribution, scale), ground.um_per_px, key, title, subtitle)
 
 

@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 from wsi_mil import checkpoint, publishing
 from wsi_mil.aggregators import Aggregator
+from wsi_mil.answering import notes
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import SEVERAL
 from wsi_mil.errors import one_line
 from wsi_mil.explain.looking import Look, LookOptions, look
+from wsi_mil.explain.manifest import Facts, warn_again
 from wsi_mil.explain.places import read_places
 from wsi_mil.explain.shares import part_of
 from wsi_mil.explain.slide_file import find_slide, open_again
 from wsi_mil.explain.writing import (
-    Facts,
     explanation_fingerprint,
     explanation_folder,
     is_explained,
@@ -46,6 +47,8 @@ class ExplainOptions:
     """By slide_id, where slides lie that are not at their recorded path any more."""
     overwrite: bool = False
     """Replace explanations by another model, or of other features."""
+    warnings: Mapping[str, Sequence[str]] | None = None
+    """By slide_id, what `predict` warned of, for the manifests; None = it was not asked."""
 
 
 class Explained(NamedTuple):
@@ -154,10 +157,19 @@ class _Explainer:
             places=read_places(item.source, tiles),
             method=asdict(self.options.look),
             together={one.slide_id: str(one.attrs.get("fingerprint", "")) for one in together if one is not bag},
+            warnings=self._warnings(item.slide_id),
+            model_notes=tuple(notes(self.made)),
         )
         slide = _Slide(bag, facts, find_slide(bag, tiles, self.options.slides))
         folder, key = explanation_folder(self.options.out, item.slide_id), explanation_fingerprint(bag, facts)
-        return None if is_explained(folder, key, slide.file is not None, self.options.overwrite) else slide
+        if not is_explained(folder, key, slide.file is not None, self.options.overwrite):
+            return slide
+        warn_again(folder, facts)
+        return None
+
+    def _warnings(self, slide_id: str) -> tuple[str, ...] | None:
+        told = self.options.warnings
+        return None if told is None else tuple(told.get(slide_id, ()))
 
     def _write(self, slide: _Slide, seen: Look) -> None:
         told = replace(slide.facts, predicted=self.made.decide(seen.probabilities.tolist()))

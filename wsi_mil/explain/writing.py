@@ -3,47 +3,20 @@
 ``explanation.json`` names what is in the folder. The folder appears under its name only when complete.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from wsi_mil import __version__, publishing, store
+from wsi_mil import publishing, store
 from wsi_mil.bags import Bag
 from wsi_mil.errors import ArtifactError, ArtifactStale, SlideError
 from wsi_mil.explain.annotations import write_tile_detections, write_tissue
 from wsi_mil.explain.drawing import draw
 from wsi_mil.explain.heatmap import require_one_slide
 from wsi_mil.explain.looking import Look
+from wsi_mil.explain.manifest import MANIFEST, VERSION, Facts, manifest, warn_again, write_manifest
 from wsi_mil.explain.places import Places
-from wsi_mil.explain.tables import figures, told_classes, write_pairs, write_tiles
+from wsi_mil.explain.tables import figures, write_pairs, write_tiles
 from wsi_mil.guards import inside, parse_json
 from wsi_mil.slides import Slide
-
-MANIFEST = "explanation.json"
-VERSION = 1
-"""Raised whenever the same look at the same slide gives other files."""
-_NO_SLIDE = "the slide was not at hand: tables and GeoJSON only, no pictures"
-_NO_TISSUE = "the tiles' artifact was not at hand, or has no outline beside it: no tissue.geojson"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What an explanation says besides what the model looked at."""
-
-    classes: tuple[str, ...]
-    """As the model names them, in its order."""
-    predicted: str
-    """The class that the model decides for."""
-    model: str
-    """Digest of the checkpoint."""
-    places: Places
-    """Where the tiles are (`read_places`)."""
-    method: Mapping[str, Any] = field(default_factory=dict)
-    """How the model was looked at, as JSON has it: how many partners, how many tiles left out, ..."""
-    together: Mapping[str, str] = field(default_factory=dict)
-    """The patient's other slides that the model was asked about at once: by slide_id, their features' fingerprint."""
 
 
 def explanation_folder(out: Path, slide_id: str) -> Path:
@@ -87,14 +60,13 @@ def write_explanation(
         )
     key, pictures = explanation_fingerprint(bag, facts), slide is not None
     if is_explained(folder, key, pictures, overwrite):
+        warn_again(folder, facts)
         return
     with publishing.replacing_folder(folder) as temporary:
         files = _tables(temporary, bag, look, facts)
         if slide is not None:
             files |= draw(temporary, slide, bag.slide_id, look, facts.places, facts.classes, facts.predicted)
-        manifest = _manifest(bag, look, facts, files, pictures) | {"fingerprint": key}
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-        publishing.write_bytes(temporary / MANIFEST, f"{text}\n".encode())
+        write_manifest(temporary, manifest(bag, look, facts, files, pictures) | {"fingerprint": key})
 
 
 def explanation_fingerprint(bag: Bag, facts: Facts) -> str:
@@ -175,36 +147,3 @@ def _tables(folder: Path, bag: Bag, look: Look, facts: Facts) -> dict[str, str]:
         write_tissue(folder / "tissue.geojson", places)
         files["tissue.geojson"] = "outline of the tissue as QuPath's annotations"
     return files
-
-
-def _manifest(bag: Bag, look: Look, facts: Facts, files: Mapping[str, str], pictures: bool) -> dict[str, Any]:
-    by_class = {
-        "probabilities": look.probabilities,
-        "evidence": look.evidence,
-        "base": look.base,
-        "given": None if look.contribution is None else look.contribution.sum(axis=0),
-    }
-    notes = ([] if pictures else [_NO_SLIDE]) + ([_NO_TISSUE] if facts.places.tissue is None else [])
-    return {
-        "wsimil": __version__,
-        "version": VERSION,
-        "slide_id": bag.slide_id,
-        "model": facts.model,
-        "features": bag.attrs.get("fingerprint"),
-        "encoder": bag.attrs.get("encoder"),
-        "classes": list(facts.classes),
-        "predicted": facts.predicted,
-        **{
-            name: None if values is None else dict(zip(facts.classes, values.tolist(), strict=True))
-            for name, values in by_class.items()
-        },
-        "told_classes": [facts.classes[index] for index in told_classes(facts.classes)],
-        "method": dict(facts.method),
-        "together": sorted(facts.together),
-        "pictures": pictures,
-        "tiles": len(facts.places.coords),
-        "l0_tile": list(facts.places.l0_tile),
-        "mpp": list(facts.places.mpp),
-        "notes": notes,
-        "files": dict(sorted(files.items())),
-    }

@@ -10,7 +10,7 @@ from wsi_mil.report.evaluation import Beside, study_page
 from wsi_mil.report.judged import shown
 from wsi_mil.report.page import Picture, Section, Table, figure, number, page
 from wsi_mil.report.pictures import Notable, SlideFiles, notable, slides_section
-from wsi_mil.report.prediction import Told, prediction_page
+from wsi_mil.report.prediction import Reasons, Told, prediction_page
 from wsi_mil.report.provenance import drawn, judged_facts, model_facts, provenance
 from wsi_mil.report.training import training_page, training_slides
 
@@ -24,6 +24,7 @@ __all__ = [
     "Mark",
     "Notable",
     "Picture",
+    "Reasons",
     "Section",
     "SlideFiles",
     "Table",

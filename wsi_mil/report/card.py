@@ -1,8 +1,11 @@
 """The model card: what a checkpoint is, made of what, how good, and what it is not for (Mitchell et al. 2019)."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+
+import numpy as np
 
 from wsi_mil.calibration import doubts
 from wsi_mil.checkpoint import Checkpoint
@@ -24,6 +27,7 @@ def model_card(made: Checkpoint, figures: Mapping[str, str], judged_on: str) -> 
         "## Intended use\n\nResearch on slides made, stained and scanned like those of training. It is not a medical"
         " device; what it says of one patient must decide nothing.",
         _data(made),
+        _domain(made),
         _features(made),
         f"## Figures\n\n{judged_on}\n\n" + "\n".join(f"* {_text(name)}: {value}" for name, value in figures.items()),
         _decisions(made),
@@ -59,6 +63,32 @@ def _data(made: Checkpoint) -> str:
     cohort = _code(made.training["cohort"])
     learnt = f"{patients} patients took part in learning or in choosing the epoch; cohort `{cohort}`."
     return f"## Training data\n\n{counts}. {learnt}"
+
+
+def _domain(made: Checkpoint) -> str:
+    """What the slides were like, and from where on `predict` says that another slide is not like them."""
+    title, domain = "## Slides that it knows\n\n", made.domain
+    if domain is None:
+        return f"{title}The checkpoint does not say what they were like, so no slide is warned of as unlike them."
+    resolutions, tiles = domain.told
+    text = f"{title}{domain.slides} slides of {resolutions} (level 0) and {tiles} each took part"
+    if domain.cannot_tell:
+        return f"{text}: too few to tell what is unlike them, so no slide is warned of."
+    mpps, counts = domain.mpp_limits, domain.tile_limits
+    usual = float(np.median(domain.distances))
+    return (
+        f"{text}. `wsimil predict` warns of a slide\n\n"
+        f"* of less than {mpps[0]:.4g} or more than {mpps[1]:.4g} um/px;\n"
+        f"* of fewer than {math.ceil(counts[0])} or more than {math.floor(counts[1])} tiles;\n"
+        f"* whose mean feature is more than {domain.far:.2f} off theirs, in standard deviations (root mean square over"
+        f" {len(domain.mean)} features). Theirs are {usual:.2f} off each other's mean in the median,"
+        f" {domain.farthest:.2f} at most; features vary between slides by {_deviation(domain.between)}, within one by"
+        f" {_deviation(domain.within)} (standard deviation, median over features)."
+    )
+
+
+def _deviation(variance: np.ndarray) -> str:
+    return f"{float(np.sqrt(np.median(variance))):.3g}"
 
 
 def _features(made: Checkpoint) -> str:

@@ -1,7 +1,7 @@
 """The page of predictions: what was said of each slide, how sure that is, and what was looked at."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +9,14 @@ from PIL import Image
 
 from wsi_mil.answering import notes
 from wsi_mil.checkpoint import Checkpoint
-from wsi_mil.errors import ArtifactCorrupt
-from wsi_mil.explain import MANIFEST
-from wsi_mil.guards import inside, parse_json
+from wsi_mil.cohort import SEVERAL
+from wsi_mil.errors import one_line
+from wsi_mil.explain import MANIFEST, read_manifest
+from wsi_mil.guards import inside
 from wsi_mil.predictions import Prediction
 from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg, page
 from wsi_mil.report.provenance import model_facts, provenance
+from wsi_mil.stage import attempt
 
 _MOST_ANSWERS, _MOST_WARNINGS, _MOST_EXPLAINED = 3000, 500, 100  # a page stays below 10 MB; tables hold the rest
 _MOST_LETTERS = 200  # of one line: a name or an error may be of any length
@@ -39,38 +41,46 @@ class Told(NamedTuple):
     """What distance the model learnt."""
 
 
-def prediction_page(rows: Sequence[Prediction], told: Told, explained: Sequence[Path] = ()) -> bytes:
+class Reasons(NamedTuple):
+    """What is there to explain the answers."""
+
+    explained: Sequence[Path] = ()
+    """Folders of `wsi_mil.explain.write_explanation`, in the order in which they are shown."""
+    failed: Mapping[str, str] = {}
+    """Why a slide, by its slide_id, has no explanation though one was asked for."""
+    notes: Sequence[str] = ()
+    """What else there is to say of them."""
+
+
+def prediction_page(
+    rows: Sequence[Prediction], told: Told, reasons: Reasons | None = None, earlier: Sequence[Prediction] = ()
+) -> bytes:
     """Render the page of predictions.
 
     Args:
-        rows: the answers.
+        rows: the answers of this call.
         told: by which model, and how to repeat it.
-        explained: folders of `wsi_mil.explain.write_explanation`. Slides and pictures are shown as far as 10 MB go, and
-            the page says where the others are.
+        reasons: what was looked at. Slides and pictures are shown as far as 10 MB go, and the page says where the
+            others are.
+        earlier: what the same model answered before, in the same folder.
 
     Raises:
         ArtifactCorrupt: an explanation names files that are not in its folder.
     """
-    done = sum(row.status == "done" for row in rows)
-    lead = f"{done} of {len(rows)} answered by {told.model.aggregator}: {' or '.join(told.model.classes)}."
-    made = [(folder, _manifest(folder)) for folder in explained]
-    parts = [_answers(rows, told.model), _warnings(rows, told.model, made), *_explanations(made), *told.learnt]
+    reasons = reasons or Reasons()
+    every = [*rows, *earlier]
+    done = sum(row.status == "done" for row in every)
+    lead = f"{done} of {len(every)} answered by {told.model.aggregator}: {' or '.join(told.model.classes)}."
+    made = [(folder, read_manifest(folder)) for folder in reasons.explained]
+    doubts = _warnings(every, told.model, made, reasons)
+    parts = [_answers(rows, earlier, told.model, reasons.failed), doubts, *_explanations(made), *told.learnt]
     return page("Predictions", lead, [*parts, _provenance(told)])
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """What an explanation says of itself; it may name only files of its own folder, as anybody may have edited it."""
-    made = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
-    for name in made["files"]:
-        if (folder / name).resolve().parent != folder.resolve():
-            raise ArtifactCorrupt(
-                f"{folder / MANIFEST} names {name!r}, which is no file of its folder: move the folder away, and explain"
-                " the slide again"
-            )
-    return made
-
-
-def _answers(rows: Sequence[Prediction], model: Checkpoint) -> Section:
+def _answers(
+    rows: Sequence[Prediction], earlier: Sequence[Prediction], model: Checkpoint, unexplained: Mapping[str, str]
+) -> Section:
+    every = [*rows, *earlier]
     cells = [
         (
             _short(row.slide_id),
@@ -78,46 +88,78 @@ def _answers(rows: Sequence[Prediction], model: Checkpoint) -> Section:
             *([f"{p:.3f}" for p in row.probabilities] or ["–"] * len(model.classes)),
             "–" if row.spread is None else f"{row.spread:.3f}",
             str(row.tiles),
-            _short(row.error) or f"{len(row.warnings)} to bear in mind" * bool(row.warnings),
+            _remark(row, unexplained),
         )
-        for row in rows[:_MOST_ANSWERS]
+        for row in every[:_MOST_ANSWERS]
     ]
     text = "Probabilities are calibrated on the validation patients of training."
     if model.threshold is not None:
         text += f" The model decides for {model.classes[1]} from {model.threshold:.3f} on."
     if len(model.parts) > 1:
         text += f" Spread is the standard deviation over the {len(model.parts)} models that answer together."
-    if len(rows) > _MOST_ANSWERS:
-        text += f" Here are the first {_MOST_ANSWERS} of {len(rows)}; predictions.csv beside this page has all."
+    if earlier:
+        text += f" The last call asked for the first {len(rows)}; the others the same model answered before."
+    if len(every) > _MOST_ANSWERS:
+        text += f" Here are the first {_MOST_ANSWERS} of {len(every)}; predictions.csv beside this page has all."
     return Section("Answers", text, ("slide", "answer", *model.classes, "spread", "tiles", "remark"), cells)
 
 
-def _warnings(rows: Sequence[Prediction], model: Checkpoint, made: Sequence[_Made]) -> Section:
+def _remark(row: Prediction, unexplained: Mapping[str, str]) -> str:
+    """Why there is no answer, or how much there is to say of it."""
+    if row.error:
+        return _short(row.error)
+    told = [f"{len(row.warnings)} to bear in mind"] if row.warnings else []
+    lacking = {row.slide_id, *row.slide_id.split(SEVERAL)} & unexplained.keys()
+    return "; ".join([*told, *(["not explained"] if lacking else [])])
+
+
+def _warnings(rows: Sequence[Prediction], model: Checkpoint, made: Sequence[_Made], reasons: Reasons) -> Section:
     """What the model cannot tell, in what slides are unlike its training, and what explanations lack."""
-    about = [(row.slide_id, warning) for row in rows for warning in row.warnings]
+    about = [(slide_id, f"not explained: {error}") for slide_id, error in reasons.failed.items()]
+    about += [(row.slide_id, warning) for row in rows for warning in row.warnings]
     about += [(one["slide_id"], note) for _, one in made for note in one["notes"]]
     points = [_short(f"{slide_id}: {warning}.") for slide_id, warning in about[:_MOST_WARNINGS]]
     if len(about) > _MOST_WARNINGS:
         points.append(f"{len(about) - _MOST_WARNINGS} more: see predictions.csv and each {MANIFEST}.")
-    return Section("To bear in mind", points=[*(f"{note[:1].upper()}{note[1:]}." for note in notes(model)), *points])
+    general = [f"{note[:1].upper()}{note[1:]}." for note in [*notes(model), *reasons.notes]]
+    return Section("To bear in mind", points=[*general, *points])
+
+
+class _Room:
+    """How much of a page is left for pictures; once it does not do for one, none is looked at any more."""
+
+    def __init__(self) -> None:
+        self.left, self.full = MOST_BYTES, False
+
+    def takes(self, path: Path, caption: str) -> Picture | None:
+        """A picture as the page holds it, if there is room."""
+        picture = None if self.full else _picture(path, caption)
+        self.full = picture is None or len(picture.data) > self.left
+        if picture is None or self.full:
+            return None
+        self.left -= len(picture.data)
+        return picture
 
 
 def _explanations(made: Sequence[_Made]) -> Iterator[Section]:
     """A section for each slide, with pictures as long as there is room."""
-    room = MOST_BYTES
+    room = _Room()
     for folder, one in made[:_MOST_EXPLAINED]:
-        pictures, left_out = list[Picture](), False
-        for name, text in _drawn(one):
-            picture = None if left_out else _picture(inside(folder, name), f"{one['slide_id']}: {text}")
-            left_out = picture is None or len(picture.data) > room
-            if picture is not None and not left_out:
-                pictures.append(picture)
-                room -= len(picture.data)
-        text = _sentence(one) + (f" More of its pictures are in {folder}." if left_out else "")
-        yield Section(_short(one["slide_id"]), text, *_pairs(folder, one), pictures=pictures)
+        shown = attempt(_explanation, folder, one, room)
+        if isinstance(shown, Exception):  # of whatever was done to files that may have lain there for long
+            shown = Section(_short(one["slide_id"]), f"What is in {folder} cannot be shown: {one_line(shown)}.")
+        yield shown
     if others := made[_MOST_EXPLAINED:]:
         text = f"They are explained, each in its own folder, in {others[0][0].parent}."
         yield Section(f"{len(others)} more slides", text)
+
+
+def _explanation(folder: Path, one: dict[str, Any], room: _Room) -> Section:
+    drawn = _drawn(one)
+    taken = (room.takes(inside(folder, name), f"{one['slide_id']}: {text}") for name, text in drawn)
+    pictures = [picture for picture in taken if picture is not None]
+    more = f" More of its pictures are in {folder}." if len(pictures) < len(drawn) else ""
+    return Section(_short(one["slide_id"]), _sentence(one) + more, *_pairs(folder, one), pictures=pictures)
 
 
 def _short(text: str) -> str:

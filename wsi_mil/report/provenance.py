@@ -37,9 +37,15 @@ def model_facts(made: Checkpoint) -> list[tuple[str, str]]:
         *_trained(training.get("params", {})),
         ("fingerprint of training", training.get("fingerprint", _UNKNOWN)),
         ("cohort of training", training.get("cohort", _UNKNOWN)),
+        ("slides of training", _known(made)),
         ("trained with", listed(training.get("versions", {"wsi_mil": made.version}))),
     ]
     return [(what, value) for what, value in facts if value]
+
+
+def _known(made: Checkpoint) -> str:
+    """What slides it learnt from; "" where nobody knows."""
+    return "" if made.domain is None else f"{made.domain.slides} of {', '.join(made.domain.told)} each"
 
 
 def judged_facts(cohort: Cohort, labels: Path, how: Resampling) -> list[tuple[str, str]]:
