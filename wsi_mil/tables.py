@@ -214,7 +214,7 @@ def _require_small(path: Path) -> None:
             for part in archive.infolist():
                 if part.filename.lower().endswith((".xml", ".rels")):
                     require_plain_xml(archive.read(part))
-    except (BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+    except (BadZipFile, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise TableError(f"{path} {_NO_WORKBOOK} ({error})") from error
 
 

@@ -55,10 +55,13 @@ def read_places(features: Path, tiles: Path | None = None) -> Places:
     try:
         l0_tile = int(found.attrs["l0_tile_width"]), int(found.attrs["l0_tile_height"])
         mpp = float(found.attrs["mpp_x"]), float(found.attrs["mpp_y"])
+        sides = [found.attrs[name] for name in ("level0_width", "level0_height") if name in found.attrs]
+        l0_size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
     except KeyError as error:
         raise ArtifactCorrupt(f"{features} lacks {error}: make it again with `wsimil extract --overwrite`") from error
-    sides = [found.attrs[name] for name in ("level0_width", "level0_height") if name in found.attrs]
-    l0_size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
+    except (ValueError, TypeError, OverflowError) as error:
+        mend = "make it again with `wsimil extract --overwrite`"
+        raise ArtifactCorrupt(f"{features} does not say where its tiles lie ({error}): {mend}") from error
     coords, columns = store.read_arrays(features, ["coords"])["coords"], _columns(features, found)
     if tiles is None:
         return Places(coords, l0_tile, mpp, columns, l0_size=l0_size)

@@ -11,7 +11,7 @@ from wsi_mil.answering import notes
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.errors import ArtifactCorrupt
 from wsi_mil.explain import MANIFEST
-from wsi_mil.guards import inside, parse_json
+from wsi_mil.guards import inside, is_inside, read_table_of_json
 from wsi_mil.predictions import Prediction
 from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg, page
 from wsi_mil.report.provenance import model_facts, provenance
@@ -60,12 +60,14 @@ def prediction_page(rows: Sequence[Prediction], told: Told, explained: Sequence[
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """What an explanation says of itself; it may name only files of its own folder, as anybody may have edited it."""
-    made = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    mend = "move the folder away, and explain the slide again"
+    made = read_table_of_json(folder / MANIFEST, mend)
+    if not isinstance(made.get("files"), dict):
+        raise ArtifactCorrupt(f"{folder / MANIFEST} is damaged (it names no files): {mend}")
     for name in made["files"]:
-        if (folder / name).resolve().parent != folder.resolve():
+        if not is_inside(name) or (folder / name).resolve().parent != folder.resolve():
             raise ArtifactCorrupt(
-                f"{folder / MANIFEST} names {name!r}, which is no file of its folder: move the folder away, and explain"
-                " the slide again"
+                f"{folder / MANIFEST} names {name!r}, which is no file of its folder: {mend}"
             )
     return made
 
