@@ -53,9 +53,13 @@ def supervise(name: str, seed: str, inputs: range, folder: Path, show: bool) -> 
         child = os.fork()
         if not child:
             os.close(receiver)
-            with os.fdopen(sender, "w") as pipe:
-                for told in read_all(name, seed, inputs, folder / str(inputs.start), show):
-                    print(json.dumps(told), file=pipe, flush=True)
+            try:
+                with os.fdopen(sender, "w") as pipe:
+                    for told in read_all(name, seed, inputs, folder / str(inputs.start), show):
+                        print(json.dumps(told), file=pipe, flush=True)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)  # here, so that only the parent takes its folder away
             os._exit(0)
         os.close(sender)
         begun: dict[str, Any] = {"reader": name, "input": inputs.start}

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int64
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale
 from wsi_mil.geometry import Area, merged, read_drawing
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import parse_words
 
 QUALITY = ("coverage", "sharpness", "pen", "white", "black", "saturation")
 """Columns of the tiles' artifact that describe a tile."""
@@ -78,6 +78,11 @@ def _columns(path: Path, found: store.Survey) -> dict[str, Float32[np.ndarray, "
     arrays = store.read_arrays(path, [name for name in (*QUALITY, _ANNOTATIONS) if name in found.shapes])
     shares = arrays.pop(_ANNOTATIONS, None)
     if shares is not None:
-        classes = parse_json(found.array_attrs[_ANNOTATIONS]["classes"])
+        try:
+            classes = parse_words(found.array_attrs[_ANNOTATIONS].get("classes"))
+        except ValueError as error:
+            raise ArtifactCorrupt(f"{path} does not name its annotations ({error}): make it again") from error
+        if shares.shape != (len(shares), len(classes)):
+            raise ArtifactCorrupt(f"{path} names {len(classes)} annotations and holds {shares.shape}: make it again")
         arrays |= {f"annotation_{name}": shares[:, index] for index, name in enumerate(classes)}
     return arrays

@@ -19,6 +19,18 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("lists in lists in lists, too many to be meant") from error
 
 
+def parse_words(text: Any) -> list[str]:
+    """Read a list of words in JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = parse_json(text) if isinstance(text, str | bytes) else None
+    if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+        raise ValueError("no list of words")
+    return found
+
+
 def read_table_of_json(path: Path, remedy: str) -> dict[str, Any]:
     """Read a file of JSON that holds values by name, as wsimil writes them.
 
