@@ -73,7 +73,9 @@ def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str
     try:
         return _read_predictions(path)
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise TableError(f"{path} is damaged ({error}): predict again with --overwrite, or give another --out") from error
+        raise TableError(
+            f"{path} is damaged ({error}): predict again with --overwrite, or give another --out"
+        ) from error
 
 
 def _read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str]:

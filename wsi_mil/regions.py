@@ -212,7 +212,7 @@ def read_labels(artifact: Artifact) -> Labels | None:
     try:
         classes = parse_words(artifact.array_attrs["annotations"].get("classes"))
     except ValueError as error:
-        raise ArtifactCorrupt(f"the annotations of tiles have no names ({error}): tile again with --overwrite") from error
+        raise ArtifactCorrupt(f"annotations of tiles have no names ({error}): tile with --overwrite") from error
     if shares.ndim != 2 or shares.shape[1] != len(classes):
         raise ArtifactCorrupt(f"{len(classes)} annotations are named, and {shares.shape} there: tile with --overwrite")
     return Labels(classes, shares)

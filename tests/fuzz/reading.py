@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from seeds import IDENTITY, SLIDES
 
 from wsi_mil import checkpoint, distances, regions, runs, store, weights
 from wsi_mil.bags import bag_items, collate, read_bag
@@ -25,7 +26,6 @@ from wsi_mil.report import prediction
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint
 from wsi_mil.stage import Item
 from wsi_mil.tile_distances import TileDistances
-from seeds import IDENTITY, SLIDES
 
 _SEEN = Seen(set(SLIDES) - {"dead"}, {"dead": "cannot be read"}, {})
 
@@ -71,7 +71,7 @@ def distances_of(path: Path) -> None:
     feats = path.parents[1] / "feats"
     _each(
         lambda: lines(inspect(path)),
-        lambda: distances.quantile(distances.merge([store.read(path).arrays["histogram"]]), 0.5),
+        lambda: distances.quantile(distances.merge([distances.read_histogram(path)]), 0.5),
         lambda: distances.histograms([Item("a", feats / "a.h5")], path.parent),
         lambda: distances.write_summary(path.parent),
     )

@@ -101,7 +101,9 @@ def _text(path: Path, text: str) -> Path:
     return path
 
 
-_LABELS = "slide_id,label,patient_id,split,site,fold\na,x,p,train,s,1\nb.svs,y,q,train,s,2\nd,x,r,val,t,1\ndead,y,u,val,t,2\n"
+_LABELS = (
+    "slide_id,label,patient_id,split,site,fold\na,x,p,train,s,1\nb.svs,y,q,train,s,2\nd,x,r,val,t,1\ndead,y,u,val,t,2\n"
+)
 
 
 def labels_csv(folder: Path) -> list[Path]:
@@ -159,14 +161,16 @@ def geojson(folder: Path) -> list[Path]:
     camelyon = {"positive": [{"name": "t", "vertices": _BOX}], "negative": [{"name": "n", "vertices": _HOLE}]}
     whole = {"type": "FeatureCollection", "features": found}
     return [
-        _text(folder / f"{index}.geojson", json.dumps(content)) for index, content in enumerate((whole, camelyon, found))
+        _text(folder / f"{index}.geojson", json.dumps(content))
+        for index, content in enumerate((whole, camelyon, found))
     ]
 
 
 def asap(folder: Path) -> list[Path]:
     points = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}.5" />' for i, (x, y) in enumerate(_BOX))
     drawn = "".join(
-        f'<Annotation Name="n{group}" Type="Polygon" PartOfGroup="{group}"><Coordinates>{points}</Coordinates></Annotation>'
+        f'<Annotation Name="n{group}" Type="Polygon" PartOfGroup="{group}"><Coordinates>{points}</Coordinates>'
+        "</Annotation>"
         for group in ("Tumor", "_2", "metastases", "normal", "None")
     )
     text = f'<?xml version="1.0"?><ASAP_Annotations><Annotations>{drawn}</Annotations></ASAP_Annotations>'

@@ -57,7 +57,7 @@ def supervise(name: str, seed: str, inputs: range, folder: Path, show: bool) -> 
                 with os.fdopen(sender, "w") as pipe:
                     for told in read_all(name, seed, inputs, folder / str(inputs.start), show):
                         print(json.dumps(told), file=pipe, flush=True)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - of a child that must not go on as its parent
                 traceback.print_exc()
                 os._exit(1)  # here, so that only the parent takes its folder away
             os._exit(0)
@@ -110,7 +110,7 @@ def _outcome(reader: Reader, path: Path, show: bool) -> dict[str, Any]:
         told = {"outcome": "read"}
     except WsiMilError as error:
         told = {"outcome": "refused", "error": f"{type(error).__name__}: {error}"}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - what is looked for
         where = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in where if "/wsi_mil/" in frame.filename]
         at = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"

@@ -99,8 +99,8 @@ def _require_credible(path: Path, found: h5py.Dataset) -> None:
     most = file_bytes * (_MOST_PACKED if found.id.get_create_plist().get_nfilters() else 1)
     if needed > max(most, _ALWAYS_BYTES):
         raise ArtifactCorrupt(
-            f"{path}: {found.name} says that it takes {needed:,} bytes, more than a file of {file_bytes:,} can hold, and"
-            " is not read: copy it again"
+            f"{path}: {found.name} says that it takes {needed:,} bytes, more than a file of {file_bytes:,} can"
+            " hold, and is not read: copy it again"
         )
 
 

@@ -1,6 +1,6 @@
 """The heaps of HDF5 files, where text of changing length lies, looked at before HDF5 does.
 
-HDF5 2.0 walks such a heap from one object to the next by their sizes: where a disk lost a sector and gave zeros instead,
+HDF5 2.0 walks such a heap from one object to the next by their sizes: where a disk lost a sector and gave zeros for it,
 it stays at an object of size 0 for ever. So whatever is not data of a dataset is searched for heaps, and each is walked
 here first. Format: "HDF5 File Format Specification", III.E, Global Heap.
 """

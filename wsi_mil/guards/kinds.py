@@ -57,7 +57,9 @@ def require_kinds(said: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
     for name, kind in kinds.items():
         if name in said and not kind.fits(said[name]):
             shown = repr(said[name])
-            raise ValueError(f"{name} is {shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}...'}, not {kind.called}")
+            raise ValueError(
+                f"{name} is {shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}...'}, not {kind.called}"
+            )
 
 
 def require_features(arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> None:

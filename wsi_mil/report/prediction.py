@@ -66,9 +66,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactCorrupt(f"{folder / MANIFEST} is damaged (it names no files): {mend}")
     for name in made["files"]:
         if not is_inside(name) or (folder / name).resolve().parent != folder.resolve():
-            raise ArtifactCorrupt(
-                f"{folder / MANIFEST} names {name!r}, which is no file of its folder: {mend}"
-            )
+            raise ArtifactCorrupt(f"{folder / MANIFEST} names {name!r}, which is no file of its folder: {mend}")
     return made
 
 
