@@ -108,7 +108,7 @@ def _artifact(path: Path, survey: store.Survey) -> dict[str, Any]:
     arrays = {name: _array(survey, name) for name in survey.shapes}
     features = survey.shapes.get("features")
     found: dict[str, Any] = {"kind": f"wsimil {_HOLDS.get(str(attrs['stage']), attrs['stage'])}", "path": str(path)}
-    found |= {"dim": features[1]} if len(features or ()) == 2 else {}
+    found |= {"dim": features[1]} if features and len(features) == 2 else {}
     found |= {key: _plain(value) if key in _JSON else value for key, value in attrs.items()}
     try:
         store.read(path)

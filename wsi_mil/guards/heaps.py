@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import h5py
-
 from wsi_mil.errors import ArtifactCorrupt
-from wsi_mil.guards.hdf5 import all_datasets
+from wsi_mil.guards.hdf5 import File, all_datasets
 
 _MAGIC = b"GCOL"
 _HEAD = struct.Struct("<4xB3xQ")  # version, size of the whole
@@ -21,7 +19,7 @@ _OBJECT = struct.Struct("<H2x4xQ")  # number, size of its content; number 0 is w
 _BLOCK = 1 << 20
 
 
-def require_sound_heaps(path: Path, file: h5py.File) -> None:
+def require_sound_heaps(path: Path, file: File) -> None:
     """Refuse a file with a heap that does not add up; call it before any attribute is read.
 
     Raises:
@@ -34,7 +32,7 @@ def require_sound_heaps(path: Path, file: h5py.File) -> None:
                     raise ArtifactCorrupt(f"{path} is damaged (its text at byte {at:,} does not add up): copy it again")
 
 
-def _data(path: Path, file: h5py.File) -> Iterator[tuple[int, int]]:
+def _data(path: Path, file: File) -> Iterator[tuple[int, int]]:
     """Where data of datasets lie: begin, and bytes."""
     for _, found in all_datasets(path, file):
         if found.chunks:
