@@ -68,8 +68,10 @@ class Recipe:
         """
         if attrs.get("stage") not in FEATURE_STAGES:
             raise ArtifactError("these are no features: name a folder that `wsimil extract` made, by --bags")
-        params = parse_json(attrs["params"])
-        own = {key: attrs[key] for key in ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")}
+        said = ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")
+        if lacking := [key for key in (*said, "params") if key not in attrs]:
+            raise ArtifactError(f"features that do not say their {lacking[0]}: make them with `wsimil extract` again")
+        params, own = parse_json(attrs["params"]), {key: attrs[key] for key in said}
         made = {key: params.get(key) for key in ("preprocessing", "network")}
         decoded = params.get("fast_decode", False)
         return cls(**own, **made, stain=params.get("stain", stain_recipe()), fast_decode=decoded)
