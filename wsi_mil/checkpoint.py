@@ -273,6 +273,8 @@ def load(path: Path) -> Checkpoint:
         if "options" in header:  # wsimil 0.1 wrote one model, and no temperature
             header["parts"] = [[header.pop("options")]]
         header["parts"] = tuple(Part(part[0], *part[1:2], *map(tuple, part[2:])) for part in header["parts"])
+        if not header["parts"]:
+            raise ValueError("it holds no model")
         for part in header["parts"]:
             require_kinds(part._asdict(), {"options": VALUES, "temperature": LENGTH})
         if "domain" in header:

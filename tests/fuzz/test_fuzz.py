@@ -42,7 +42,7 @@ def _require_none(found: dict) -> None:
 
 
 def test_a_slice_of_the_campaign_finds_nothing() -> None:
-    inputs = {name: 3 if reader.is_slow else 6 for name, reader in READERS.items()}
+    inputs = {name: 2 if reader.is_slow else 5 for name, reader in READERS.items()}
     found = campaign(list(READERS), inputs, "slice")
     _require_none(found)
     assert {name: one.inputs for name, one in found.items()} == inputs
@@ -180,7 +180,7 @@ def test_a_sector_of_zeros_in_the_texts_of_an_artifact_does_not_hang(tmp_path: P
         ({"mpp_x": "wide"}, "mpp_x is 'wide', not a length above 0"),
         ({"mpp_x": float("nan")}, "mpp_x is nan"),
         ({"l0_tile_width": -1}, "l0_tile_width is -1"),
-        ({"slide_id": 3}, "slide_id is 3, not a word"),
+        ({"status": 3}, "status is 3, not a word"),
         ({"params": "[]"}, "params is '\\[\\]', not JSON with values by name"),
         ({"tile_params": "{"}, "tile_params is"),
         ({"mpp_x": 1e6, "mpp_y": 1e6}, "a tile lies .* um from the corner"),
@@ -209,7 +209,8 @@ def test_attributes_of_other_kinds_than_a_program_writes_are_refused(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "change", [{"dim": 1 << 40}, {"dim": -1}, {"dim": "6"}, {"parts": [[{"hidden": 1 << 30}]]}, {"training": []}]
+    "change",
+    [{"dim": 1 << 40}, {"dim": -1}, {"dim": "6"}, {"parts": [[{"hidden": 1 << 30}]]}, {"parts": []}, {"training": []}],
 )
 def test_sizes_of_a_model_that_its_weights_do_not_have_take_no_memory(change: dict, tmp_path: Path) -> None:
     seeds.checkpoints(tmp_path)
@@ -252,7 +253,7 @@ def test_a_picture_larger_than_its_file_can_hold_is_refused(tmp_path: Path) -> N
     struct.pack_into(">2I", data, 16, 22_000, 22_000)
     struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
     path.write_bytes(data)
-    with pytest.raises(SlideUnreadable, match=r"a\.png is damaged: it says that it has 22,000 x 22,000 pixels"):
+    with pytest.raises(SlideUnreadable, match=r"a\.png.* is damaged: it says that it has 22,000 x 22,000 pixels"):
         open_slide(path, 0.5)
 
 

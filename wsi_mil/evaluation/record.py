@@ -50,7 +50,8 @@ def _there(out: Path) -> list[str]:
 
 def _recorded(out: Path) -> dict[str, str]:
     path = out / RECORD
-    return read_table_of_json(path, "delete it, and judge again with --overwrite") if path.exists() else {}
+    found = read_table_of_json(path, "delete it, and judge again with --overwrite") if path.exists() else {}
+    return {name: str(value) for name, value in found.items()}
 
 
 def _otherwise(before: Mapping[str, str], now: Mapping[str, str], there: list[str]) -> str:
