@@ -19,6 +19,7 @@ _WANTED = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS)
 _TYPES = {3: "u2", 4: "u4", 16: "u8"}
 _MOST_PAGES, _MOST_ENTRIES, _MOST_VALUES = 1000, 4096, 1 << 26
 _MOST_TILE_PX = 1 << 26  # 256 MB as OpenSlide decodes it; slides have tiles of up to 4096 x 4096
+_ALWAYS_PX, _MOST_PACKED = 1 << 29, 5000
 _UNLISTED = 1024  # tiles that may be missing from a table
 
 Page = dict[int, np.ndarray]
@@ -48,8 +49,9 @@ def _fault(page: Page, file_bytes: int) -> str:
     width, height, tile_width, tile_height = (
         int(page[tag][0]) if tag in page and page[tag].size else 0 for tag in _WANTED[:4]
     )
-    if not (tile_width and tile_height):
-        return ""
+    if not (tile_width and tile_height):  # one picture, as a level of NDPI is: OpenSlide takes 40 bytes a part of it
+        beyond = width * height > max(_ALWAYS_PX, _MOST_PACKED * file_bytes)
+        return f"it has {width:,} x {height:,} pixels in {file_bytes:,} bytes" if beyond else ""
     if tile_width * tile_height > _MOST_TILE_PX:
         return f"a tile has {tile_width:,} x {tile_height:,} pixels"
     tiles, listed = -(-width // tile_width) * -(-height // tile_height), len(page.get(_OFFSETS, ()))
