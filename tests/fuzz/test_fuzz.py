@@ -303,3 +303,11 @@ def test_a_level_of_more_rows_than_a_file_can_hold_is_refused_before_openslide_t
     plain.rename(path)
     with pytest.raises(SlideUnreadable, match=r"a\.ndpi is damaged: it says that it has .* x 4,294,967,280 pixels"):
         open_slide(path, 0.5)
+
+
+@pytest.mark.parametrize("damage", [(b"done,y", b"done,z"), (b",0.25,0.75,", b",0.25,,")])
+def test_predictions_of_no_class_are_refused_by_slide(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+    [path] = seeds.predictions(tmp_path)
+    path.write_bytes(path.read_bytes().replace(*damage))
+    with pytest.raises(TableError, match="a is predicted .* of the classes x, y"):
+        reading.predictions(path)
