@@ -309,5 +309,5 @@ def test_a_level_of_more_rows_than_a_file_can_hold_is_refused_before_openslide_t
 def test_predictions_of_no_class_are_refused_by_slide(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
     [path] = seeds.predictions(tmp_path)
     path.write_bytes(path.read_bytes().replace(*damage))
-    with pytest.raises(TableError, match="a is predicted .* of the classes x, y"):
+    with pytest.raises(TableError, match=r"a is predicted .* of the classes x, y"):
         reading.predictions(path)
