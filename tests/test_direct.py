@@ -310,8 +310,8 @@ def test_tables_beyond_the_end_of_a_file_are_no_reason_to_allocate(tmp_path):
     with tifffile.TiffFile(path, mode="r+") as file:
         tag = file.pages[0].tags["TileByteCounts"]
         tag.overwrite([*tag.value[:-1], 2 << 30])
-    with open_slide(path) as slide:
-        assert (slide.reader, slide.why) == ("openslide", "its tables point beyond its end")
+    with pytest.raises(SlideUnreadable, match="a tile takes 2,147,483,648 bytes of a file of"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize("offset", [2**62, 2**63 - 8, 2**64 - 8])

@@ -24,7 +24,7 @@ from wsi_mil import checkpoint, publishing, store
 from wsi_mil.bags import read_bag
 from wsi_mil.contact_sheet import Card
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, PolygonError, TableError, WeightsError
-from wsi_mil.explain import MANIFEST, explanation_folder, write_explanation
+from wsi_mil.explain import MANIFEST, explanation_folder, read_manifest, write_explanation
 from wsi_mil.geometry import read_drawing
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 from wsi_mil.interop import read_peer
@@ -188,7 +188,7 @@ def test_pictures_named_by_an_explanation_lie_in_it(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / MANIFEST).write_text('{"slide_id": "a", "files": {"heatmap/../../secret.png": "attention"}}')
     with pytest.raises(ArtifactCorrupt, match="no file of its folder"):
-        prediction._manifest(tmp_path / "a")
+        read_manifest(tmp_path / "a")
 
 
 def test_files_of_a_class_are_called_by_what_file_systems_take(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, IncompatibleError
+from wsi_mil.guards.kinds import require_features
 from wsi_mil.stage import Item, artifact_items, attempt
 
 FEATURE_STAGES = ("extract", "import")
@@ -35,6 +36,8 @@ _OF_FEATURES = (
     "tile_params",
 )
 """Attributes that say how features were made, and nothing of the slide."""
+_SAID = ("l0_tile_width", "l0_tile_height", "mpp_x", "mpp_y", "slide_id")
+"""What all of them say."""
 _EXACT = ("encoder", "encoder_weights_sha256", "tile_px")
 """Of these, what the slides of one bag have to agree on to the letter."""
 
@@ -83,20 +86,36 @@ def read_bag(path: Path) -> Bag:
     """Read the features of one slide (``feats/<slide_id>.h5``), float16 on disk, float32 here.
 
     Raises:
+        As `read_features`.
+    """
+    artifact = read_features(path)
+    features, slide_id = artifact.arrays["features"], artifact.attrs["slide_id"]
+    coords_um = torch.from_numpy(_centres_um(artifact))
+    return Bag(slide_id, torch.from_numpy(features.astype(np.float32)), coords_um, artifact.attrs)
+
+
+def read_features(path: Path) -> store.Artifact:
+    """Read an artifact of features as it is on disk, which says all that one has to.
+
+    Raises:
         ArtifactMissing: there is no such file.
-        ArtifactCorrupt: the file is damaged.
+        ArtifactCorrupt: the file is damaged, or says what cannot be meant.
         ArtifactError: it holds no features; the message names the command that makes them.
     """
     artifact = store.read(path)
     if artifact.attrs.get("stage") not in FEATURE_STAGES:
         made_by = artifact.attrs.get("stage", "an unknown stage")
         raise ArtifactError(f"{path} was made by {made_by} and holds no features: make them with `wsimil extract`")
+    mend = "make it again with `wsimil extract --overwrite`"
+    if lacking := [name for name in _SAID if name not in artifact.attrs]:
+        raise ArtifactCorrupt(f"{path} lacks '{lacking[0]}': {mend}")
     try:
-        coords_um = _centres_um(artifact)
-        features, slide_id = artifact.arrays["features"], artifact.attrs["slide_id"]
+        require_features(artifact.arrays, artifact.attrs)
     except KeyError as error:
-        raise ArtifactCorrupt(f"{path} lacks {error}: make it again with `wsimil extract --overwrite`") from error
-    return Bag(slide_id, torch.from_numpy(features.astype(np.float32)), torch.from_numpy(coords_um), artifact.attrs)
+        raise ArtifactCorrupt(f"{path} lacks {error}: {mend}") from error
+    except ValueError as error:
+        raise ArtifactCorrupt(f"{path} cannot be meant ({error}): {mend}") from error
+    return artifact
 
 
 def half(

@@ -24,11 +24,17 @@ from wsi_mil.bags import FEATURE_STAGES, UNKNOWN, Bag
 from wsi_mil.domain import Domain
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
 from wsi_mil.guards import parse_json
+from wsi_mil.guards.kinds import COUNT, LENGTH, VALUES, WORD, require_kinds
 from wsi_mil.stain import stain_recipe
 from wsi_mil.weights import file_sha256, load_strictly, load_tensors, save_tensors
 
 _KEY = "wsi_mil"
 _DOMAIN = "wsi_mil.domain."  # before the names of its tensors
+_HEADER = {
+    "aggregator": WORD, "dim": COUNT, "encoder_weights": WORD, "tile_params": VALUES, "extract_params": VALUES,
+    "training": VALUES, "unit": WORD, "version": WORD, "recipe": VALUES,
+}  # fmt: skip
+_RECIPE = {"encoder": WORD, "encoder_weights_sha256": WORD, "tile_um": LENGTH, "tile_px": LENGTH, "stain": VALUES}
 _NOMINAL = 1.5  # other programs tile by nominal magnification, so that scanners differ by so much, but not by 2
 
 
@@ -62,8 +68,10 @@ class Recipe:
         """
         if attrs.get("stage") not in FEATURE_STAGES:
             raise ArtifactError("these are no features: name a folder that `wsimil extract` made, by --bags")
-        params = parse_json(attrs["params"])
-        own = {key: attrs[key] for key in ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")}
+        said = ("encoder", "encoder_weights_sha256", "tile_um", "tile_px")
+        if lacking := [key for key in (*said, "params") if key not in attrs]:
+            raise ArtifactError(f"features that do not say their {lacking[0]}: make them with `wsimil extract` again")
+        params, own = parse_json(attrs["params"]), {key: attrs[key] for key in said}
         made = {key: params.get(key) for key in ("preprocessing", "network")}
         decoded = params.get("fast_decode", False)
         return cls(**own, **made, stain=params.get("stain", stain_recipe()), fast_decode=decoded)
@@ -153,10 +161,16 @@ class Checkpoint:
         """Rebuild the trained models, in evaluation mode."""
         several = len(self.parts) > 1
         states = [_below(self.state, f"{index}.") if several else self.state for index in range(len(self.parts))]
-        models = [build(self.aggregator, self.dim, len(self.classes), **part.options) for part in self.parts]
-        for model, state in zip(models, states, strict=True):
-            load_strictly(model, state, "the checkpoint (of another version of wsimil?)")
-        return [model.eval() for model in models]
+        return [self._member(part, state).eval() for part, state in zip(self.parts, states, strict=True)]
+
+    def _member(self, part: Part, state: dict[str, Tensor]) -> Aggregator:
+        source = "the checkpoint (of another version of wsimil?)"
+        with torch.device("meta"):  # first without memory: the sizes may be a lie
+            sketch = build(self.aggregator, self.dim, len(self.classes), **part.options)
+        load_strictly(sketch, state, source)
+        model = build(self.aggregator, self.dim, len(self.classes), **part.options)
+        load_strictly(model, state, source)
+        return model
 
     def model(self) -> Aggregator:
         """Rebuild what answers, in evaluation mode: its softmax gives calibrated probabilities."""
@@ -252,16 +266,22 @@ def load(path: Path) -> Checkpoint:
         raise WeightsError(f"{path} is a safetensors file, but no checkpoint of wsimil: name one with --model")
     try:
         header = parse_json(metadata[_KEY])
+        require_kinds(header, _HEADER)
+        require_kinds(header["recipe"], _RECIPE)
         header["recipe"] = Recipe(**header["recipe"])
         header["classes"] = tuple(header["classes"])
         if "options" in header:  # wsimil 0.1 wrote one model, and no temperature
             header["parts"] = [[header.pop("options")]]
         header["parts"] = tuple(Part(part[0], *part[1:2], *map(tuple, part[2:])) for part in header["parts"])
+        if not header["parts"]:
+            raise ValueError("it holds no model")
+        for part in header["parts"]:
+            require_kinds(part._asdict(), {"options": VALUES, "temperature": LENGTH})
         if "domain" in header:
             header["domain"] = Domain.restored(header["domain"], _below(state, _DOMAIN))
         weights = {name: tensor for name, tensor in state.items() if not name.startswith(_DOMAIN)}
         return Checkpoint(**header, state=weights)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is a checkpoint of another version of wsimil ({error}): train it again") from error
 
 

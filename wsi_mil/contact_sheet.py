@@ -9,6 +9,7 @@ from urllib.parse import quote
 from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactCorrupt, one_line
 from wsi_mil.guards import parse_json
+from wsi_mil.guards.kinds import COUNT, NUMBER, TABLE, WORD, require_kinds
 from wsi_mil.pages import render
 from wsi_mil.runs import failures
 from wsi_mil.stage import artifact_items
@@ -18,6 +19,11 @@ _LITTLE_MM2, _FEW_TILES = 1.0, 10
 _WIDE_INK_MM2 = 1.0  # so much, and twice as much as is usual in the folder, where a stain may have that colour
 _MUCH_INK, _MUCH_TISSUE, _MUCH_EXCLUDED = 0.02, 0.9, 0.5
 _MUCH_BEYOND = 0.1
+_SAID = dict.fromkeys(
+    ("tissue_mm2", "tissue_share", "tissue_tiled_share", "tissue_beyond_share", "ink_share", "wide_ink_mm2",
+     "sharpness", "mpp_x", "mpp_y", "enlargement"), NUMBER,
+) | {"status": WORD, "mpp_source": WORD, "reason": WORD, "excluded": TABLE, "tiles": COUNT, "level0_width": COUNT,
+     "level0_height": COUNT}  # fmt: skip
 _OLD = "its tiles are of another version: run `wsimil tile --overwrite`"
 _DULL = 0.5  # of the median sharpness of the folder
 _SMOOTH = 30.0  # the median of bare glass is 3 to 21, of stained tissue in focus hundreds and more
@@ -45,11 +51,12 @@ def write_contact_sheet(folder: Path) -> Path:
             attrs = store.read_attrs(item.source)
             if attrs.get("stage") != TileStage.name:
                 continue
-            if attrs["stage_version"] == TileStage.version:
+            if attrs.get("stage_version") == TileStage.version:
+                _require_sound(attrs)
                 known[item.slide_id] = attrs
             else:
                 cards.append(Card(item.slide_id, "", {}, [_OLD], 3))
-        except ArtifactCorrupt as error:
+        except (ArtifactCorrupt, KeyError, ValueError) as error:
             cards.append(Card(item.slide_id, "", {}, [f"its artifact is damaged: {one_line(error)}"], 3))
     tiled = [attrs for attrs in known.values() if attrs["tiles"]]
     usual = {
@@ -60,6 +67,20 @@ def write_contact_sheet(folder: Path) -> Path:
     cards.sort(key=lambda card: (-card.badness, -len(card.doubts), card.slide_id))
     publishing.write_bytes(folder / "index.html", render("contact_sheet.html", cards=cards, folder=folder.name))
     return folder / "index.html"
+
+
+def _require_sound(attrs: Mapping[str, Any]) -> None:
+    """Refuse what a card cannot be made of.
+
+    Raises:
+        KeyError, ValueError: something is missing, or is of another kind.
+    """
+    require_kinds(attrs, _SAID)
+    if missing := [name for name in _SAID if name not in attrs and name != "reason"]:
+        raise KeyError(missing[0])
+    require_kinds(parse_json(attrs["excluded"]), dict.fromkeys(parse_json(attrs["excluded"]), COUNT))
+    if attrs["status"] == "empty" and "reason" not in attrs:
+        raise KeyError("reason")
 
 
 def _card(folder: Path, slide_id: str, attrs: Mapping[str, Any], usual: Mapping[str, float]) -> Card:

@@ -18,8 +18,8 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.spatial import KDTree
 
 from wsi_mil import publishing, store
-from wsi_mil.bags import FEATURE_STAGES
-from wsi_mil.errors import ArtifactError, OptionError
+from wsi_mil.bags import FEATURE_STAGES, read_features
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
 from wsi_mil.guards import parse_json
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, attempt, per_slide, run
@@ -71,7 +71,7 @@ class DistanceStage:
 
     def measure(self, item: Item) -> Result:
         """Measure one slide."""
-        features = store.read(item.source)
+        features = read_features(item.source)
         coords, attrs = features.arrays["coords"], features.attrs
         um_per_px = np.array([attrs["mpp_x"], attrs["mpp_y"]])
         coords_um = coords * um_per_px
@@ -182,14 +182,28 @@ def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " _"]]:
     for params, absent in wanting.items():
         for error in run(DistanceStage(params, folder, options.threads), absent, folder, options).failed.values():
             raise error
-    return [store.read(artifact_path(folder, item.slide_id)).arrays["histogram"] for item in items]
+    return [read_histogram(artifact_path(folder, item.slide_id)) for item in items]
+
+
+def read_histogram(path: Path) -> Int[np.ndarray, " _"]:
+    """The histogram of an artifact of distances.
+
+    Raises:
+        ArtifactMissing: there is no such file.
+        ArtifactCorrupt: it is damaged, or holds none.
+    """
+    counts = store.read(path).arrays.get("histogram")
+    if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
+        raise ArtifactCorrupt(f"{path} holds no counts of distances: make it again by `wsimil distances --overwrite`")
+    return counts
 
 
 def _params_before(path: Path) -> DistanceParams:
     """What somebody chose for the artifact that lies there; the defaults where none does."""
     attrs = attempt(store.read_attrs, path) if path.exists() else None
     if isinstance(attrs, dict) and (attrs.get("stage"), attrs.get("stage_version")) == _MADE_BY:
-        return DistanceParams(**parse_json(attrs["params"]))
+        params = attempt(lambda: DistanceParams(**parse_json(attrs["params"])))
+        return params if isinstance(params, DistanceParams) else DistanceParams()  # its params are damaged
     return DistanceParams()
 
 
@@ -204,9 +218,8 @@ def write_summary(folder: Path) -> None:
 
     Damaged artifacts are left out; ``summary.csv`` names them.
     """
-    artifacts = {item.slide_id: attempt(store.read, item.source) for item in artifact_items(folder)}
-    whole = {slide_id: one for slide_id, one in artifacts.items() if isinstance(one, store.Artifact)}
-    counts = {slide_id: one.arrays["histogram"] for slide_id, one in whole.items()}
+    read = {item.slide_id: attempt(read_histogram, item.source) for item in artifact_items(folder)}
+    counts = {slide_id: one for slide_id, one in read.items() if isinstance(one, np.ndarray)}
     slides = {slide_id: _quantiles(one) for slide_id, one in counts.items()}
     summary = {"unit": "um", "bin_um": BIN_UM, "all": _quantiles(merge(list(counts.values()))), "slides": slides}
     with publishing.replacing_text(folder / "summary.json") as file:

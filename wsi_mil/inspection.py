@@ -107,15 +107,23 @@ def _artifact(path: Path, survey: store.Survey) -> dict[str, Any]:
     attrs = dict(survey.attrs)
     arrays = {name: _array(survey, name) for name in survey.shapes}
     features = survey.shapes.get("features")
-    found: dict[str, Any] = {"kind": f"wsimil {_HOLDS.get(attrs['stage'], attrs['stage'])}", "path": str(path)}
-    found |= {"dim": features[1]} if features else {}
-    found |= {key: parse_json(value) if key in _JSON else value for key, value in attrs.items()}
+    found: dict[str, Any] = {"kind": f"wsimil {_HOLDS.get(str(attrs['stage']), attrs['stage'])}", "path": str(path)}
+    found |= {"dim": features[1]} if features and len(features) == 2 else {}
+    found |= {key: _plain(value) if key in _JSON else value for key, value in attrs.items()}
     try:
         store.read(path)
         whole = "checksum verified"
     except ArtifactError as error:
         whole = f"damaged: {error}"
     return found | {"datasets": arrays, "integrity": whole}
+
+
+def _plain(value: Any) -> Any:
+    """JSON as what it says; damaged, as it stands: that the file is damaged is told beside it."""
+    try:
+        return parse_json(value)
+    except (ValueError, TypeError):
+        return value
 
 
 _HOLDS = {"tile": "tiles", "extract": "features", "import": "features (imported)", "distances": "distances"}

@@ -70,6 +70,15 @@ def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str
     Raises:
         TableError: it is none.
     """
+    try:
+        return _read_predictions(path)
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise TableError(
+            f"{path} is damaged ({error}): predict again with --overwrite, or give another --out"
+        ) from error
+
+
+def _read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         names = reader.fieldnames or []

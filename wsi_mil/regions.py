@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from wsi_mil.errors import OptionError, PolygonError
+from wsi_mil.errors import ArtifactCorrupt, OptionError, PolygonError
 from wsi_mil.geometry import SUFFIXES, Area, Drawing, box_shares, cell_shares, merged, read_drawing, without
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import parse_words
 from wsi_mil.slides import without_extension
 from wsi_mil.store import Artifact
 
@@ -208,7 +208,14 @@ def read_labels(artifact: Artifact) -> Labels | None:
     """What was annotated on the tiles of an artifact, of `wsimil tile` or `wsimil extract`; None where nobody did."""
     if "annotations" not in artifact.arrays:
         return None
-    return Labels(parse_json(artifact.array_attrs["annotations"]["classes"]), artifact.arrays["annotations"])
+    shares = artifact.arrays["annotations"]
+    try:
+        classes = parse_words(artifact.array_attrs["annotations"].get("classes"))
+    except ValueError as error:
+        raise ArtifactCorrupt(f"annotations of tiles have no names ({error}): tile with --overwrite") from error
+    if shares.ndim != 2 or shares.shape[1] != len(classes):
+        raise ArtifactCorrupt(f"{len(classes)} annotations are named, and {shares.shape} there: tile with --overwrite")
+    return Labels(classes, shares)
 
 
 def _with_near_misses(folder: Path, slide_ids: Sequence[str], taken: Collection[Path]) -> list[str]:

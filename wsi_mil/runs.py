@@ -200,7 +200,7 @@ def _summary(folder: Path) -> list[Row]:
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
             made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
             rows.append(made._replace(**timed))
-        except (ArtifactCorrupt, KeyError, ValueError) as error:
+        except (ArtifactCorrupt, KeyError, ValueError, TypeError, AttributeError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)
 
@@ -212,7 +212,13 @@ def _has_failed(folder: Path, row: Row) -> bool:
 
 def _latest(folder: Path) -> dict[str, Row]:
     """The latest row of each slide over all run tables (their names sort by time)."""
-    return {row.slide_id: row for path in sorted((folder / "runs").glob("*.csv")) for row in _read(path)}
+    latest: dict[str, Row] = {}
+    for path in sorted((folder / "runs").glob("*.csv")):
+        try:
+            latest |= {row.slide_id: row for row in _read(path)}
+        except (ValueError, TypeError, csv.Error) as error:
+            log.warning("%s is damaged and says nothing any more (%s): delete it", path, one_line(error))
+    return latest
 
 
 def _read(path: Path) -> Iterator[Row]:

@@ -24,6 +24,7 @@ import xxhash
 
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
 from wsi_mil.guards import hdf5, parse_json
+from wsi_mil.guards.heaps import require_sound_heaps
 from wsi_mil.publishing import replacing
 
 FORMAT_VERSION = 1
@@ -31,6 +32,8 @@ _REMEDY = "run the command that made it again, with --overwrite"
 _FOREIGN_REMEDY = "copy it again, or make it again with the program that wrote it"
 _verified: set[tuple[str, int, int]] = set()
 _BLOCK_BYTES = 1 << 26
+# What h5py turns damage into.
+_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, OverflowError, SystemError)
 
 
 @dataclass(frozen=True)
@@ -187,12 +190,13 @@ def _opened(path: Path, remedy: str = _REMEDY) -> Generator[h5py.File]:
     # Published artifacts never change, so HDF5's file lock, which fails on many network file systems, is not wanted.
     try:
         with h5py.File(path, "r", locking=False) as file:
+            require_sound_heaps(path, file)
             yield file
     except FileNotFoundError as error:
         raise ArtifactMissing(f"{path} does not exist") from error
     except PermissionError:
         raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what damage turns into
+    except _DAMAGE as error:
         raise ArtifactCorrupt(f"{path} is damaged ({error}): {remedy}") from error
 
 

@@ -36,6 +36,8 @@ Table = pd.DataFrame
 _SEPARATORS = ",;\t"
 _OTHER_SPREADSHEETS = (".xls", ".xlsb", ".ods", ".numbers")
 _NAMES_SHOWN = 8
+# What a damaged archive turns into.
+_BAD_ARCHIVE = (BadZipFile, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError, zlib.error)
 _MOST_UNPACKED = 1 << 28
 """Bytes of a workbook: a million rows of labels have a quarter of that."""
 _MOST_CELLS = 20_000_000
@@ -214,7 +216,16 @@ def _require_small(path: Path) -> None:
             for part in archive.infolist():
                 if part.filename.lower().endswith((".xml", ".rels")):
                     require_plain_xml(archive.read(part))
-    except (BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+    except (
+        BadZipFile,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        zlib.error,
+    ) as error:
         raise TableError(f"{path} {_NO_WORKBOOK} ({error})") from error
 
 

@@ -61,6 +61,11 @@ class Answers:
             if row.label not in classes:
                 known = ", ".join(classes)
                 raise TableError(f"{row.slide_id} has the label {row.label!r}, which is none of the model's: {known}")
+            if row.predicted not in classes or len(row.probabilities) != len(classes):
+                said = f"{row.predicted!r} with {len(row.probabilities)} probabilities"
+                raise TableError(
+                    f"{row.slide_id} is predicted {said}, of the classes {', '.join(classes)}: predict anew"
+                )
         if not done:
             raise TableError("no labelled slide has a prediction: see the table's column error")
         return cls(

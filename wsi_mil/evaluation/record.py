@@ -8,7 +8,7 @@ from wsi_mil import publishing
 from wsi_mil.errors import ArtifactStale
 from wsi_mil.evaluation.patients import PATIENTS
 from wsi_mil.evaluation.study import TABLES
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import read_table_of_json
 from wsi_mil.predictions import TABLE
 
 RECORD = "study.json"
@@ -50,7 +50,8 @@ def _there(out: Path) -> list[str]:
 
 def _recorded(out: Path) -> dict[str, str]:
     path = out / RECORD
-    return parse_json(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = read_table_of_json(path, "delete it, and judge again with --overwrite") if path.exists() else {}
+    return {name: str(value) for name, value in found.items()}
 
 
 def _otherwise(before: Mapping[str, str], now: Mapping[str, str], there: list[str]) -> str:

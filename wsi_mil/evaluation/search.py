@@ -17,7 +17,7 @@ from wsi_mil import publishing, store, train
 from wsi_mil.aggregators import params_of
 from wsi_mil.cohort import Cohort
 from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import read_table_of_json
 from wsi_mil.learning import RunParams, best_epoch
 from wsi_mil.train import TrainParams
 
@@ -60,7 +60,7 @@ def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Ke
     """
     print_ = store.fingerprint("search", 1, {"trials": trials}, train.fingerprint(cohort, feats, base))
     table = kept.out / "search.json"
-    done: dict[str, Any] = parse_json(table.read_text(encoding="utf-8")) if table.exists() else {}
+    done: dict[str, Any] = read_table_of_json(table, "delete it to search anew") if table.exists() else {}
     if done.get("fingerprint") != print_:
         if done and not kept.overwrite:
             raise ArtifactStale(

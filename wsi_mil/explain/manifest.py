@@ -12,7 +12,7 @@ from wsi_mil.errors import ArtifactCorrupt
 from wsi_mil.explain.looking import Look
 from wsi_mil.explain.places import Places
 from wsi_mil.explain.tables import told_classes
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import is_inside, read_table_of_json
 
 MANIFEST = "explanation.json"
 VERSION = 2
@@ -110,19 +110,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ArtifactCorrupt: it is not there, damaged, of another version, or names a file that is elsewhere or lost.
     """
     where, again = folder / MANIFEST, "move the folder away, and explain the slide again"
-    try:
-        told = parse_json(where.read_text(encoding="utf-8"))
-        lacking = [name for name in _WANTED if name not in told]
-        files = [] if lacking else list(map(str, told["files"]))
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactCorrupt(f"{where} is damaged ({error}): {again}") from error
-    if lacking:
-        raise ArtifactCorrupt(f"{where} lacks {lacking[0]}, as one of another version: {again}")
+    if not where.is_file():
+        raise ArtifactCorrupt(f"{where} is not there: {again}")
+    told = read_table_of_json(where, again)
+    if not isinstance(files := told.get("files"), dict):
+        raise ArtifactCorrupt(f"{where} is damaged (it names no files): {again}")
     for name in files:
-        if (folder / name).resolve().parent != folder.resolve():
+        if not is_inside(name) or (folder / name).resolve().parent != folder.resolve():
             raise ArtifactCorrupt(f"{where} names {name!r}, which is no file of its folder: {again}")
         if not (folder / name).is_file():
             raise ArtifactCorrupt(f"{where} names {name!r}, which is not there: explain the slide again")
+    if lacking := [name for name in _WANTED if name not in told]:
+        raise ArtifactCorrupt(f"{where} lacks {lacking[0]}, as one of another version: {again}")
     return told
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int64
 from wsi_mil import store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale
 from wsi_mil.geometry import Area, merged, read_drawing
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import parse_words
 
 QUALITY = ("coverage", "sharpness", "pen", "white", "black", "saturation")
 """Columns of the tiles' artifact that describe a tile."""
@@ -55,10 +55,13 @@ def read_places(features: Path, tiles: Path | None = None) -> Places:
     try:
         l0_tile = int(found.attrs["l0_tile_width"]), int(found.attrs["l0_tile_height"])
         mpp = float(found.attrs["mpp_x"]), float(found.attrs["mpp_y"])
+        sides = [found.attrs[name] for name in ("level0_width", "level0_height") if name in found.attrs]
+        l0_size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
     except KeyError as error:
         raise ArtifactCorrupt(f"{features} lacks {error}: make it again with `wsimil extract --overwrite`") from error
-    sides = [found.attrs[name] for name in ("level0_width", "level0_height") if name in found.attrs]
-    l0_size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
+    except (ValueError, TypeError, OverflowError) as error:
+        mend = "make it again with `wsimil extract --overwrite`"
+        raise ArtifactCorrupt(f"{features} does not say where its tiles lie ({error}): {mend}") from error
     coords, columns = store.read_arrays(features, ["coords"])["coords"], _columns(features, found)
     if tiles is None:
         return Places(coords, l0_tile, mpp, columns, l0_size=l0_size)
@@ -75,6 +78,11 @@ def _columns(path: Path, found: store.Survey) -> dict[str, Float32[np.ndarray, "
     arrays = store.read_arrays(path, [name for name in (*QUALITY, _ANNOTATIONS) if name in found.shapes])
     shares = arrays.pop(_ANNOTATIONS, None)
     if shares is not None:
-        classes = parse_json(found.array_attrs[_ANNOTATIONS]["classes"])
+        try:
+            classes = parse_words(found.array_attrs[_ANNOTATIONS].get("classes"))
+        except ValueError as error:
+            raise ArtifactCorrupt(f"{path} does not name its annotations ({error}): make it again") from error
+        if shares.shape != (len(shares), len(classes)):
+            raise ArtifactCorrupt(f"{path} names {len(classes)} annotations and holds {shares.shape}: make it again")
         arrays |= {f"annotation_{name}": shares[:, index] for index, name in enumerate(classes)}
     return arrays

@@ -6,6 +6,15 @@ read. ``SECURITY.md`` says what that promises.
 """
 
 from wsi_mil.guards.names import inside, is_formula, is_inside, printable
-from wsi_mil.guards.text import parse_json, require_plain_xml
+from wsi_mil.guards.text import parse_json, parse_words, read_table_of_json, require_plain_xml
 
-__all__ = ["inside", "is_formula", "is_inside", "parse_json", "printable", "require_plain_xml"]
+__all__ = [
+    "inside",
+    "is_formula",
+    "is_inside",
+    "parse_json",
+    "parse_words",
+    "printable",
+    "read_table_of_json",
+    "require_plain_xml",
+]

@@ -26,6 +26,8 @@ OF_TILES = "tiles"
 """The ``mpp_source`` where coordinates are physical and the slide's pixels unknown: the pixels are those of tiles."""
 UNNAMED = "unnamed"
 """The encoder of files that name none."""
+_FARTHEST_PX = 1 << 31
+_MOST_PX = 1 << 20  # of a tile's side: more than a whole slide has
 _AGREEMENT = 1.75
 """The factor by which um/px may miss 10 / magnification: TRIDENT and AtlasPatch call 0.30 to 0.60 um/px 20 x."""
 REMEDY = "give --mpp for all slides, a table slide,mpp by --slides-csv, or the folder of the slides by --slides"
@@ -84,8 +86,13 @@ def own_artifact(
         ResolutionError: nothing tells the slide's um per px.
         ArtifactError: a feature is no number, or beyond float16.
     """
+    if bag.features.dtype.kind not in "fiu":
+        raise ArtifactError(f"{path} has features of type {bag.features.dtype}, not numbers: extract it again")
     resolution = _resolution(bag, path, told)
     coords, l0_tile = _in_level0(bag, resolution)
+    if min(bag.tile_px, *l0_tile) < 1 or max(bag.tile_px, *l0_tile) > _MOST_PX:
+        sizes = f"{l0_tile[0]:g} x {l0_tile[1]:g} level-0 px, read as {bag.tile_px:g}"
+        raise ArtifactError(f"{path} has tiles of {sizes}, which cannot be meant: make it again with {bag.peer}")
     features, fault = half(bag.features)
     if fault:
         l0_x, l0_y = coords[fault.tile]
@@ -163,7 +170,7 @@ def whole_coords(coords: Num[np.ndarray, "tiles _"], path: Path) -> Int[np.ndarr
     Raises:
         ArtifactError: they are no numbers.
     """
-    if not np.isfinite(coords[:, :2]).all():
+    if not (np.abs(coords[:, :2].astype(float)) < _FARTHEST_PX).all():  # nor is what is no number
         raise ArtifactError(f"{path} has coordinates that are no numbers: make it again with the program that wrote it")
     return np.rint(coords[:, :2]).astype(np.int64)
 

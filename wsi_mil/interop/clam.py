@@ -110,8 +110,8 @@ def l0_size(attrs: Mapping[str, Any]) -> tuple[int, int] | None:
     """Width and height of the slide, level-0 px, where the attributes of coordinates tell them."""
     if int(attrs["patch_level"]) != 0:
         return None
-    width, height = np.broadcast_to(attrs.get("level_dim", 0), 2).tolist()
-    return (width, height) if width and height else None
+    width, height = (number(side) for side in np.broadcast_to(attrs.get("level_dim", 0), 2).tolist())
+    return (round(width), round(height)) if width and height else None
 
 
 def _pitch(coords: Int[np.ndarray, "tiles 2"]) -> int | None:

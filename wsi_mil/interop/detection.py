@@ -1,10 +1,11 @@
 """Which program wrote a file, and what is in it, told without reading its arrays."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from wsi_mil import store
-from wsi_mil.errors import ArtifactError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError
 from wsi_mil.interop import clam, trident
 from wsi_mil.interop.bag import PeerBag
 from wsi_mil.interop.clam import read_clam
@@ -13,6 +14,8 @@ from wsi_mil.interop.stamp import read_stamp
 from wsi_mil.interop.trident import encoders_of, read_atlaspatch, read_trident
 from wsi_mil.weights import file_sha256
 
+_T = TypeVar("_T")
+_NONSENSE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _PEERS = "TRIDENT, CLAM, STAMP or AtlasPatch"
 
 
@@ -76,20 +79,30 @@ def read_peer(path: Path, encoder: str | None = None) -> PeerBag:
         WeightsError: a ``.pt`` file is damaged, or no tensor.
     """
     if path.suffix == ".pt":
-        return read_clam(path)
+        return meant(path, "CLAM", lambda: read_clam(path))
     survey = store.survey(path)
     kind = kind_of(survey)
     if kind.holds != "features":
         raise ArtifactError(f"{path} {_what_instead(kind)}")
-    match kind.peer:
-        case "STAMP":
-            return read_stamp(path, survey)
-        case "AtlasPatch":
-            return read_atlaspatch(path, survey, encoder)
-        case "TRIDENT":
-            return read_trident(path, survey)
-        case _:
-            return read_clam(path)
+    readers: dict[str, Callable[[], PeerBag]] = {
+        "STAMP": lambda: read_stamp(path, survey),
+        "AtlasPatch": lambda: read_atlaspatch(path, survey, encoder),
+        "TRIDENT": lambda: read_trident(path, survey),
+        "CLAM": lambda: read_clam(path),
+    }
+    return meant(path, kind.peer, readers[kind.peer])
+
+
+def meant(path: Path, peer: str, read: Callable[[], _T]) -> _T:
+    """What is read of a file of another program.
+
+    Raises:
+        ArtifactCorrupt: its numbers and words are not of the kinds and shapes that this program writes.
+    """
+    try:
+        return read()
+    except _NONSENSE as error:
+        raise ArtifactCorrupt(f"{path} is none that {peer} writes ({error}): make it again with {peer}") from error
 
 
 def content_of(path: Path, encoder: str | None = None) -> str:
@@ -112,7 +125,9 @@ def l0_size_of(path: Path) -> tuple[int, int] | None:
         return None
     survey = store.survey(path)
     attrs = {**survey.attrs, **survey.array_attrs.get("coords", {})}
-    return clam.l0_size(attrs) if "patch_level" in attrs else trident.l0_size(attrs)
+    if "patch_level" in attrs:
+        return meant(path, "CLAM", lambda: clam.l0_size(attrs))
+    return trident.l0_size(attrs)
 
 
 def _what_instead(kind: Kind) -> str:

@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from wsi_mil.errors import SlideUnreadable
 from wsi_mil.slides.resample import RESAMPLE, resample
 from wsi_mil.slides.resolution import Resolution
 
 _BLOCK_PX = 2048  # side of the blocks that a thumbnail is read in: 16 MB each
+_MOST_PIXELS = 1 << 29  # of a thumbnail: 180 x 180 mm at 8 um
 WHITE = (255, 255, 255)
 
 
@@ -148,13 +150,18 @@ class Slide(ABC):
         takes little more memory than its thumbnail.
 
         Raises:
-            SlideUnreadable: the pixels cannot be read.
+            SlideUnreadable: the pixels cannot be read, or there would be too many of them.
         """
         l0_width, l0_height = self.l0_size
         size = (
             min(l0_width, max(1, round(l0_width * self.mpp_x / mpp))),
             min(l0_height, max(1, round(l0_height * self.mpp_y / mpp))),
         )
+        if size[0] * size[1] > _MOST_PIXELS:
+            raise SlideUnreadable(
+                f"{self.path} says that it is {l0_width:,} x {l0_height:,} px of {self.mpp_x:.4g} um, larger than any"
+                " slide: give its um/px by --slide-mpp if that is wrong, or copy it again"
+            )
         index = self.level_for(l0_width / size[0], l0_height / size[1])
         image = resample(np.array(self._reduced_level(index, size)), size)
         return Thumbnail(image, self.mpp_x * l0_width / size[0], self.mpp_y * l0_height / size[1])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_mil.errors import SlideError, SlideUnreadable
+from wsi_mil.guards import is_inside
 from wsi_mil.slides.openslide_reader import series_of
 
 EXTENSIONS = (
@@ -141,7 +142,8 @@ def _named_inside(path: Path) -> list[Path]:
     except OSError:
         return []
     names = {line.partition("=")[2].strip() for line in lines} - {""}
-    return [path.with_name(name) for name in names if "/" not in name and path.with_name(name).is_file()]
+    beside = (path.with_name(name) for name in names if "/" not in name and is_inside(name))
+    return [file for file in beside if file.is_file()]
 
 
 def _series(path: Path) -> str | None:

@@ -29,6 +29,9 @@ _CLASSES: dict[bytes, type[ImageFile.ImageFile]] = {
 }
 _MODES = ("L", "LA", "P", "PA", "RGB", "RGBA")
 _MAX_PIXELS = 500_000_000  # an image is held in memory whole, at up to 4 bytes a pixel
+_MOST_PACKED = {"": 1500, "raw": 1} | dict.fromkeys(("zstd", "lzma", "webp"), 1 << 20)
+"""Times that a codec packs glass at best; deflate, LZW and JPEG are much alike."""
+_ALWAYS_BYTES = 1 << 22
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _UNITS = {2: "inch", 3: "centimeter"}
 _FAILURES = (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, struct.error)
@@ -102,6 +105,13 @@ def _check(path: Path, file: ImageFile.ImageFile) -> None:
         raise SlideUnreadable(
             f"{path} is a plain image of {width} x {height} pixels, too large to hold in memory: "
             f"convert it to a tiled TIFF (vips tiffsave in.png out.tif --tile --pyramid --compression jpeg)"
+        )
+    most = _MOST_PACKED.get(file.info.get("compression", ""), _MOST_PACKED[""]) * path.stat().st_size
+    needed = width * height * (len(file.getbands()) if file.mode != "P" else 1 / 8)  # a pixel of a palette may be a bit
+    if needed > max(most, _ALWAYS_BYTES):
+        raise SlideUnreadable(
+            f"{path} is damaged: it says that it has {width:,} x {height:,} pixels, more than {path.stat().st_size:,}"
+            " bytes can hold: copy or download it again"
         )
 
 

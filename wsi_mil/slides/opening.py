@@ -5,6 +5,7 @@ from pathlib import Path
 from wsi_mil.errors import OptionError, SlideUnreadable
 from wsi_mil.slides.base import Slide
 from wsi_mil.slides.direct import NotDirect, open_directly
+from wsi_mil.slides.headers import require_credible
 from wsi_mil.slides.image_reader import ImageSlide
 from wsi_mil.slides.openslide_reader import OpenSlideSlide
 
@@ -33,6 +34,7 @@ def open_slide(path: Path, mpp: float | None = None, reader: str = "auto", fast:
     """
     require_reader(reader, fast)
     start = _start(path)
+    require_credible(path)
     try:
         slide = OpenSlideSlide(path, mpp)
     except SlideUnreadable as first:
