@@ -13,6 +13,7 @@ WsiMilError
 │   ├── ArtifactMissing     is not there: names the command that makes it
 │   ├── ArtifactCorrupt     is damaged: its checksum or layout is wrong
 │   └── ArtifactStale       was made from something else, or with other options
+├── StorageError            a file cannot be written: no room, or it is not allowed
 ├── TrainingError           training cannot go on
 └── IncompatibleError       two things that do not belong together (features and checkpoint)
 
@@ -82,6 +83,10 @@ class ArtifactCorrupt(ArtifactError):
 
 class ArtifactStale(ArtifactError):
     """The artifact was made from another input or with other options."""
+
+
+class StorageError(WsiMilError):
+    """A file cannot be written: there is no room, or it is not allowed."""
 
 
 class TrainingError(WsiMilError):

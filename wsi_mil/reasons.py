@@ -5,14 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from wsi_mil import checkpoint, predict
+from wsi_mil import checkpoint, predict, publishing
 from wsi_mil.cohort import SEVERAL
 from wsi_mil.errors import ArtifactStale, OptionError
 from wsi_mil.explain import Explained, ExplainOptions, Head, LookOptions, explain_bags, learnt_distances
 from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import Prediction
-from wsi_mil.publishing import write_bytes
 from wsi_mil.report import DistanceUse, Told, distance_files, distance_section, predicted_distances, prediction_page
 from wsi_mil.slides import SlideFile, find_slides
 from wsi_mil.stage import Item, artifact_path
@@ -71,6 +70,7 @@ def answer(
         WsiMilError: as `wsi_mil.predict.predict_slides` and `wsi_mil.predict.predict_bags`.
         OptionError: options were given that tell nothing of what is asked about.
     """
+    publishing.sweep(options.out)
     if asked.bags is None:
         rows = predict.predict_slides(path, asked.slides, options, asked.mpp)
         cache = options.out / "cache"
@@ -115,7 +115,7 @@ def learnt(path: Path, out: Path, overwrite: bool = False) -> tuple[list[Head], 
         if not overwrite and file.exists() and file.read_bytes() != data:
             raise ArtifactStale(f"{file} tells of another model: add --overwrite, or give another --out")
     for file, data in files.items():
-        write_bytes(file, data)
+        publishing.write_bytes(file, data)
     return list(use.heads), list(files)
 
 
@@ -162,4 +162,4 @@ def _write_page(
     learnt = distance_section(predicted_distances(made, bags, options.device))
     told = Told(made, checkpoint.digest(path), tuple(commands), [learnt])
     folders = [one.folder for one in explained if one.status == "done"]
-    write_bytes(options.out / PAGE, prediction_page(rows, told, folders))
+    publishing.write_bytes(options.out / PAGE, prediction_page(rows, told, folders))
