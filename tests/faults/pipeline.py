@@ -140,7 +140,7 @@ def visible(folder: Path, step: Step) -> Iterator[Path]:
 
 def leftovers(folder: Path) -> list[Path]:
     """What a killed process left."""
-    return [path for path in folder.rglob(".*.tmp")]
+    return list(folder.rglob(".*.tmp"))
 
 
 _TIMES = {"seconds", "tiles_per_s", "decode_s", "waiting_share", "busy_share"}
@@ -156,4 +156,3 @@ def _timeless(path: Path) -> bytes:
     if path.suffix == ".html":
         return re.sub(rb"[\d.,]+ s\b", b"", data)
     return data
-

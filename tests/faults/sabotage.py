@@ -112,7 +112,7 @@ def harm_while_read(path: str, after_reads: int, keep: int | None) -> None:
     original, lock, left = os.pread, threading.Lock(), [after_reads]
 
     def pread(handle: int, size: int, offset: int) -> bytes:
-        if os.readlink(f"/proc/self/fd/{handle}").startswith(path):
+        if str(Path(f"/proc/self/fd/{handle}").readlink()).startswith(path):
             with lock:
                 left[0] -= 1
                 if left[0] == 0:
@@ -154,4 +154,3 @@ def _steps(around: Callable[[int, Callable[[], Any]], Any], names: tuple[str, ..
 
         setattr(os, name, stepping)
     return counter
-

@@ -131,9 +131,7 @@ def test_there_is_no_room_from_some_step_on(
 
 
 @pytest.mark.parametrize("name", ["extract", "train"])
-def test_no_file_may_be_longer(
-    reference: Reference, name: str, tmp_path: Path, record: Callable[[str], None]
-) -> None:
+def test_no_file_may_be_longer(reference: Reference, name: str, tmp_path: Path, record: Callable[[str], None]) -> None:
     step = STEPS[name]
     folder = reference.working_copy(step, tmp_path / "there")
     record("quota (RLIMIT_FSIZE)")
@@ -300,9 +298,7 @@ def test_what_is_damaged_is_made_again(
 
 
 @pytest.mark.parametrize("cache", ["tiles", "feats"])
-def test_a_cache_is_damaged(
-    reference: Reference, cache: str, tmp_path: Path, record: Callable[[str], None]
-) -> None:
+def test_a_cache_is_damaged(reference: Reference, cache: str, tmp_path: Path, record: Callable[[str], None]) -> None:
     step = STEPS["predict"]
     folder = reference.working_copy(step, tmp_path / "there")
     shutil.copytree(reference.folder / "predictions", folder / "predictions")
@@ -337,7 +333,9 @@ def test_the_cache_of_weights_is_full(reference: Reference, tmp_path: Path, reco
         assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("clock", [{"shift_clock": {"days": -9000}}, {"shift_clock": {"days": 9000}}, {"swing_clock": {"seconds": 5e6}}])
+@pytest.mark.parametrize(
+    "clock", [{"shift_clock": {"days": -9000}}, {"shift_clock": {"days": 9000}}, {"swing_clock": {"seconds": 5e6}}]
+)
 @pytest.mark.parametrize("name", ["extract", "train", "predict"])
 def test_the_clock_is_wrong(
     reference: Reference, name: str, clock: dict[str, dict], tmp_path: Path, record: Callable[[str], None]

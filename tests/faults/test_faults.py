@@ -1,4 +1,4 @@
-"""Faults that cost little to inject: at every step of publication, in every part of a file. `test_campaign` does more."""
+"""Faults that cost little: at every step of publication, in every part of a file. `test_campaign` has the others."""
 
 import errno
 import os
@@ -100,7 +100,7 @@ def test_a_folder_comes_back_where_the_new_one_cannot_take_its_place(
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_processes_that_write_one_folder_at_once_end_well(tmp_path: Path) -> None:
     def work() -> None:
-        for _ in range(20):
+        for _ in range(10):
             publish_folder(tmp_path, str(os.getpid()).encode())
             publishing.sweep(tmp_path)
 
@@ -150,28 +150,27 @@ def test_a_flipped_bit_anywhere_in_an_artifact_is_noticed_or_changes_nothing(tmp
     rng, path = np.random.default_rng(seed), tmp_path / "a.h5"
     arrays = {"features": rng.normal(size=(40, 30)).astype(np.float16), "coords": np.arange(80).reshape(40, 2)}
     store.write(path, store.Artifact(arrays, {"stage": "toy", "tiles": 40}, {"coords": {"patch_size": 224}}))
-    before, data, refused = store.read(path), path.read_bytes(), 0
-    for place in rng.integers(0, len(data), 300):
+    before, data, told = store.read(path), path.read_bytes(), list[str]()
+    for place in rng.integers(0, len(data), 100):
         harmed = bytearray(data)
         harmed[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(harmed)
         try:
             found = store.read(path)
         except ArtifactCorrupt as error:
-            assert "a.h5" in str(error)
-            assert "--overwrite" in str(error) or "leads" in str(error)
-            refused += 1
+            told.append(str(error))
         else:
             assert store.checksum(found) == store.checksum(before)
         store._verified.clear()  # the clock is too coarse to tell the next harm from this one
-    assert refused > 50
+    assert len(told) > 15
+    assert all("a.h5" in line and ("--overwrite" in line or "copy" in line) for line in told)
 
 
 def test_a_flipped_bit_anywhere_in_a_file_of_tensors_is_noticed_or_changes_nothing(tmp_path: Path, seed: int) -> None:
     rng, path = np.random.default_rng(seed), tmp_path / "a.safetensors"
     tensors = {"a.weight": torch.arange(200.0).reshape(20, 10), "b": torch.ones(7)}
     save_tensors(path, tensors, {"told": "[1, 2]"})
-    data, refused = path.read_bytes(), 0
+    data, refusals = path.read_bytes(), list[str]()
     for place in rng.integers(0, len(data), 300):
         harmed = bytearray(data)
         harmed[place] ^= 1 << int(rng.integers(8))
@@ -179,12 +178,12 @@ def test_a_flipped_bit_anywhere_in_a_file_of_tensors_is_noticed_or_changes_nothi
         try:
             found, told = load_tensors(path)
         except WeightsError as error:
-            assert "a.safetensors" in str(error)
-            refused += 1
+            refusals.append(str(error))
         else:
             assert all(torch.equal(found[name], tensors[name]) for name in tensors)
             assert told.get("told") == "[1, 2]"
-    assert refused > 200
+    assert len(refusals) > 200
+    assert all("a.safetensors" in line and "again" in line for line in refusals)
 
 
 def test_tensors_without_a_checksum_are_read_as_other_programs_write_them(tmp_path: Path) -> None:
@@ -196,9 +195,7 @@ def test_tensors_without_a_checksum_are_read_as_other_programs_write_them(tmp_pa
     assert load_tensors(tmp_path / "b.safetensors")[1] == {}
 
 
-def test_the_latest_failure_is_told_though_the_clock_went_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_latest_failure_is_told_though_the_clock_went_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock(datetime):
         days = 40
 
