@@ -100,4 +100,6 @@ class IncompatibleError(WsiMilError):
 def one_line(error: BaseException) -> str:
     """Return an error as one line: our own message as it stands, a foreign one with its type before it."""
     text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: permission denied: allow it, then type the same command again"
     return text if isinstance(error, WsiMilError) else f"{type(error).__name__}: {text}"

@@ -141,6 +141,28 @@ def test_what_cannot_be_written_is_named_with_what_to_do(
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("most", [1000, 3000, 8000])
+def test_hdf5_that_finds_no_room_ends_with_our_error_and_says_nothing_itself(
+    most: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, found = tmp_path / "a.h5", tmp_path / "told"
+    whole = store.Artifact({"features": np.ones((100, 40), np.float16)}, {"told": "x" * 2000})
+
+    def work() -> None:
+        told = os.open(found, os.O_CREAT | os.O_WRONLY)
+        sabotage.limit_files(most)
+        try:
+            store.write(path, whole)
+        except StorageError as error:
+            os.write(told, str(error).encode())
+
+    assert forked(work) == 0
+    assert "a.h5 cannot be written (File too large): make room there" in found.read_text()
+    assert [one.name for one in tmp_path.iterdir()] == ["told"]
+    assert capfd.readouterr().err == ""
+
+
 def test_an_error_of_what_is_read_meanwhile_is_not_taken_for_one_of_writing(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), publishing.replacing(tmp_path / "thing"):
         raise PermissionError(errno.EACCES, "Permission denied", "slide.tif")
@@ -183,7 +205,7 @@ def test_a_flipped_bit_anywhere_in_a_file_of_tensors_is_noticed_or_changes_nothi
             assert all(torch.equal(found[name], tensors[name]) for name in tensors)
             assert told.get("told") == "[1, 2]"
     assert len(refusals) > 200
-    assert all("a.safetensors" in line and "again" in line for line in refusals)
+    assert all("a.safetensors" in line and ("again" in line or "fetch" in line) for line in refusals)
 
 
 def test_tensors_without_a_checksum_are_read_as_other_programs_write_them(tmp_path: Path) -> None:
