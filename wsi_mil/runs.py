@@ -17,7 +17,7 @@ from secrets import token_hex
 from typing import Any, NamedTuple, TypeVar
 
 from wsi_mil import publishing, store
-from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
+from wsi_mil.errors import ArtifactError, OptionError, one_line
 from wsi_mil.executors import available_cores
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 
@@ -213,7 +213,7 @@ def _summary(folder: Path) -> list[Row]:
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
             made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
             rows.append(made._replace(**timed))
-        except (ArtifactCorrupt, KeyError, ValueError) as error:
+        except (ArtifactError, KeyError, ValueError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)
 
