@@ -13,6 +13,7 @@ WsiMilError
 │   ├── ArtifactMissing     is not there: names the command that makes it
 │   ├── ArtifactCorrupt     is damaged: its checksum or layout is wrong
 │   └── ArtifactStale       was made from something else, or with other options
+├── StorageError            a file cannot be written: no room, or it is not allowed
 ├── TrainingError           training cannot go on
 ├── RankLost                a process that shared a training is gone
 └── IncompatibleError       two things that do not belong together (features and checkpoint)
@@ -85,6 +86,10 @@ class ArtifactStale(ArtifactError):
     """The artifact was made from another input or with other options."""
 
 
+class StorageError(WsiMilError):
+    """A file cannot be written: there is no room, or it is not allowed."""
+
+
 class TrainingError(WsiMilError):
     """Training cannot go on, such as when the loss is not finite."""
 
@@ -100,4 +105,6 @@ class IncompatibleError(WsiMilError):
 def one_line(error: BaseException) -> str:
     """Return an error as one line: our own message as it stands, a foreign one with its type before it."""
     text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: permission denied: allow it, then type the same command again"
     return text if isinstance(error, WsiMilError) else f"{type(error).__name__}: {text}"

@@ -5,17 +5,23 @@ and closed, and only then renamed. A process killed at any moment leaves at wors
 next run on the same machine sweeps away.
 """
 
+import errno
 import os
 import re
 import secrets
 import shutil
 import socket
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Collection, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from wsi_mil.errors import StorageError
+
 _NAME_BYTES = 255
+_TRIES = 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -23,15 +29,20 @@ def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary sibling of ``path``, an empty file; on success make it durable and rename it, else remove it.
 
     It is made for this process alone: nobody can have put a link there before, and who may read it the umask says.
+
+    Raises:
+        StorageError: there is no room, or the folder may not be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    with _telling(path, _FORBIDDEN):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with _telling(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,23 +51,25 @@ def replacing(path: Path) -> Generator[Path]:
 def replacing_folder(path: Path) -> Generator[Path]:
     """`replacing` for a folder: yield an empty temporary sibling; on success make it durable and rename it.
 
-    What lay at ``path`` is gone then, whatever it held. A process killed just between the two leaves no folder there,
-    never half of one.
+    What lay at ``path`` is gone then, whatever it held; it comes back where the new folder cannot take its place. A
+    process killed between the two leaves no folder there, and the next `sweep` puts the old one back.
+
+    Raises:
+        StorageError: as `replacing`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, before = _sibling(path), _sibling(path)
-    temporary.mkdir()
+    temporary = _sibling(path)
+    with _telling(path, _FORBIDDEN):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     try:
-        yield temporary
-        for part in (*temporary.rglob("*"), temporary):
-            _sync(part)
-        if path.exists():
-            path.rename(before)
-        temporary.rename(path)
-        _sync(path.parent)
+        with _telling(path):
+            yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                _sync(part)
+            _take_place(temporary, path)
+            _sync(path.parent)
     finally:
         _remove(temporary)
-    _remove(before)
 
 
 @contextmanager
@@ -73,28 +86,90 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files and folders under ``folder`` that processes of this machine left, killed."""
-    ours = re.compile(re.escape(f".{socket.gethostname()}-") + r"(\d+)-[0-9a-f]+\.tmp$")
-    for temporary in list(folder.rglob(".*.tmp")):
-        match = ours.search(temporary.name)
-        if match and not _alive(int(match[1])):
-            _remove(temporary)
+    """Remove the temporary files and folders under ``folder`` that processes of this machine left, killed.
+
+    A folder that one of them had moved aside, and put nothing in its place, goes back there.
+    """
+    ours = re.compile(re.escape(f".{socket.gethostname()}-") + r"(\d+)-[0-9a-f]+\.(tmp|old\.tmp)$")
+    # not rglob, which fails where another process removes a folder meanwhile
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            match = ours.search(name)
+            if match and not _alive(int(match[1])):
+                target = Path(parent, name[1 : match.start()])
+                whole = len(os.fsencode(name)) < _NAME_BYTES - 3  # else the target's name may have been cut
+                if match[2] == "old.tmp" and whole and not target.exists():
+                    Path(parent, name).rename(target)
+                else:
+                    _remove(Path(parent, name))
+        folders[:] = [name for name in folders if not ours.search(name)]
 
 
-def _sibling(path: Path) -> Path:
+def _take_place(temporary: Path, path: Path) -> None:
+    """Rename a folder to its place, where another one may lie, and another process may be doing the same."""
+    for _ in range(_TRIES):
+        aside = _moved_aside(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+                continue
+            if aside is not None:
+                aside.rename(path)
+            raise
+        finally:
+            if aside is not None and path.exists():
+                _remove(aside)
+        return
+    raise StorageError(f"{path} is written by other processes all the time: end them, then type the same command again")
+
+
+def _moved_aside(path: Path) -> Path | None:
+    """Where a folder lies now that was moved aside; None where there was none."""
+    aside = _sibling(path, ".old.tmp")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return None
+    return aside
+
+
+@contextmanager
+def _telling(path: Path, errors: Collection[int] = ()) -> Generator[None]:
+    """Turn what the system says of a full disk into an error of ours: it names neither the file nor what to do.
+
+    Args:
+        path: what was to be written.
+        errors: other numbers than those of a full disk that can mean nothing but this path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {*_NO_ROOM, *errors}:
+            raise
+        why = os.strerror(error.errno or 0)
+        remedy = "allow it" if error.errno in _FORBIDDEN else "make room there"
+        raise StorageError(
+            f"{path} cannot be written ({why}): {remedy}, or give another --out, then type the same command again:"
+            " what is finished stays"
+        ) from error
+
+
+def _sibling(path: Path, suffix: str = ".tmp") -> Path:
     """A hidden name beside a path, of this process alone; of a long name only the start, since there is no room."""
-    mark = f".{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    mark = f".{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
     room = _NAME_BYTES - len(mark) - 1
     start = path.name.encode(errors="surrogateescape")[:room].decode(errors="ignore")
     return path.with_name(f".{start}{mark}")
 
 
 def _remove(temporary: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if temporary.is_dir() and not temporary.is_symlink():
-        shutil.rmtree(temporary)
-    else:
-        temporary.unlink(missing_ok=True)
+    """Remove a file or a folder, if it is there; another process may be removing it, too."""
+    with suppress(FileNotFoundError):
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink()
 
 
 def _alive(pid: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsi_mil import checkpoint, predict
+from wsi_mil import checkpoint, predict, publishing
 from wsi_mil.answering import JSON, as_json
 from wsi_mil.cohort import SEVERAL
 from wsi_mil.errors import ArtifactStale, OptionError, one_line
@@ -23,7 +23,6 @@ from wsi_mil.explain import (
 from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import TABLE, Prediction, read_predictions
-from wsi_mil.publishing import write_bytes
 from wsi_mil.report import (
     DistanceUse,
     Reasons,
@@ -92,6 +91,7 @@ def answer(
         WsiMilError: as `wsi_mil.predict.predict_slides` and `wsi_mil.predict.predict_bags`.
         OptionError: options were given that tell nothing of what is asked about.
     """
+    publishing.sweep(options.out)
     if asked.bags is None:
         rows = predict.predict_slides(path, asked.slides, options, asked.mpp)
         cache = options.out / "cache"
@@ -163,7 +163,7 @@ def learnt(path: Path, out: Path, overwrite: bool = False) -> tuple[list[Head], 
         if not overwrite and file.exists() and file.read_bytes() != data:
             raise ArtifactStale(f"{file} tells of another model: add --overwrite, or give another --out")
     for file, data in files.items():
-        write_bytes(file, data)
+        publishing.write_bytes(file, data)
     return list(use.heads), list(files)
 
 
@@ -227,7 +227,7 @@ def _write_page(
     # A failure takes no answer away, so the table may hold one of a slide that failed now.
     earlier = [row for row in table if answers.get(row.slide_id) != row.status]
     reasons = _reasons(answered, [*answered.rows, *earlier], told.digest)
-    write_bytes(options.out / PAGE, prediction_page(answered.rows, told, reasons, earlier))
+    publishing.write_bytes(options.out / PAGE, prediction_page(answered.rows, told, reasons, earlier))
 
 
 def _reasons(answered: Answered, rows: Sequence[Prediction], digest: str) -> Reasons:

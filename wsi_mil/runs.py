@@ -8,21 +8,24 @@ runs at once need no lock: whoever rebuilds it last is right.
 import csv
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple, TypeVar
 
 from wsi_mil import publishing, store
-from wsi_mil.errors import ArtifactCorrupt, OptionError, one_line
+from wsi_mil.errors import ArtifactError, OptionError, one_line
 from wsi_mil.executors import available_cores
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 
 log = logging.getLogger(__name__)
 
 _TIMED = ("seconds", "tiles_per_s", "decode_s", "waiting_share", "busy_share")
+_MOMENT = "%Y%m%dT%H%M%S.%f"
+_RUN_ID = re.compile(r"\d{8}T\d{6}\.\d{6}")
 Named = TypeVar("Named", bound=tuple[object, ...])
 """What a run takes: sorted by its first field, a name."""
 
@@ -176,9 +179,19 @@ def write_tables(folder: Path, rows: list[Row]) -> None:
             formulas[0],
         )
     if rows:
-        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}-{token_hex(2)}"
+        run_id = f"{_moment(folder):{_MOMENT}}-{os.getpid()}-{token_hex(2)}"
         _write(folder / "runs" / f"{run_id}.csv", rows)
     _write(folder / "summary.csv", _summary(folder))
+
+
+def _moment(folder: Path) -> datetime:
+    """Now, or just after the latest run in a folder, if that is later: a clock that went back reorders nothing."""
+    now = datetime.now(UTC)
+    found = (_RUN_ID.match(path.name) for path in (folder / "runs").glob("*.csv"))
+    latest = max((match[0] for match in found if match), default="")
+    if latest < f"{now:{_MOMENT}}":
+        return now
+    return datetime.strptime(latest, _MOMENT).replace(tzinfo=UTC) + timedelta(microseconds=1)
 
 
 def failures(folder: Path) -> dict[str, str]:
@@ -200,7 +213,7 @@ def _summary(folder: Path) -> list[Row]:
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
             made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
             rows.append(made._replace(**timed))
-        except (ArtifactCorrupt, KeyError, ValueError, TypeError, AttributeError) as error:
+        except (ArtifactError, KeyError, ValueError, TypeError, AttributeError) as error:
             rows.append(Row(slide_id, "damaged", error=str(error)))
     return sorted(rows)
 

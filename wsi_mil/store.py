@@ -11,6 +11,7 @@ Two promises hold everywhere:
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from wsi_mil.guards import hdf5, parse_json
 from wsi_mil.guards.heaps import require_sound_heaps
 from wsi_mil.publishing import replacing
@@ -76,8 +77,7 @@ def write(path: Path, artifact: Artifact) -> None:
     """Publish an artifact at ``path``: contiguous datasets, with format version and checksum added."""
     attrs = {**artifact.attrs, "format_version": FORMAT_VERSION}
     complete = Artifact(artifact.arrays, attrs, artifact.array_attrs)
-    # HDF5 seeks as it writes, so it opens the temporary file itself instead of taking our handle.
-    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    with replacing(path) as temporary, _Sink(temporary) as sink, h5py.File(sink, "w", locking=False) as file:
         for name, array in artifact.arrays.items():
             dataset = file.create_dataset(name, data=array)
             for key, value in artifact.array_attrs.get(name, {}).items():
@@ -85,6 +85,36 @@ def write(path: Path, artifact: Artifact) -> None:
         for key, value in attrs.items():
             file.attrs[key] = value
         file.attrs["checksum"] = checksum(complete)
+
+
+class _Sink(io.FileIO):
+    """A file for HDF5 to write to, which tells it of no error, and raises the first one when it is closed.
+
+    HDF5 that cannot write its last block cannot close the file either: it prints tracebacks when the objects go, or
+    ends the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "r+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, unless an earlier block could not be written."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and not self.error:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def close(self) -> None:
+        """Close it, and raise what went wrong."""
+        super().close()
+        error, self.error = self.error, None
+        if error:
+            raise error
 
 
 def read(path: Path) -> Artifact:
@@ -194,8 +224,8 @@ def _opened(path: Path, remedy: str = _REMEDY) -> Generator[h5py.File]:
             yield file
     except FileNotFoundError as error:
         raise ArtifactMissing(f"{path} does not exist") from error
-    except PermissionError:
-        raise
+    except PermissionError as error:
+        raise ArtifactError(f"{path} cannot be read (permission denied): allow it, then type the same again") from error
     except _DAMAGE as error:
         raise ArtifactCorrupt(f"{path} is damaged ({error}): {remedy}") from error
 
@@ -207,7 +237,7 @@ def _verify(path: Path, artifact: Artifact) -> None:
         return
     recorded = artifact.attrs.get("checksum")
     if recorded is None:
-        raise ArtifactCorrupt(f"{path} has no checksum, so wsimil did not write it")
+        raise ArtifactCorrupt(f"{path} has no checksum, so wsimil did not write it: {_REMEDY}")
     try:
         found = checksum(artifact)
     except (TypeError, ValueError) as error:  # attributes that never were ours

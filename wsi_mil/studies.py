@@ -85,6 +85,7 @@ def cross_validate(
     peers: PeerOptions,
 ) -> Study:
     """Judge models by cross-validation; ``folders.model`` is where everything goes, whatever ``run`` says."""
+    publishing.sweep(folders.model)
     folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
     cohort = folded(labelled(labels, folders), params)
     place = Place(folders.feats, folders.distances, folders.model, run.overwrite)
@@ -136,6 +137,7 @@ def evaluate_model(
     peers: PeerOptions,
 ) -> Study:
     """Judge a trained model on labelled slides; ``folders.model`` is where everything goes."""
+    publishing.sweep(folders.model)
     folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
     made = checkpoint.load(model)
     as_trained = replace(labels.params, unit=made.unit, classes=made.classes)
@@ -201,6 +203,7 @@ def compare_runs(runs: Sequence[Path], out: Path, how: Resampling, overwrite: bo
     if len(set(runs)) < max(2, len(runs)):
         raise OptionError("compare: name two different runs or more, such as crossval/das-mil crossval/abmil")
     _refuse_model_folder(out)
+    publishing.sweep(out)
     tables = matched({str(run): answers_in(run) for run in runs})
     hashes = {f"run {run}": file_sha256(table_of(run))[:16] for run in runs}
     inputs = {"command": "compare", **hashes, "resampling": str(how)}

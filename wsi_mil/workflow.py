@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_mil import distances, store, train
+from wsi_mil import distances, publishing, store, train
 from wsi_mil.bags import FEATURE_STAGES, bag_items
 from wsi_mil.cohort import Cohort, CohortParams, Seen, read_cohort, read_slides_table, some_names
 from wsi_mil.contact_sheet import write_contact_sheet
@@ -191,6 +191,7 @@ def train_model(
     Returns:
         The training, or None if ``folders.model`` already holds this very one.
     """
+    publishing.sweep(folders.model)
     folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
     cohort = labelled(labels, folders)
     print_ = train.fingerprint(cohort, folders.feats, params)

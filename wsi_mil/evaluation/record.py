@@ -40,7 +40,7 @@ def claim(out: Path, inputs: Mapping[str, str]) -> None:
     if _recorded(out) == inputs:
         return
     for name in _there(out):
-        (out / name).unlink()
+        (out / name).unlink(missing_ok=True)  # another run may be doing the same
     publishing.write_bytes(out / RECORD, json.dumps(dict(inputs), indent=1, sort_keys=True).encode())
 
 

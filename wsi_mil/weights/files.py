@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,6 +23,7 @@ from wsi_mil.weights.sniffing import sniff
 from wsi_mil.weights.states import State, Unwrapped, some, unwrap, warn_of_student
 
 log = logging.getLogger(__name__)
+_METADATA, _CHECKSUM, _BLOCK_BYTES = "__metadata__", "checksum", 1 << 24
 # What torch's readers turn a flipped byte into.
 _DAMAGE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -38,12 +40,16 @@ def file_sha256(path: Path) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Publish tensors and a table of strings at ``path`` as one safetensors file, atomically.
 
-    The same input gives the same bytes.
+    The same input gives the same bytes. The table gets one more entry, ``checksum``: a digest (xxh3, 128 bits) of the
+    header without it and of all tensors, which `load_tensors` verifies.
     """
     data = save(_apart(tensors), metadata)
-    # The library writes metadata in the order of a hash table that differs from run to run: sort the header.
     start = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    told = {_METADATA: {}} | json.loads(data[8:start])
+    found = xxhash.xxh3_128(_canonical(told))
+    found.update(memoryview(data)[start:])
+    told[_METADATA][_CHECKSUM] = found.hexdigest()
+    header = _canonical(told)
     header += b" " * (-len(header) % 8)
     write_bytes(path, b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]]))
 
@@ -52,16 +58,39 @@ def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
     """Read a safetensors file back as tensors (on the CPU) and its table of strings.
 
     Raises:
-        WeightsError: the file is missing, truncated or no safetensors file.
+        WeightsError: the file is missing, truncated, no safetensors file, or does not match its checksum.
     """
     kind = sniff(path)
     if kind != "safetensors":
         raise WeightsError(f"{path} is a {kind} file, not a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
+    recorded = metadata.pop(_CHECKSUM, None)  # other programs write none
+    if recorded is not None and recorded != _checksum_of(path):
+        raise WeightsError(
+            f"{path} does not match its checksum, so it is damaged: copy it again, or make it again with --overwrite"
+        )
+    return tensors, metadata
+
+
+def _canonical(header: Mapping[str, Any]) -> bytes:
+    """A header in the same bytes each time: the library takes the order of a hash table."""
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _checksum_of(path: Path) -> str:
+    """What the checksum of a file should be that the library has read: its header makes sense."""
+    with path.open("rb") as file:
+        told = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        del told[_METADATA][_CHECKSUM]
+        found = xxhash.xxh3_128(_canonical(told))
+        while block := file.read(_BLOCK_BYTES):
+            found.update(block)
+    return found.hexdigest()
 
 
 def read_state(path: Path, trust: bool = False) -> State:
