@@ -13,6 +13,7 @@ from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import Prediction
 from wsi_mil.publishing import write_bytes
+from wsi_mil.remote import Url
 from wsi_mil.report import DistanceUse, Told, distance_files, distance_section, predicted_distances, prediction_page
 from wsi_mil.slides import SlideFile, find_slides
 from wsi_mil.stage import Item, artifact_path
@@ -34,8 +35,8 @@ class Asked:
     """What is known of features that another program made."""
     mpp: float | None = None
     """Level-0 um/px of all slides, whatever their files say; None = as they say."""
-    slides_at: Path | None = None
-    """Where the slides of ``bags`` lie, if they moved."""
+    slides_at: Path | Url | None = None
+    """A folder, or an address, where the slides of ``bags`` lie, if they moved."""
     tiles: Path | None = None
     """Where the tiles of ``bags`` lie, which know their quality and the outline of the tissue; None = in `TILES`, if it
     is there."""
@@ -84,10 +85,12 @@ def answer(
         made = own_bags(asked.bags, peers, options.workers)
         bags = predict.find_bags(asked.bags) if made.items is None else list(made.items)
         rows = predict.predict_bags(path, bags, options, made.failed)
-        moved = dict(find_slides(asked.slides_at)) if asked.slides_at else {}
+        moved = dict(find_slides(asked.slides_at, options.cache)) if asked.slides_at else {}
     explained: list[Explained] = []
     if closely is not None:
-        how = ExplainOptions(options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite)
+        how = ExplainOptions(
+            options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite, options.cache
+        )
         explained = explain_bags(path, _together(rows, bags), how)
     asked_too = [] if closely is None else bags
     _write_page(path, rows, explained, options, commands, [bag.source for bag in asked_too])

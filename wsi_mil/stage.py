@@ -32,8 +32,8 @@ class Item(NamedTuple):
     """One slide on its way through a stage."""
 
     slide_id: str
-    source: Path
-    """What the stage reads: the slide itself, or the artifact of the stage before."""
+    source: Any
+    """What the stage reads: a slide's `wsi_mil.slides.Place`, or the `Path` of the artifact of the stage before."""
 
 
 @dataclass(frozen=True)

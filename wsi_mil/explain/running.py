@@ -26,6 +26,8 @@ from wsi_mil.explain.writing import (
     write_explanation,
 )
 from wsi_mil.progress import progress
+from wsi_mil.remote import CacheParams
+from wsi_mil.slides import Place
 from wsi_mil.stage import Item, artifact_path, attempt
 
 log = logging.getLogger(__name__)
@@ -42,10 +44,12 @@ class ExplainOptions:
     """Where the model runs."""
     tiles: Path | None = None
     """Folder of the artifacts of tiles, which know their quality and the outline of the tissue; None = not told."""
-    slides: Mapping[str, Path] = field(default_factory=dict)
+    slides: Mapping[str, Place] = field(default_factory=dict)
     """By slide_id, where slides lie that are not at their recorded path any more."""
     overwrite: bool = False
     """Replace explanations by another model, or of other features."""
+    cache: CacheParams = field(default_factory=CacheParams)
+    """Where slides that were recorded far away are staged."""
 
 
 class Explained(NamedTuple):
@@ -97,7 +101,7 @@ class _Slide(NamedTuple):
 
     bag: Bag
     facts: Facts
-    file: Path | None
+    file: Place | None
     """The slide itself; None where it is not at hand."""
 
 
@@ -155,7 +159,7 @@ class _Explainer:
             method=asdict(self.options.look),
             together={one.slide_id: str(one.attrs.get("fingerprint", "")) for one in together if one is not bag},
         )
-        slide = _Slide(bag, facts, find_slide(bag, tiles, self.options.slides))
+        slide = _Slide(bag, facts, find_slide(bag, tiles, self.options.slides, self.options.cache))
         folder, key = explanation_folder(self.options.out, item.slide_id), explanation_fingerprint(bag, facts)
         return None if is_explained(folder, key, slide.file is not None, self.options.overwrite) else slide
 

@@ -6,6 +6,7 @@ read. ``SECURITY.md`` says what that promises.
 """
 
 from wsi_mil.guards.names import inside, is_formula, is_inside, printable
+from wsi_mil.guards.secrets import redacted
 from wsi_mil.guards.text import parse_json, require_plain_xml
 
-__all__ = ["inside", "is_formula", "is_inside", "parse_json", "printable", "require_plain_xml"]
+__all__ = ["inside", "is_formula", "is_inside", "parse_json", "printable", "redacted", "require_plain_xml"]
