@@ -1,6 +1,5 @@
 """Answers about new slides: one thin function per command, as in `cli`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +28,7 @@ from wsi_mil.typed import typed
 if TYPE_CHECKING:
     from wsi_mil.predict import PredictOptions
     from wsi_mil.reasons import Asked
+    from wsi_mil.remote import CacheParams
 
 app = typer.Typer()
 OtherBags = Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")]
@@ -40,7 +40,7 @@ SlidesOfBags = Annotated[
         "--slides",
         metavar="PATH",
         parser=parse_place,
-        help="Of --bags: folder or URL of slides, for pictures if they moved; a folder, for um/px of other programs' bags.",
+        help="Of --bags: folder or URL of slides, for pictures if they moved; a folder, for um/px of other bags.",
     ),
 ]
 TilesOfBags = Annotated[
@@ -83,10 +83,8 @@ def predict(
     if tiles and not explain:
         raise OptionError(f"--tiles {tiles} shows what was looked at: add --explain, or leave it out")
     _require_one_source("predict", slides, bags, bool(bag_slides or table or encoder), tiles)
-    options = replace(
-        _options(out, weights, device, batch, workers, overwrite, trust, patients),
-        cache=cache_params(cache, cache_size),
-    )
+    staged = cache_params(cache, cache_size)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged)
     _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
@@ -135,10 +133,8 @@ def explain(
         show_learnt(path, *learnt(path, out, overwrite))
         return
     _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
-    options = replace(
-        _options(out, weights, device, batch, workers, overwrite, trust, patients),
-        cache=cache_params(cache, cache_size),
-    )
+    staged = cache_params(cache, cache_size)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged)
     _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
@@ -187,11 +183,12 @@ def _options(
     overwrite: bool,
     trust: bool,
     patients: Path | None,
+    cache: "CacheParams",
 ) -> "PredictOptions":
     from wsi_mil.devices import pick_device
     from wsi_mil.predict import PredictOptions
 
-    return PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust, patients)
+    return PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust, patients, cache)
 
 
 def _require_file(json_to: str | None) -> None:

@@ -229,7 +229,7 @@ class _Source:
         }
 
     def _find(self, recorded: str) -> Place:
-        """Where a slide lies: an address that was named now may hold a new signature, so it goes before a recorded one."""
+        """Where a slide lies. An address that is named may hold a new signature, so it goes before a recorded one."""
         moved = self.stage.moved.get(self.item.slide_id)
         named = moved if is_url(recorded) else None
         if found := named or find_again(recorded, self.stage.cache) or moved:

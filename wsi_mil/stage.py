@@ -138,7 +138,7 @@ def run_together(
 
 def per_slide(
     function: Callable[[Item], Result], items: Iterator[Item], workers: int, track: Progress
-) -> Iterator[tuple[Item, Result | Exception]]:
+) -> Generator[tuple[Item, Result | Exception]]:
     """Lift a function of one item to a stream: run it in threads, an error costing only its own item."""
 
     def timed(item: Item) -> Result:

@@ -48,11 +48,13 @@ class Folders:
     feats: Path = Path("feats")
     distances: Path = Path("distances")
     model: Path = Path("model")
+    cache: CacheParams | None = None
+    """Where slides that lie far away are staged for pictures; None = they are not fetched."""
 
     @classmethod
     def under(cls, folder: Path) -> "Folders":
         """The default folders, below another folder than the working one."""
-        return cls(*(folder / path for path in (cls.tiles, cls.feats, cls.distances, cls.model)))
+        return cls(folder / cls.tiles, folder / cls.feats, folder / cls.distances, folder / cls.model)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,6 @@ def train_model(
     overwrite: bool = False,
     peers: PeerOptions = _AS_FILES_SAY,
     run: RunParams = _ONE_DEVICE,
-    cache: CacheParams | None = None,
 ) -> Trained | None:
     """Run stage 4: read the cohort, train, write the report and the checkpoint.
 
@@ -175,7 +176,6 @@ def train_model(
         overwrite: train also where another model lies, or another training was interrupted, and give it up.
         peers: what is known of features that another program made.
         run: how to go about it; its folder is ``folders.model``.
-        cache: where slides that were recorded far away are staged for the report; None = they are not fetched.
 
     Returns:
         The training, or None if ``folders.model`` already holds this very one.
@@ -191,7 +191,7 @@ def train_model(
     trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device), run)
     if is_first_rank():  # the others, if torchrun started some, have learnt the same
         used = distance_use(trained, folders.feats, pick_device(device))
-        shown = training_slides(trained, SlideFiles.at(folders.feats, folders.tiles, peers.slides, cache))
+        shown = training_slides(trained, SlideFiles.at(folders.feats, folders.tiles, peers.slides, folders.cache))
         report = training_page(trained, shown, used, typed())
         pages = {"report.html": report, "model_card.md": training_card(trained)}
         for name in DISTANCE_FILES:  # those of another model that lay here
@@ -250,7 +250,9 @@ def run_all(
     extracted = extract_features(folders.tiles, folders.feats, plan.encoding, options, slides, encoders)
     failed |= extracted[folders.feats].failed
     failed |= measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options).failed
-    return train_model(labels, folders, plan.train, plan.encoding.device, options.overwrite, cache=options.cache)
+    return train_model(
+        labels, replace(folders, cache=options.cache), plan.train, plan.encoding.device, options.overwrite
+    )
 
 
 def labelled(labels: LabelTable, folders: Folders) -> Cohort:

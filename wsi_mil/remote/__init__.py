@@ -1,4 +1,4 @@
-"""Slides that lie far away, at any address that fsspec knows: listed, sampled, and staged through a bounded local cache.
+"""Slides far away, at any address that fsspec knows: listed, sampled, and staged through a bounded local cache.
 
 The only door to fsspec. `hold` makes a local file of a slide for as long as it is used, `Ahead` does so before its turn
 comes; `docs/remote.md` says what is promised.

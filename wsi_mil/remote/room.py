@@ -69,10 +69,10 @@ def _wait_for_room(slide: RemoteSlide, cache: Path, bound: int, waiting: Waiting
             if mark := try_mark(path, shared=True):
                 mark.touch()
                 return mark
-            if not path.exists() and _make_room(slide, cache, bound):
-                if mark := try_mark(path, shared=True, create=True):
-                    mark.write(str(slide.size))
-                    return mark
+            is_new = not path.exists() and _make_room(slide, cache, bound)
+            if is_new and (mark := try_mark(path, shared=True, create=True)):
+                mark.write(str(slide.size))
+                return mark
         if not said and time.monotonic() - began > _SAY_AFTER_S:
             said = True
             log.info("%s waits for room in %s: all that is there is in use (--cache-size %s)", slide, cache, bound)

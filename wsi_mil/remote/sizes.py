@@ -31,8 +31,5 @@ def show_size(size: float) -> str:
     """Bytes with a unit of 1000s: ``1.23 GB``; plain below 1000."""
     if size < 1000:
         return f"{size:.0f} bytes"
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.3g} {unit}"
+    power = next((power for power in (1, 2, 3) if size < 999.5 * 1000**power), 4)
+    return f"{size / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

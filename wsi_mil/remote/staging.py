@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import xxhash
 
@@ -164,6 +164,7 @@ def _require_same(file: RemoteFile, waiting: Waiting) -> servers.Facts:
     return facts
 
 
+@runtime_checkable
 class _Digest(Protocol):
     def update(self, data: bytes, /) -> object: ...
     def hexdigest(self) -> str: ...

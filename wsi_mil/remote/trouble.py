@@ -85,7 +85,7 @@ def patiently(url: Url, ask: Callable[[], Value], waiting: Waiting | None = None
             return ask()
         except WsiMilError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - libraries of servers die of anything, and are quoted with care
             final = _final(url, error)
             told = f"{type(error).__name__}: {redacted(' '.join(str(error).split())) or 'no message'}"
         if final:
@@ -103,9 +103,7 @@ def no_package(url: Url, error: Exception) -> RemoteError:
     """What to install for a protocol, or that there is none."""
     package = _PACKAGES.get(url.scheme)
     if isinstance(error, ValueError):
-        return RemoteError(
-            f"{url}: no protocol is called {url.scheme}: give s3://, gs://, https:// or another of fsspec"
-        )
+        return RemoteError(f"{url}: {url.scheme}:// is no protocol of fsspec: give s3://, gs://, https:// ...")
     hint = f"pip install {package}" if package else redacted(str(error))
     hint = "pip install 'wsi-mil[remote]'" if package in ("s3fs", "aiohttp") else hint
     return RemoteError(f"{url}: slides at {url.scheme}:// need a package that is not installed: {hint}")

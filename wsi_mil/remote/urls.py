@@ -63,13 +63,13 @@ def is_url(text: str) -> bool:
     return bool(_SCHEME.match(text))
 
 
-def parse_place(text: str) -> Path | Url:
+def parse_place(text: str | Path) -> Path | Url:
     """A path of this machine, which ``file://`` is too, or an address.
 
     Raises:
         OptionError: an address of several protocols, or without a host or a bucket.
     """
-    if not is_url(text):
+    if isinstance(text, Path) or not is_url(text):  # a default is a path already
         return Path(text)
     url = Url(text)
     if url.scheme == "file":
@@ -81,7 +81,7 @@ def parse_place(text: str) -> Path | Url:
     return url
 
 
-def require_local(text: str) -> Path:
+def require_local(text: str | Path) -> Path:
     """A path of this machine, for what is not read from, or written to, servers.
 
     Raises:

@@ -19,7 +19,7 @@ from wsi_mil.explain import attention_png, find_slide, open_again, require_one_s
 from wsi_mil.predictions import Prediction
 from wsi_mil.remote import CacheParams
 from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg
-from wsi_mil.slides import find_slides
+from wsi_mil.slides import Place, find_slides
 from wsi_mil.stage import artifact_path, attempt
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class SlideFiles:
     """Folder of the features."""
     tiles: Path | None = None
     """Folder of the tiles, which know the fingerprint of their slide; None = a slide of that name is believed."""
-    moved: Mapping[str, Path] = field(default_factory=dict)
+    moved: Mapping[str, Place] = field(default_factory=dict)
     """By slide_id, where slides lie that are not at their recorded path any more."""
     cache: CacheParams | None = None
     """Where slides that were recorded far away are staged; None = they are not fetched for a picture."""

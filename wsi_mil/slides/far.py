@@ -182,9 +182,7 @@ class _Tree:
 
 def _series_in(url: Url, size: int) -> str:
     if importlib.util.find_spec("pydicom") is None:
-        raise RemoteError(
-            f"{url}: DICOM slides far away need a package that is not installed: pip install 'wsi-mil[dicom]'"
-        )
+        raise RemoteError(f"{url}: to tell DICOM slides apart far away: pip install 'wsi-mil[dicom]'")
     from pydicom.errors import InvalidDicomError
     from pydicom.filereader import read_partial
 

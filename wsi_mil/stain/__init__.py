@@ -21,7 +21,6 @@ Tiles are computed one by one, and sums over pixels without BLAS: threads and ba
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
