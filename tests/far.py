@@ -52,7 +52,7 @@ def environment(address: str) -> dict[str, str]:
 
 def upload(folder: Path, url: str) -> None:
     """Copy a folder to an address."""
-    system, root = fsspec.core.url_to_fs(url)
+    system, _ = fsspec.core.url_to_fs(url)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             write(f"{url.rstrip('/')}/{path.relative_to(folder).as_posix()}", path.read_bytes())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Place = Path | Url
     """What the user names."""
 else:
-    Place = Path  # typer wants one type, and gets the value from the parser
+    Place = object  # typer wants one type, and takes what the parser makes
 
 SlidesAt = Annotated[
     Place,

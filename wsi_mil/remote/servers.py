@@ -103,6 +103,11 @@ def read_whole(url: Url, size: int) -> bytes:
     return read_parts(url, [(0, size)])[0]
 
 
+def forget_hosts() -> None:
+    """Ask web servers anew whether they send parts of files."""
+    _HOSTS_WITH_RANGES.clear()
+
+
 def _system(url: Url) -> tuple[Any, str]:
     """The file system of an address, and what it calls it."""
     import fsspec  # heavy, and not needed to show help
