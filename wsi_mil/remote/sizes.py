@@ -27,9 +27,9 @@ def parse_size(text: str, option: str = "--cache-size") -> int:
     return size
 
 
-def show_size(size: float) -> str:
+def show_size(size: int) -> str:
     """Bytes with a unit of 1000s: ``1.23 GB``; plain below 1000."""
     if size < 1000:
         return f"{size:.0f} bytes"
-    power = next((power for power in (1, 2, 3) if size < 999.5 * 1000**power), 4)
-    return f"{size / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+    power = next((power for power in (1, 2, 3, 4) if size < 999.5 * 1000**power), 5)
+    return f"{size / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB', 'PB')[power - 1]}"

@@ -86,8 +86,9 @@ def patiently(url: Url, ask: Callable[[], Value], waiting: Waiting | None = None
         except WsiMilError:
             raise
         except Exception as error:  # noqa: BLE001 - libraries of servers die of anything, and are quoted with care
-            final = _final(url, error)
-            told = f"{type(error).__name__}: {redacted(' '.join(str(error).split())) or 'no message'}"
+            cause = _cause(error)
+            final = _final(url, cause)
+            told = f"{type(cause).__name__}: {redacted(' '.join(str(cause).split())) or 'no message'}"
         if final:
             raise final from None
         if number < TRIES:
@@ -116,6 +117,12 @@ def full(where: object, error: OSError) -> RemoteError:
             f"the disk of {where} is full ({error.strerror}): give a smaller --cache-size, or --cache on another disk"
         )
     return RemoteError(f"{where} cannot be written: {error.strerror or error}: give another --cache")
+
+
+def _cause(error: Exception) -> Exception:
+    """What really happened: fsspec takes whatever a web server fails by for a file that is not there."""
+    below = error.__cause__
+    return below if isinstance(error, FileNotFoundError) and isinstance(below, Exception) else error
 
 
 def _final(url: Url, error: Exception) -> RemoteError | None:
