@@ -159,7 +159,6 @@ def _status(error: Exception) -> int | None:
     """The status of HTTP that an error tells, whoever made it."""
     response: Any = getattr(error, "response", None)
     told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    for value in (told, getattr(error, "status", None), getattr(error, "code", None)):
-        if isinstance(value, int) and 400 <= value < 600:  # the range of errors
-            return value
-    return None
+    for name in ("status", "code"):  # aiohttp has both, and warns of the second
+        told = getattr(error, name, None) if told is None else told
+    return told if isinstance(told, int) and 400 <= told < 600 else None
