@@ -470,6 +470,14 @@ def test_what_a_killed_process_held_is_nobodys(cache: Path) -> None:
         hold(slide).release()
 
 
+def test_a_mark_without_a_size_does_not_let_its_slide_in_unseen(cache: Path) -> None:
+    slide, other = (in_memory(f"s/{name}.svs", noise(700 * KB, name), cache, "1MB") for name in range(2))
+    hold(other).release()
+    (cache / "staged" / f"{slide.key}.mark").touch()
+    hold(slide).release()
+    assert taken(cache) == 700 * KB
+
+
 def test_s3_is_checked_by_the_checksums_that_it_tells(s3: str, cache: Path) -> None:
     import boto3
 

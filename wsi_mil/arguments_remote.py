@@ -1,5 +1,6 @@
 """The options of the command line for slides that lie far away, and how places are told from addresses."""
 
+from abc import ABC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +14,16 @@ if TYPE_CHECKING:
     Place = Path | Url
     """What the user names."""
 else:
-    Place = object  # typer wants one type, and takes what the parser makes
+
+    class Place(ABC):  # noqa: B024 - typer wants one type, for both
+        """What the user names."""
+
+    Place.register(Path)
+    Place.register(Url)
 
 SlidesAt = Annotated[
     Place,
-    typer.Argument(metavar="SLIDES", parser=parse_place, help="Folder of slides, or one slide; or its URL (s3://...)."),
+    typer.Argument(parser=parse_place, help="Folder of slides, or one slide; or its URL (s3://...)."),
 ]
 SlidesNow = Annotated[
     Place | None,
@@ -27,10 +33,19 @@ SlidesNow = Annotated[
 ]
 ManySlides = Annotated[
     list[Place] | None,
-    typer.Argument(metavar="[SLIDES]...", parser=parse_place, help="Slides, or folders of slides; or their URLs."),
+    typer.Argument(parser=parse_place, help="Slides, or folders of slides; or their URLs."),
 ]
 LocalOut = Annotated[
     Path, typer.Option("--out", metavar="PATH", parser=require_local, help="Where the artifacts go; a local folder.")
+]
+LocalRoot = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="PATH",
+        parser=require_local,
+        help="Where tiles/, feats/, distances/ and model/ go; a local folder.",
+    ),
 ]
 LocalTiles = Annotated[
     Path, typer.Option("--tiles", metavar="PATH", parser=require_local, help="Folder of `wsimil tile`.")
@@ -61,6 +76,7 @@ __all__ = [
     "Cache",
     "CacheSize",
     "LocalOut",
+    "LocalRoot",
     "LocalTiles",
     "ManySlides",
     "Place",

@@ -67,8 +67,11 @@ def _wait_for_room(slide: RemoteSlide, cache: Path, bound: int, waiting: Waiting
     while True:
         with alone(cache / "room", waiting):
             if mark := try_mark(path, shared=True):
-                mark.touch()
-                return mark
+                if mark.read() == str(slide.size):
+                    mark.touch()
+                    return mark
+                mark.release()  # whoever made it died before its size was there, so that nothing would count
+                _evict(staged(cache), slide.key)
             is_new = not path.exists() and _make_room(slide, cache, bound)
             if is_new and (mark := try_mark(path, shared=True, create=True)):
                 mark.write(str(slide.size))
