@@ -28,7 +28,7 @@ class Plain(Slide):
             raise OSError("the disk is gone")
         return np.full((height, width, 3), (230, 180, 210), np.uint8)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

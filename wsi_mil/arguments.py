@@ -13,6 +13,7 @@ from wsi_mil.errors import OptionError
 
 if TYPE_CHECKING:
     from wsi_mil.interop import PeerOptions
+    from wsi_mil.remote import CacheParams
     from wsi_mil.stage import RunOptions
     from wsi_mil.tiling import TileParams
     from wsi_mil.workflow import LabelTable
@@ -272,11 +273,12 @@ def label_table(
     return LabelTable(labels, slides, CohortParams(target, str(unit), tuple(by or ()), positive=positive or ""))
 
 
-def run_options(overwrite: bool, workers: int, shard: str) -> "RunOptions":
+def run_options(overwrite: bool, workers: int, shard: str, cache: "CacheParams | None" = None) -> "RunOptions":
     """How a run goes about its work."""
     from wsi_mil.stage import RunOptions
 
-    return RunOptions(overwrite, workers=workers, shard=shard)
+    options = RunOptions(overwrite, workers=workers, shard=shard)
+    return replace(options, cache=cache) if cache else options
 
 
 def key_values(words: list[str] | None) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from wsi_mil.arguments import (
     Store,
     TileMpp,
     TilePx,
-    Tiles,
     TileUm,
     TrustCheckpoint,
     Version,
@@ -46,6 +45,17 @@ from wsi_mil.arguments import (
     peer_options,
     run_options,
     tile_params,
+)
+from wsi_mil.arguments_remote import (
+    DEFAULT_SIZE,
+    Cache,
+    CacheSize,
+    LocalOut,
+    LocalRoot,
+    LocalTiles,
+    SlidesAt,
+    SlidesNow,
+    cache_params,
 )
 from wsi_mil.errors import WsiMilError, one_line
 from wsi_mil.screen import leave, leave_each, naming_failures, show_encoders, show_training
@@ -83,16 +93,18 @@ app.command()(cli_tile.tile)
 @app.command()
 def extract(
     model: Encoders,
-    tiles: Tiles = Path("tiles"),
-    out: Out = Path("feats"),
+    tiles: LocalTiles = Path("tiles"),
+    out: LocalOut = Path("feats"),
     weights: WeightsOf = None,
-    slides: Annotated[Path | None, typer.Option("--slides", help="Where the slides are now, if they moved.")] = None,
+    slides: SlidesNow = None,
     device: Device = "auto",
     batch: Batch = 0,
     precision: Precision = "auto",
     stain: StainMethod = Stain.NONE,
     reader: ReaderName = Reader.AUTO,
     fast_decode: FastDecode = False,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -106,7 +118,8 @@ def extract(
     encoding = workflow.Encoding(
         models, device, batch, precision, allow_mpp_mismatch, trust, stain, fast_decode, str(reader)
     )
-    leave_each(workflow.extract_features(tiles, out, encoding, run_options(overwrite, workers, shard), slides))
+    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size))
+    leave_each(workflow.extract_features(tiles, out, encoding, options, slides))
 
 
 @app.command()
@@ -134,10 +147,10 @@ def distances(
 
 @app.command()
 def run(
-    slides: Annotated[Path, typer.Argument(help="Folder of slides.")],
+    slides: SlidesAt,
     model: Encoders,
     labels: Labels = Path("labels.csv"),
-    out: Annotated[Path, typer.Option("--out", help="Where tiles/, feats/, distances/ and model/ go.")] = Path(),
+    out: LocalRoot = Path(),
     weights: WeightsOf = None,
     tile_px: TilePx = None,
     tile_um: TileUm = None,
@@ -150,6 +163,8 @@ def run(
     stain: StainMethod = Stain.NONE,
     reader: ReaderName = Reader.AUTO,
     fast_decode: FastDecode = False,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     allow_mpp_mismatch: AllowMpp = False,
     trust: TrustCheckpoint = False,
     overwrite: Overwrite = False,
@@ -166,7 +181,8 @@ def run(
         models, device, 0, precision, allow_mpp_mismatch, trust, stain, fast_decode, str(reader)
     )
     plan = workflow.Plan(params, encoding, training, slide_mpp)
-    folders, options = workflow.Folders.under(out), run_options(overwrite, workers, "1/1")
+    options = run_options(overwrite, workers, "1/1", cache_params(cache, cache_size))
+    folders = workflow.Folders.under(out)
     with naming_failures() as failed:
         told = workflow.LabelTable(labels)
         show_training(workflow.run_all(slides, told, folders, plan, options, failed), folders.model)

@@ -13,7 +13,6 @@ from wsi_mil.arguments import (
     Batch,
     Device,
     JsonTo,
-    Out,
     Overwrite,
     Patients,
     TrustCheckpoint,
@@ -21,24 +20,28 @@ from wsi_mil.arguments import (
     Workers,
     peer_options,
 )
+from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, LocalOut, ManySlides, Place, cache_params
 from wsi_mil.errors import OptionError
+from wsi_mil.remote.urls import parse_place
 from wsi_mil.screen import show_answers, show_learnt
 from wsi_mil.typed import typed
 
 if TYPE_CHECKING:
     from wsi_mil.predict import PredictOptions
     from wsi_mil.reasons import Asked
+    from wsi_mil.remote import CacheParams
 
 app = typer.Typer()
-Slides = Annotated[list[Path] | None, typer.Argument(help="Slides, or folders of slides.")]
 OtherBags = Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")]
 Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
 SlidesOfBags = Annotated[
-    Path | None,
+    Place | None,
     typer.Option(
         "--slides",
-        help="Of --bags: folder of slides, for pictures if they moved, for um/px of other programs' bags.",
+        metavar="PATH",
+        parser=parse_place,
+        help="Of --bags: folder or URL of slides, for pictures if they moved; a folder, for um/px of other bags.",
     ),
 ]
 TilesOfBags = Annotated[
@@ -52,10 +55,10 @@ TilesOfBags = Annotated[
 
 @app.command()
 def predict(
-    slides: Slides = None,
+    slides: ManySlides = None,
     bags: OtherBags = None,
     model: Model = Path("model"),
-    out: Out = Path("predictions"),
+    out: LocalOut = Path("predictions"),
     explain: Explain = False,
     weights: Weights = None,
     slide_mpp: BagMpp = None,
@@ -67,6 +70,8 @@ def predict(
     json_to: JsonTo = None,
     device: Device = "auto",
     batch: Batch = 0,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
@@ -79,20 +84,21 @@ def predict(
     if tiles and not explain:
         raise OptionError(f"--tiles {tiles} shows what was looked at: add --explain, or leave it out")
     _require_one_source("predict", slides, bags, bool(bag_slides or table or encoder), tiles)
-    options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
+    staged = cache_params(cache, cache_size)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged)
     _require_file(json_to)
     path = checkpoint_at(model)
-    asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
+    asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
     answered = answer(path, asked, options, LookOptions() if explain else None, typed())
     show_answers(answered, path, out, json_to)
 
 
 @app.command()
 def explain(
-    slides: Slides = None,
+    slides: ManySlides = None,
     bags: OtherBags = None,
     model: Model = Path("model"),
-    out: Out = Path("predictions"),
+    out: LocalOut = Path("predictions"),
     top: Annotated[int, typer.Option("--top", help="Tiles whose strongest partners are told.")] = 12,
     partners: Annotated[int, typer.Option("--partners", help="Partners of each of them.")] = 5,
     occlusions: Annotated[
@@ -108,6 +114,8 @@ def explain(
     json_to: JsonTo = None,
     device: Device = "auto",
     batch: Batch = 0,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
@@ -129,14 +137,15 @@ def explain(
         show_learnt(path, *learnt(path, out, overwrite), json_to)
         return
     _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
-    options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
+    staged = cache_params(cache, cache_size)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged)
     path = checkpoint_at(model)
-    asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
+    asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
     show_answers(answer(path, asked, options, closely, typed()), path, out, json_to)
 
 
 def _require_one_source(
-    command: str, slides: list[Path] | None, bags: Path | None, of_peers: bool, tiles: Path | None
+    command: str, slides: list[Place] | None, bags: Path | None, of_peers: bool, tiles: Path | None
 ) -> None:
     """Refuse to be asked about nothing or about two things, or to be told what says nothing of it."""
     if bool(slides) == bool(bags):
@@ -154,20 +163,23 @@ def _require_no_more(told: Mapping[str, object]) -> None:
 
 
 def _asked(
-    slides: list[Path] | None,
+    slides: list[Place] | None,
     bags: Path | None,
-    bag_slides: Path | None,
+    bag_slides: Place | None,
     table: Path | None,
     encoder: str | None,
     mpp: float | None,
     tiles: Path | None,
+    options: "PredictOptions",
 ) -> "Asked":
     from wsi_mil.predict import slides_at
     from wsi_mil.reasons import Asked
 
     if slides:
-        return Asked(slides_at(slides), mpp=mpp)
-    peers = peer_options(bag_slides, table, mpp, encoder)
+        return Asked(slides_at(slides, options.cache), mpp=mpp)
+    # What lies far away is fetched for pictures, not to ask each slide for its um/px.
+    local = bag_slides if isinstance(bag_slides, Path) else None
+    peers = peer_options(local, table, mpp, encoder)
     return Asked(bags=bags, peers=peers, slides_at=bag_slides, tiles=tiles)
 
 
@@ -180,11 +192,12 @@ def _options(
     overwrite: bool,
     trust: bool,
     patients: Path | None,
+    cache: "CacheParams",
 ) -> "PredictOptions":
     from wsi_mil.devices import pick_device
     from wsi_mil.predict import PredictOptions
 
-    return PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust, patients)
+    return PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust, patients, cache)
 
 
 def _require_file(json_to: str | None) -> None:

@@ -19,7 +19,6 @@ from wsi_mil.arguments import (
     MinSaturation,
     MinSharpness,
     Mpp,
-    Out,
     Overlap,
     Overwrite,
     Pens,
@@ -36,12 +35,13 @@ from wsi_mil.arguments import (
     tile_params,
     with_regions,
 )
+from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, LocalOut, SlidesAt, cache_params
 from wsi_mil.screen import leave, show_estimate
 
 
 def tile(
-    slides: Annotated[Path, typer.Argument(help="Folder of slides, or one slide.")],
-    out: Out = Path("tiles"),
+    slides: SlidesAt,
+    out: LocalOut = Path("tiles"),
     for_: For = None,
     tile_px: TilePx = None,
     tile_um: TileUm = None,
@@ -64,6 +64,8 @@ def tile(
     exclude: Exclude = None,
     annotations: Annotations = None,
     reader: ReaderName = Reader.AUTO,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -78,8 +80,8 @@ def tile(
         max_black=max_black, min_saturation=min_saturation, reader=str(reader),
     )  # fmt: skip
     params = with_regions(params, include, exclude, regions)
-    options, drawings = run_options(overwrite, workers, shard), workflow.Drawings(regions, annotations)
-    asked = (slides, out, params, options, table, slide_mpp, drawings)
+    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size))
+    asked = (slides, out, params, options, table, slide_mpp, workflow.Drawings(regions, annotations))
     if dry_run:
         from wsi_mil.encoders import find_encoder
         from wsi_mil.estimate import USUAL_ENCODER, estimate

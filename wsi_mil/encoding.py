@@ -10,6 +10,7 @@ from wsi_mil.bags import feature_folder, feature_roots
 from wsi_mil.devices import default_batch, pick_device
 from wsi_mil.encoders import Encoder, TileSize, find_encoder, load_encoder, require_resolution, tile_geometry
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
+from wsi_mil.remote import Url
 from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides, require_reader
 from wsi_mil.stage import Item, Output, RunOptions, artifact_items, attempt, run_together
@@ -51,7 +52,7 @@ class Encoding:
             load_encoder(name, weights, device, self.precision, self.trust) for name, weights in self.models.items()
         ]
 
-    def require_geometry(self, params: TileParams, slides: Path) -> None:
+    def require_geometry(self, params: TileParams, slides: Path | Url) -> None:
         """Refuse tiles that are still to be made; a warning comes with the extraction, and once.
 
         Raises:
@@ -61,7 +62,7 @@ class Encoding:
             if spec.mpp is not None:
                 tile_px, tile_um = tile_geometry(spec)
                 remedy = f"wsimil run {slides} --model {spec.name} --tile-px {tile_px} --tile-um {tile_um:.10g}"
-                tiles = {slides: TileSize(params.tile_um, params.tile_px)}
+                tiles = {Path(str(slides)): TileSize(params.tile_um, params.tile_px)}
                 require_resolution(spec, tiles, remedy, self.allow_mpp_mismatch, warn=False)
 
     def folders(self, out: Path) -> list[Path]:
@@ -83,7 +84,7 @@ def extract_features(
     out: Path,
     encoding: Encoding,
     options: RunOptions,
-    slides: Path | None,
+    slides: Path | Url | None,
     loaded: list[Encoder] | None = None,
 ) -> dict[Path, Report]:
     """Run stage 2 over a folder of tiles, reading each tile once for all encoders.
@@ -93,7 +94,7 @@ def extract_features(
         out: where the features go.
         encoding: which encoders, and how they run.
         options: how the stage runs.
-        slides: where slides lie that are not at their recorded path any more.
+        slides: a folder, or an address, where slides lie that are not at their recorded path any more.
         loaded: the encoders, where they were loaded before.
 
     Returns:
@@ -109,12 +110,12 @@ def extract_features(
     folders = encoding.folders(out)
     _require_resolution(encoding, options.part(items))
     _refuse_other_layout(out, folders)
-    moved = dict(find_slides(slides)) if slides else None
+    moved = dict(find_slides(slides, options.cache)) if slides else None
     own = {"stain": encoding.stain, "fast_decode": encoding.fast_decode, "reader": encoding.reader}
     threads, params = options.threads, partial(extract.ExtractParams.of, **own)
     batch = encoding.batch or default_batch(pick_device(encoding.device))
     stages = {
-        folder: extract.ExtractStage(params(encoder), encoder, threads, batch, moved)
+        folder: extract.ExtractStage(params(encoder), encoder, threads, batch, moved, options.cache)
         for folder, encoder in zip(folders, loaded or encoding.load(), strict=True)
     }
     outputs = [Output(stage, folder) for folder, stage in stages.items()]

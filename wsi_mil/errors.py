@@ -4,6 +4,7 @@ WsiMilError
 ├── OptionError             an option's value makes no sense: names the option
 ├── SlideError              a slide cannot be used
 │   ├── SlideUnreadable     it cannot be opened, or its pixels cannot be read
+│   ├── RemoteError         it lies far away and cannot be had: not there, forbidden, no network, no room in the cache
 │   └── ResolutionError     its micrometres per pixel are unknown, nonsense, or too coarse
 ├── TableError              labels.csv or slides.csv says something that cannot be meant
 ├── PolygonError            a file of regions or annotations cannot be read, or does not fit its slide
@@ -45,6 +46,13 @@ class SlideError(WsiMilError):
 
 class SlideUnreadable(SlideError):
     """A slide cannot be opened, or its pixels cannot be read."""
+
+
+class RemoteError(SlideError):
+    """A slide lies far away and cannot be had. What servers said is told without keys and signatures."""
+
+    is_missing = False
+    """Whether the server says that nothing is there."""
 
 
 class ResolutionError(SlideError):

@@ -44,6 +44,8 @@ def map_unordered(
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
     finally:
+        if isinstance(source, Generator):
+            source.close()  # before waiting for threads, so that what they wait for is not done for nobody
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -6,9 +6,10 @@ and never kept, so memory is the features and those few batches, however large a
 
 import json
 import logging
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from wsi_mil.bags import half
 from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ArtifactError, EncoderError, OptionError, SlideError
 from wsi_mil.progress import Progress
-from wsi_mil.slides import Slide, open_slide, require_reader, slide_fingerprint
+from wsi_mil.remote import Ahead, CacheParams, is_url
+from wsi_mil.slides import Place, Slide, find_again, open_slide, require_reader, slide_fingerprint
 from wsi_mil.stage import Item, Outcome, Output, Result, Stream
 from wsi_mil.stain import fit_slide, stain_recipe
 from wsi_mil.streaming import Pace, Tiles, Told, Work, stream
@@ -83,7 +85,8 @@ class ExtractStage:
         encoder: Encoder,
         threads: int = 1,
         batch: int = 16,
-        moved: Mapping[str, Path] | None = None,
+        moved: Mapping[str, Place] | None = None,
+        cache: CacheParams | None = None,
     ) -> None:
         """Take an encoder that is loaded already, and how to go about it.
 
@@ -93,6 +96,7 @@ class ExtractStage:
             threads: how many read tiles; this changes no result.
             batch: tiles that the encoder takes at once; another number may round float32 otherwise.
             moved: by slide_id, where slides are that do not lie at their recorded path any more.
+            cache: where slides that were recorded far away are staged.
 
         Raises:
             OptionError: an impossible batch size.
@@ -101,6 +105,7 @@ class ExtractStage:
             raise OptionError(f"--batch {batch}: give a positive number of tiles")
         self.params, self.encoder = params, encoder
         self.threads, self.batch, self.moved = threads, batch, dict(moved or {})
+        self.cache = cache or CacheParams()
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of the tiles.
@@ -138,12 +143,13 @@ def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:
     pace, encoders = Pace(first.batch, first.threads), [stage.encoder for stage in stages.values()]
 
     def outcomes(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Generator[Outcome]:
-        sources = (
+        given = (
             _Source(first, item, {output: stages[output.folder].encoder for output in outputs})
             for item, outputs in tasks
         )
         told = Told(pace.threads)
-        with closing(stream(sources, encoders, pace, track, told)) as works:
+        ahead = Ahead(given, lambda source: source.item.slide_id, _Source.place)
+        with ahead, closing(stream(_opened_by(ahead), encoders, pace, track, told)) as works:
             for work in works:
                 for output, outcome in work.source.outcomes(work).items():
                     yield work.source.item, output, outcome
@@ -153,6 +159,14 @@ def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:
     return outcomes
 
 
+def _opened_by(ahead: "Ahead[_Source]") -> Generator["_Source"]:
+    """The slides, each told who fetches it, if it lies far away."""
+    with closing(ahead.items()) as sources:
+        for source in sources:
+            source.fetched = partial(ahead.use, source)
+            yield source
+
+
 class _Source:
     """A slide before it is opened."""
 
@@ -160,9 +174,26 @@ class _Source:
         self.stage, self.item, self.wanted = stage, item, wanted
         self.columns: dict[Output, _Column] = {}
         self.seen: dict[str, Any] = {}  # how the pixels were made, as attributes
+        self.found: Place | None = None  # where it lies, once it was looked for
+        self.fetched: Callable[[], AbstractContextManager[None]] = nullcontext  # lasts as long as the slide is at hand
+
+    def place(self) -> Place | None:
+        """Where the slide lies, if it has tiles to read: there where it was named, else as recorded.
+
+        Raises:
+            SlideError: it is not there any more.
+            RemoteError: it lies far away, and the server does not say.
+        """
+        if self.found is None and (attrs := store.read_attrs(self.item.source))["tiles"]:
+            self.found = self._find(attrs["slide_path"])
+        return self.found
 
     def open(self) -> Tiles:
         """Open the slide of the tiles, and fit its stain, where that is to be normalised."""
+        with self.fetched():
+            return self._open_at_hand()
+
+    def _open_at_hand(self) -> Tiles:
         tiles = store.read(self.item.source)
         coords = tiles.arrays["coords"]
         self.columns = {output: _Column(one, self.item.slide_id, tiles) for output, one in self.wanted.items()}
@@ -174,7 +205,7 @@ class _Source:
         try:
             pixels = _Pixels(slide, tiles.attrs)
             method, threads = self.stage.params.stain["method"], self.stage.threads
-            stain = fit_slide(method, pixels.at, coords, slide.path, threads, tiles.arrays)
+            stain = fit_slide(method, pixels.at, coords, slide.place, threads, tiles.arrays)
             slide.expect(coords, pixels.l0_size, pixels.size_px)  # each of them once, from here on
         except BaseException:
             slide.close()
@@ -197,17 +228,19 @@ class _Source:
             for output, column in self.columns.items()
         }
 
+    def _find(self, recorded: str) -> Place:
+        """Where a slide lies. An address that is named may hold a new signature, so it goes before a recorded one."""
+        moved = self.stage.moved.get(self.item.slide_id)
+        named = moved if is_url(recorded) else None
+        if found := named or find_again(recorded, self.stage.cache) or moved:
+            return found
+        where = ", nor in the folder of --slides" if self.stage.moved else ""
+        raise SlideError(f"{recorded} is not there any more{where}: name the folder that slides lie in by --slides DIR")
+
     def _open(self, attrs: dict[str, Any]) -> Slide:
-        """Open the slide of some tiles, where it lay or where it lies now, if it still is that slide."""
-        path, moved = Path(attrs["slide_path"]), self.stage.moved
-        if not path.exists():
-            if self.item.slide_id not in moved:
-                where = ", nor in the folder of --slides" if moved else ""
-                raise SlideError(
-                    f"{path} is not there any more{where}: name the folder that slides lie in by --slides DIR"
-                )
-            path = moved[self.item.slide_id]
-        if slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
+        """Open the slide of some tiles, if it still is that slide."""
+        path = self.place()
+        if path is None or slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
             raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
         # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
         mpp, params = attrs["mpp_x"] if attrs["mpp_source"] == "option" else None, self.stage.params

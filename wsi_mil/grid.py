@@ -58,12 +58,12 @@ class Geometry(NamedTuple):
     """(width, height) of the slide, level-0 pixels; None where nobody knows them."""
 
 
-def trident_attrs(slide_id: str, folder: Path, tiles: Geometry) -> dict[str, Any]:
+def trident_attrs(slide_id: str, folder: Path | str, tiles: Geometry) -> dict[str, Any]:
     """What TRIDENT's readers want to find on ``coords``; magnifications are nominal there.
 
     Args:
         slide_id: of the slide.
-        folder: of the file that the tiles are of.
+        folder: of the file that the tiles are of; a text as it stands.
         tiles: what they are; what nobody knows is left out.
     """
     attrs = {
@@ -73,7 +73,7 @@ def trident_attrs(slide_id: str, folder: Path, tiles: Geometry) -> dict[str, Any
         "target_magnification": nominal_power(tiles.tile_mpp),
         "overlap": tiles.overlap_px,
         "name": Path(slide_id).name,
-        "savetodir": str(folder.absolute()),
+        "savetodir": str(folder.absolute() if isinstance(folder, Path) else folder),
     }
     if tiles.l0_size:
         attrs |= {"level0_width": tiles.l0_size[0], "level0_height": tiles.l0_size[1]}

@@ -7,7 +7,7 @@ checkpoint recorded; their artifacts stay in a cache folder, so a second call fi
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from wsi_mil.devices import default_batch, pick_device, precision_like
 from wsi_mil.encoders import Encoder, LateEncoder, find_encoder, load_encoder
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
+from wsi_mil.remote import CacheParams, Url
 from wsi_mil.runs import Report, failures
-from wsi_mil.slides import SlideFile, find_slides, require_mpp, slide_fingerprint
+from wsi_mil.slides import Place, SlideFile, find_again, find_slides, recorded, require_mpp, slide_fingerprint
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, run
 from wsi_mil.stain import stain_recipe
 
@@ -49,6 +50,8 @@ class PredictOptions:
     """Open a pickle of weights that holds more than tensors, which runs whatever code is in it."""
     patients: Path | None = None
     """Table slide_id,patient_id: whose the slides are. A model that learnt from patients answers for each then."""
+    cache: CacheParams = field(default_factory=CacheParams)
+    """Where slides from far away are staged."""
 
 
 def predict_slides(
@@ -71,7 +74,7 @@ def predict_slides(
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
     for slide in slides:
-        _refuse_namesake(slide, artifact_path(options.out / "cache" / "tiles", slide.slide_id))
+        _refuse_namesake(slide, artifact_path(options.out / "cache" / "tiles", slide.slide_id), options.cache)
     encoder = _encoder(model, path, options)
     if isinstance(encoder, LateEncoder) and _must_encode(slides, options):
         encoder.load()  # before hours of tiling
@@ -103,30 +106,35 @@ def find_bags(source: Path) -> list[Item]:
     return bag_items(source)
 
 
-def slides_at(sources: Sequence[Path]) -> list[SlideFile]:
-    """The slides that some paths, each a slide or a folder of slides, name.
+def slides_at(sources: Sequence[Path | Url], cache: CacheParams | None = None) -> list[SlideFile]:
+    """The slides that some paths or addresses, each of a slide or of a folder of slides, name.
 
     Raises:
         OptionError: two of them would share a slide_id.
     """
-    known: dict[str, Path] = {}
-    for slide_id, path in (slide for source in sources for slide in find_slides(source)):
-        if known.setdefault(slide_id, path).resolve() != path.resolve():
+    known: dict[str, Place] = {}
+    for slide_id, path in (slide for source in sources for slide in find_slides(source, cache)):
+        if not _is_same(known.setdefault(slide_id, path), path):
             raise OptionError(f"{known[slide_id]} and {path} are both called {slide_id}: give each its own --out")
     return [SlideFile(*slide) for slide in known.items()]
 
 
-def _refuse_namesake(slide: SlideFile, cached: Path) -> None:
+def _is_same(one: Place, other: Place) -> bool:
+    """Whether two places are one."""
+    if isinstance(one, Path) and isinstance(other, Path):
+        return one.resolve() == other.resolve()
+    return recorded(one) == recorded(other)
+
+
+def _refuse_namesake(slide: SlideFile, cached: Path, cache: CacheParams) -> None:
     """Refuse a slide that another one, still there, has entered its name before: its row would be lost."""
     try:
-        before = Path(store.read_attrs(cached)["slide_path"])
+        before = store.read_attrs(cached)["slide_path"]
     except (ArtifactMissing, ArtifactCorrupt):  # nothing to be mistaken for; the cache makes it anew
         return
-    if (
-        before != slide.path.absolute()
-        and before.exists()
-        and slide_fingerprint(before) != slide_fingerprint(slide.path)
-    ):
+    if before == recorded(slide.path) or (there := find_again(before, cache)) is None:
+        return
+    if slide_fingerprint(there) != slide_fingerprint(slide.path):
         raise ArtifactStale(f"{before} was predicted as {slide.slide_id} before: give another --out for {slide.path}")
 
 
@@ -171,13 +179,13 @@ def _features(
     model: Checkpoint, slides: Sequence[SlideFile], encoder: Encoder, options: PredictOptions, mpp: float | None
 ) -> tuple[Report, Report]:
     """Tile and encode slides as in training, what the cache does not hold yet."""
-    cache, loop = options.out / "cache", RunOptions(options.overwrite, refresh=True, workers=options.workers)
+    cache, loop = options.out / "cache", RunOptions(options.overwrite, True, options.workers, options.cache)
     resolutions = {slide.slide_id: mpp for slide in slides} if mpp is not None else {}
     tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
     tiled = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
     params = extract.ExtractParams.of(encoder, model.recipe.stain["method"], fast_decode=model.recipe.fast_decode)
     batch = options.batch or default_batch(pick_device(options.device))
-    stage = extract.ExtractStage(params, encoder, loop.threads, batch, moved=dict(slides))
+    stage = extract.ExtractStage(params, encoder, loop.threads, batch, dict(slides), options.cache)
     names = [slide.slide_id for slide in slides if slide.slide_id not in tiled.failed]
     return tiled, run(
         stage, [Item(name, artifact_path(cache / "tiles", name)) for name in names], cache / "feats", loop

@@ -23,6 +23,7 @@ from wsi_mil.explain import (
 from wsi_mil.interop import PeerOptions, holds_own, own_bags
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import TABLE, Prediction, read_predictions
+from wsi_mil.remote import Url
 from wsi_mil.report import (
     DistanceUse,
     Reasons,
@@ -52,8 +53,8 @@ class Asked:
     """What is known of features that another program made."""
     mpp: float | None = None
     """Level-0 um/px of all slides, whatever their files say; None = as they say."""
-    slides_at: Path | None = None
-    """Where the slides of ``bags`` lie, if they moved."""
+    slides_at: Path | Url | None = None
+    """A folder, or an address, where the slides of ``bags`` lie, if they moved."""
     tiles: Path | None = None
     """Where the tiles of ``bags`` lie, which know their quality and the outline of the tissue; None = in `TILES`, if it
     is there."""
@@ -105,13 +106,14 @@ def answer(
         made = own_bags(asked.bags, peers, options.workers)
         bags = predict.find_bags(asked.bags) if made.items is None else list(made.items)
         rows = predict.predict_bags(path, bags, options, made.failed)
-        moved = dict(find_slides(asked.slides_at)) if asked.slides_at else {}
+        moved = dict(find_slides(asked.slides_at, options.cache)) if asked.slides_at else {}
     explained: list[Explained] = []
     if closely is not None:
         together = list(_together(rows, bags))
         warnings = {bag.slide_id: row.warnings for row, asked_about in together for bag in asked_about}
+        folder = options.out / EXPLANATIONS
         how = ExplainOptions(
-            options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite, warnings
+            folder, closely, options.device, tiles, moved, options.overwrite, warnings, options.cache
         )
         explained = explain_bags(path, [asked_about for _, asked_about in together], how)
     answered = Answered(rows, explained, options.out)

@@ -20,6 +20,7 @@ from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactError, OptionError, one_line
 from wsi_mil.executors import available_cores
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
+from wsi_mil.remote import CacheParams
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class RunOptions:
     """Make again what is there but stale, instead of refusing: for caches, which nobody chose the options of."""
     workers: int = 0
     """Threads; 0 = the cores this process may use."""
+    cache: CacheParams = field(default_factory=CacheParams)
+    """Where slides from far away are staged."""
     shard: str = "1/1"
     """``I/N``: do only the I-th of N parts of the cohort (1 <= I <= N), for job arrays."""
 

@@ -32,8 +32,8 @@ class Item(NamedTuple):
     """One slide on its way through a stage."""
 
     slide_id: str
-    source: Path
-    """What the stage reads: the slide itself, or the artifact of the stage before."""
+    source: Any
+    """What the stage reads: a slide's `wsi_mil.slides.Place`, or the `Path` of the artifact of the stage before."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def run_together(
 
 def per_slide(
     function: Callable[[Item], Result], items: Iterator[Item], workers: int, track: Progress
-) -> Iterator[tuple[Item, Result | Exception]]:
+) -> Generator[tuple[Item, Result | Exception]]:
     """Lift a function of one item to a stream: run it in threads, an error costing only its own item."""
 
     def timed(item: Item) -> Result:

@@ -7,6 +7,7 @@ enough of it is tissue and it keeps to the limits of quality.
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from wsi_mil.grid import Geometry, Lattice, l0_tile_size, lattice, spread, tiles
 from wsi_mil.preview import draw_preview, preview_mpp
 from wsi_mil.progress import Progress
 from wsi_mil.regions import Drawings, RegionParams, label_tiles
-from wsi_mil.slides import Slide, Thumbnail, open_slide, require_reader, slide_fingerprint
+from wsi_mil.remote import Ahead
+from wsi_mil.slides import Slide, Thumbnail, folder_of, open_slide, recorded, require_reader, slide_fingerprint
 from wsi_mil.stage import Item, Result, per_slide
 from wsi_mil.store import Artifact
 from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
@@ -151,8 +153,15 @@ class TileStage:
         return " ".join(words) + self.drawings.upstream(item.slide_id)
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
-        """Tile slides, several at a time."""
-        return per_slide(self.tile, items, self.workers, track)
+        """Tile slides, several at a time; those that lie far away are fetched ahead of their turn."""
+        with Ahead(items, lambda item: item.slide_id, lambda item: item.source) as ahead:
+
+            def tile(item: Item) -> Result:
+                with ahead.use(item):
+                    return self.tile(item)
+
+            with closing(per_slide(tile, ahead.items(), self.workers, track)) as outcomes:
+                yield from outcomes
 
     def tile(self, item: Item) -> Result:
         """Tile one slide.
@@ -185,7 +194,7 @@ class TileStage:
         }
         shape = Geometry(params.tile_px, params.mpp, params.overlap_px, l0_tile[0], slide.mpp_x, slide.l0_size)
         arrays: dict[str, np.ndarray] = {"coords": kept.coords, **kept.columns}
-        array_attrs = {"coords": trident_attrs(item.slide_id, item.source.parent, shape)}
+        array_attrs = {"coords": trident_attrs(item.slide_id, folder_of(item.source), shape)}
         if annotated is not None:
             labels = label_tiles(annotated, kept.coords, l0_tile)
             arrays["annotations"], array_attrs["annotations"] = labels.shares, {"classes": json.dumps(labels.classes)}
@@ -241,12 +250,12 @@ def _enlargement(slide: Slide, params: TileParams) -> float:
     factor = max(slide.mpp_x, slide.mpp_y) / params.mpp
     if factor > _MAX_ENLARGEMENT:
         raise ResolutionError(
-            f"{slide.path} has {_mpp(slide)} um/px, too coarse for tiles of {params.mpp:.4g} um/px: "
+            f"{slide.place} has {_mpp(slide)} um/px, too coarse for tiles of {params.mpp:.4g} um/px: "
             f"choose a coarser --mpp, at least {max(slide.mpp_x, slide.mpp_y) / 2:.3g}"
         )
     if factor > 1.01:
         log.warning(
-            "%s: %s um/px is enlarged %.2f times to the tiles' %.4g", slide.path, _mpp(slide), factor, params.mpp
+            "%s: %s um/px is enlarged %.2f times to the tiles' %.4g", slide.place, _mpp(slide), factor, params.mpp
         )
     return max(1.0, factor)
 
@@ -284,7 +293,7 @@ def _geometry(slide: Slide, params: TileParams, grid: Lattice) -> dict[str, Any]
         "level0_width": slide.l0_size[0],
         "level0_height": slide.l0_size[1],
         "resample": slide.resampling,
-        "slide_path": str(slide.path.absolute()),
+        "slide_path": recorded(slide.place),
         "reader": slide.reader,
         "reader_reason": slide.why,
     }

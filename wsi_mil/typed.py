@@ -5,6 +5,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from wsi_mil.guards import redacted
+
 _WORDS: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
 
 
@@ -19,5 +21,5 @@ def typing(words: Sequence[str]) -> Generator[None]:
 
 
 def typed() -> list[str]:
-    """The command as a shell takes it; none where Python called."""
-    return [shlex.join(["wsimil", *_WORDS.get()])] if _WORDS.get() else []
+    """The command as a shell takes it, but for keys and signatures in addresses; none where Python called."""
+    return [shlex.join(["wsimil", *map(redacted, _WORDS.get())])] if _WORDS.get() else []

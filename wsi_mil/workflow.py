@@ -17,6 +17,7 @@ from wsi_mil.executors import is_first_rank
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.learning import RunParams, discard
 from wsi_mil.regions import Drawings, RegionParams
+from wsi_mil.remote import CacheParams, Url
 from wsi_mil.report import (
     DISTANCE_FILES,
     SlideFiles,
@@ -27,7 +28,7 @@ from wsi_mil.report import (
     training_slides,
 )
 from wsi_mil.runs import Report, failures
-from wsi_mil.slides import find_slides, require_mpp
+from wsi_mil.slides import Place, find_slides, require_mpp
 from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, run
 from wsi_mil.tiling import SETTINGS, TileParams, TileStage
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
@@ -47,11 +48,13 @@ class Folders:
     feats: Path = Path("feats")
     distances: Path = Path("distances")
     model: Path = Path("model")
+    cache: CacheParams | None = None
+    """Where slides that lie far away are staged for pictures; None = they are not fetched."""
 
     @classmethod
     def under(cls, folder: Path) -> "Folders":
         """The default folders, below another folder than the working one."""
-        return cls(*(folder / path for path in (cls.tiles, cls.feats, cls.distances, cls.model)))
+        return cls(folder / cls.tiles, folder / cls.feats, folder / cls.distances, folder / cls.model)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class LabelTable:
 
 
 def tile(
-    slides: Path,
+    slides: Path | Url,
     out: Path,
     params: TileParams,
     options: RunOptions,
@@ -78,7 +81,7 @@ def tile(
     """Run stage 1 over a folder of slides, or over those that ``slides.csv`` names.
 
     Args:
-        slides: a folder of slides, or one slide.
+        slides: a folder of slides, or one slide; or the address of either.
         out: where the artifacts go.
         params: what decides the tiles.
         options: how to run.
@@ -107,7 +110,7 @@ def tile_plan(
 ) -> tuple[TileStage, list[Item]]:
     """What `tile` would run, and over which slides; everything that can be refused beforehand is refused here."""
     require_mpp("--slide-mpp", mpp)
-    found = {slide.slide_id: slide.path for slide in find_slides(slides)}
+    found = {slide.slide_id: slide.path for slide in find_slides(slides, options.cache)}
     drawings = (drawings or Drawings()).among(found)
     _refuse_overwriting(out, drawings, found)
     chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}
@@ -121,7 +124,7 @@ def tile_plan(
     return stage, [Item(slide_id, found[slide_id]) for slide_id in chosen]
 
 
-def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Path]) -> None:
+def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Place]) -> None:
     """Refuse to write outlines over regions, or a preview over its slide."""
     if drawings.regions and drawings.regions.resolve() == out.resolve():
         raise OptionError(
@@ -130,11 +133,11 @@ def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Path
         )
     for slide_id, path in slides.items():
         preview = out / f"{slide_id}.jpg"
-        if path.suffix.lower() == ".jpg" and preview.exists() and preview.samefile(path):
+        if isinstance(path, Path) and path.suffix.lower() == ".jpg" and preview.exists() and preview.samefile(path):
             raise OptionError(f"--out {out}: the preview of {path} would be written over it: give another --out")
 
 
-def _tell_left_out(slides: Path, table: Path | None, left_out: list[str]) -> None:
+def _tell_left_out(slides: Path | Url, table: Path | None, left_out: list[str]) -> None:
     """Say which slides a table does not choose: it may have been meant to give some of them a resolution only."""
     if left_out:
         count, are = ("1 slide", "is") if len(left_out) == 1 else (f"{len(left_out)} slides", "are")
@@ -203,7 +206,7 @@ def train_model(
     trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device), run)
     if is_first_rank():  # the others, if torchrun started some, have learnt the same
         used = distance_use(trained, folders.feats, pick_device(device))
-        shown = training_slides(trained, SlideFiles.at(folders.feats, folders.tiles, peers.slides))
+        shown = training_slides(trained, SlideFiles.at(folders.feats, folders.tiles, peers.slides, folders.cache))
         report = training_page(trained, shown, used, typed())
         pages = {"report.html": report, "model_card.md": training_card(trained)}
         for name in DISTANCE_FILES:  # those of another model that lay here
@@ -232,7 +235,7 @@ class Plan:
 
 
 def run_all(
-    slides: Path,
+    slides: Path | Url,
     labels: LabelTable,
     folders: Folders,
     plan: Plan,
@@ -242,7 +245,7 @@ def run_all(
     """Run stages 1 to 4; slides that fail are left out of what follows.
 
     Args:
-        slides: a folder of slides.
+        slides: a folder of slides, or its address.
         labels: the table of labels; checked first, as is the encoder, before hours of work.
         folders: where the artifacts go.
         plan: what the stages are told.
@@ -252,7 +255,7 @@ def run_all(
     Returns:
         The training, or None if it was there already.
     """
-    seen = Seen([slide.slide_id for slide in find_slides(slides)], {}, {})
+    seen = Seen([slide.slide_id for slide in find_slides(slides, options.cache)], {}, {})
     read_cohort(labels.path, seen, labels.params, labels.slides)
     plan.encoding.require_geometry(plan.tile, slides)
     encoders = plan.encoding.load()
@@ -262,7 +265,9 @@ def run_all(
     extracted = extract_features(folders.tiles, folders.feats, plan.encoding, options, slides, encoders)
     failed |= extracted[folders.feats].failed
     failed |= measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options).failed
-    return train_model(labels, folders, plan.train, plan.encoding.device, options.overwrite)
+    return train_model(
+        labels, replace(folders, cache=options.cache), plan.train, plan.encoding.device, options.overwrite
+    )
 
 
 def labelled(labels: LabelTable, folders: Folders) -> Cohort:

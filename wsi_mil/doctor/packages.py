@@ -41,6 +41,7 @@ EXTRAS = (
     Extra("optuna", "`wsimil crossval --search`: options chosen within the training patients",
           "pip install 'wsi-mil[search]'"),
     Extra("pydicom", "DICOM slides decoded directly, several times as fast", "pip install 'wsi-mil[dicom]'"),
+    Extra("s3fs", "slides at s3:// and https:// addresses", "pip install 'wsi-mil[remote]'"),
     Extra("triton", "attention on an NVIDIA GPU in fused kernels", "pip install triton (Linux)"),
     Extra("tensorboard", "curves of a training while it runs", "pip install tensorboard"),
 )  # fmt: skip

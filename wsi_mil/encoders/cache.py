@@ -11,15 +11,15 @@ here. Without ``WSIMIL_HOME`` the folder is ``wsi_mil`` in the user's cache (``X
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from wsi_mil.encoders.spec import EncoderSpec
-from wsi_mil.errors import OptionError, WeightsError
+from wsi_mil.errors import WeightsError
 from wsi_mil.guards import parse_json
+from wsi_mil.home import home
 from wsi_mil.publishing import replacing, sweep, write_bytes
 from wsi_mil.weights import sniff
 
@@ -52,14 +52,7 @@ def folder() -> Path:
     Raises:
         OptionError: the user has no home folder, and ``WSIMIL_HOME`` names none.
     """
-    try:
-        if home := os.environ.get("WSIMIL_HOME"):
-            return Path(home).expanduser().absolute() / "weights"
-        xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # The standard says that a relative path counts as none.
-        return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "wsi_mil" / "weights"
-    except RuntimeError as error:
-        raise OptionError(f"there is no home folder for weights ({error}): name a folder by WSIMIL_HOME") from error
+    return home() / "weights"
 
 
 def kept(spec: EncoderSpec) -> Kept | None:

@@ -27,6 +27,8 @@ from wsi_mil.explain.writing import (
     write_explanation,
 )
 from wsi_mil.progress import progress
+from wsi_mil.remote import CacheParams
+from wsi_mil.slides import Place
 from wsi_mil.stage import Item, artifact_path, attempt
 
 log = logging.getLogger(__name__)
@@ -43,12 +45,14 @@ class ExplainOptions:
     """Where the model runs."""
     tiles: Path | None = None
     """Folder of the artifacts of tiles, which know their quality and the outline of the tissue; None = not told."""
-    slides: Mapping[str, Path] = field(default_factory=dict)
+    slides: Mapping[str, Place] = field(default_factory=dict)
     """By slide_id, where slides lie that are not at their recorded path any more."""
     overwrite: bool = False
     """Replace explanations by another model, or of other features."""
     warnings: Mapping[str, Sequence[str]] | None = None
     """By slide_id, what `predict` warned of, for the manifests; None = it was not asked."""
+    cache: CacheParams = field(default_factory=CacheParams)
+    """Where slides that were recorded far away are staged."""
 
 
 class Explained(NamedTuple):
@@ -100,7 +104,7 @@ class _Slide(NamedTuple):
 
     bag: Bag
     facts: Facts
-    file: Path | None
+    file: Place | None
     """The slide itself; None where it is not at hand."""
 
 
@@ -160,7 +164,7 @@ class _Explainer:
             warnings=self._warnings(item.slide_id),
             model_notes=tuple(notes(self.made)),
         )
-        slide = _Slide(bag, facts, find_slide(bag, tiles, self.options.slides))
+        slide = _Slide(bag, facts, find_slide(bag, tiles, self.options.slides, self.options.cache))
         folder, key = explanation_folder(self.options.out, item.slide_id), explanation_fingerprint(bag, facts)
         if not is_explained(folder, key, slide.file is not None, self.options.overwrite):
             return slide

@@ -8,32 +8,40 @@ from wsi_mil import store
 from wsi_mil.bags import Bag
 from wsi_mil.errors import ResolutionError, SlideError
 from wsi_mil.interop import OF_TILES
-from wsi_mil.slides import Slide, open_slide, slide_fingerprint
+from wsi_mil.remote import CacheParams, is_url
+from wsi_mil.slides import Place, Slide, find_again, open_slide, slide_fingerprint
 
 log = logging.getLogger(__name__)
 
 
-def slide_path(bag: Bag, moved: Mapping[str, Path]) -> Path | None:
+def slide_path(bag: Bag, moved: Mapping[str, Place], cache: CacheParams | None) -> Place | None:
     """Where a slide lies that is believed to be that of a bag; None where there is none. See `find_slide`."""
     if bag.attrs.get("mpp_source") == OF_TILES:
         return None
+    if path := moved.get(bag.slide_id):
+        return path if not isinstance(path, Path) or path.exists() else None
     recorded = bag.attrs.get("slide_path")
-    path = moved.get(bag.slide_id) or (Path(recorded) if recorded else None)
-    return path if path is not None and path.exists() else None
+    if not recorded or (cache is None and is_url(recorded)):
+        return None
+    return find_again(recorded, cache or CacheParams())
 
 
-def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path | None:
+def find_slide(
+    bag: Bag, tiles: Path | None, moved: Mapping[str, Place], cache: CacheParams | None = None
+) -> Place | None:
     """Where the slide of a bag lies; None, which the log says, where it is not at hand.
 
     Args:
         bag: its features.
         tiles: the artifact of its tiles, which knows its fingerprint; None = a slide of that name is believed.
         moved: by slide_id, where the user says that slides lie, which goes before what was recorded.
+        cache: where slides that were recorded far away are staged; None = they are not fetched.
 
     Raises:
         SlideError: another slide lies there.
+        RemoteError: it was recorded far away, and the server does not say whether it is there.
     """
-    path = slide_path(bag, moved)
+    path = slide_path(bag, moved, cache)
     if path is None and bag.attrs.get("mpp_source") == OF_TILES:
         log.warning("%s: its features do not tell which pixels of the slide they describe: no pictures", bag.slide_id)
         return None
@@ -52,7 +60,7 @@ def find_slide(bag: Bag, tiles: Path | None, moved: Mapping[str, Path]) -> Path 
     return path
 
 
-def open_again(path: Path, bag: Bag) -> Slide:
+def open_again(path: Place, bag: Bag) -> Slide:
     """Open the slide of a bag as it was opened for its tiles: at the micrometres per pixel of then."""
     # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
     mpp = float(bag.attrs["mpp_x"])

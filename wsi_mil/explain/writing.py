@@ -129,7 +129,7 @@ def is_explained(folder: Path, key: str, pictures: bool, overwrite: bool = False
 def _require_same_size(bag: Bag, slide: Slide | None, places: Places) -> None:
     if slide is not None and places.l0_size is not None and places.l0_size != slide.l0_size:
         raise SlideError(
-            f"{slide.path} has {slide.l0_size[0]} x {slide.l0_size[1]} px, but {bag.slide_id} had"
+            f"{slide.place} has {slide.l0_size[0]} x {slide.l0_size[1]} px, but {bag.slide_id} had"
             f" {places.l0_size[0]} x {places.l0_size[1]} when it was tiled: name the folder of its slides by --slides"
         )
 

@@ -6,6 +6,7 @@ read. ``SECURITY.md`` says what that promises.
 """
 
 from wsi_mil.guards.names import inside, is_formula, is_inside, printable
+from wsi_mil.guards.secrets import redacted
 from wsi_mil.guards.text import parse_json, parse_words, read_table_of_json, require_plain_xml
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "parse_words",
     "printable",
     "read_table_of_json",
+    "redacted",
     "require_plain_xml",
 ]

@@ -24,6 +24,7 @@ from wsi_mil.interop.naming import doubts_of, require_encoder
 from wsi_mil.interop.telling import PeerOptions, Told, told_of
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report, RunOptions
+from wsi_mil.slides import recorded
 from wsi_mil.stage import Item, Result, artifact_items, artifact_path, per_slide, run
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class ImportStage:
             raise ResolutionError(f"{error}; {told.slide} does not tell it") from error
         _require_tiles_inside(item, made, bag.l0_size or told.l0_size)
         if told.slide:
-            made.attrs["slide_path"] = str(told.slide.absolute())
+            made.attrs["slide_path"] = recorded(told.slide)
         _warn_of_size(item.slide_id, bag, made)
         return Result(made, len(bag.features))
 
@@ -185,7 +186,7 @@ def _follow_slides(out: Path, slide_ids: Iterable[str], told: Mapping[str, Told 
         now, path = told.get(slide_id), artifact_path(out, slide_id)
         if not isinstance(now, Told) or now.slide is None:
             continue
-        slide_path = str(now.slide.absolute())
+        slide_path = recorded(now.slide)
         if store.read_attrs(path).get("slide_path") != slide_path:
             made = store.read(path)
             store.write(path, replace(made, attrs={**made.attrs, "slide_path": slide_path}))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from wsi_mil.cohort import read_resolutions
 from wsi_mil.errors import OptionError, ResolutionError, SlideError, SlideUnreadable
 from wsi_mil.interop.bag import REMEDY
-from wsi_mil.slides import find_slides, open_slide
+from wsi_mil.slides import Place, find_slides, open_slide
 from wsi_mil.slides.resolution import Resolution, checked, require_mpp
 from wsi_mil.stage import Item
 
@@ -37,7 +37,7 @@ class Told(NamedTuple):
 
     resolution: Resolution | None
     """None: neither the user nor the slide says it, so the bag may."""
-    slide: Path | None = None
+    slide: Place | None = None
     """Where it is."""
     l0_size: tuple[int, int] | None = None
     """Its width and height, level-0 px."""
@@ -69,7 +69,7 @@ def told_of(items: list[Item], peers: PeerOptions, bags: Collection[str] = ()) -
     return told
 
 
-def _look_at(path: Path, given: Resolution | None) -> Told:
+def _look_at(path: Place, given: Resolution | None) -> Told:
     """What a slide says of itself; the resolution that the user gives goes first.
 
     Raises:
@@ -87,7 +87,7 @@ def _look_at(path: Path, given: Resolution | None) -> Told:
         return Told(given, path)
 
 
-def _slide_of(slide_id: str, slides: Mapping[str, Path]) -> Path | None:
+def _slide_of(slide_id: str, slides: Mapping[str, Place]) -> Place | None:
     """The slide of a bag; other programs leave out its folder."""
     if slide_id in slides:
         return slides[slide_id]

@@ -17,8 +17,9 @@ from wsi_mil.cohort import Cohort, some_names
 from wsi_mil.errors import SlideError, one_line
 from wsi_mil.explain import attention_png, find_slide, open_again, require_one_slide, slide_path
 from wsi_mil.predictions import Prediction
+from wsi_mil.remote import CacheParams
 from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg
-from wsi_mil.slides import find_slides
+from wsi_mil.slides import Place, find_slides
 from wsi_mil.stage import artifact_path, attempt
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,15 @@ class SlideFiles:
     """Folder of the features."""
     tiles: Path | None = None
     """Folder of the tiles, which know the fingerprint of their slide; None = a slide of that name is believed."""
-    moved: Mapping[str, Path] = field(default_factory=dict)
+    moved: Mapping[str, Place] = field(default_factory=dict)
     """By slide_id, where slides lie that are not at their recorded path any more."""
+    cache: CacheParams | None = None
+    """Where slides that were recorded far away are staged; None = they are not fetched for a picture."""
 
     @classmethod
-    def at(cls, feats: Path, tiles: Path, slides: Path | None) -> "SlideFiles":
+    def at(cls, feats: Path, tiles: Path, slides: Path | None, cache: CacheParams | None = None) -> "SlideFiles":
         """Those of the folders that commands name, whether they are there or not."""
-        return cls(feats, tiles if tiles.is_dir() else None, dict(find_slides(slides)) if slides else {})
+        return cls(feats, tiles if tiles.is_dir() else None, dict(find_slides(slides)) if slides else {}, cache)
 
 
 def notable(rows: Sequence[Prediction], classes: Sequence[str]) -> list[Notable]:
@@ -134,11 +137,11 @@ class _Drawer:
 
     def _attention_jpeg(self, bag: Bag, attention: Float[np.ndarray, " tiles"]) -> bytes:
         require_one_slide(bag)
-        path = slide_path(bag, self.files.moved)
+        path = slide_path(bag, self.files.moved, self.files.cache)
         if path is None:
             raise SlideError("its slide is not where it was: name the folder of slides by --slides")
         tiles = None if self.files.tiles is None else artifact_path(self.files.tiles, bag.slide_id)
-        find_slide(bag, tiles if tiles is not None and tiles.exists() else None, self.files.moved)
+        find_slide(bag, tiles if tiles is not None and tiles.exists() else None, self.files.moved, self.files.cache)
         with open_again(path, bag) as slide, Image.open(io.BytesIO(attention_png(slide, bag, attention))) as drawn:
             return as_jpeg(drawn)
 

@@ -4,6 +4,7 @@ A reader says which levels it has and how to read a whole-pixel rectangle of one
 """
 
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from wsi_mil.errors import SlideUnreadable
+from wsi_mil.slides.naming import Place
 from wsi_mil.slides.resample import RESAMPLE, resample
 from wsi_mil.slides.resolution import Resolution
 
@@ -52,6 +54,12 @@ class Part(NamedTuple):
 class Slide(ABC):
     """An open slide: a context manager. Reading is thread-safe."""
 
+    path: Path
+    """The file that is read."""
+    place: Place
+    """Where the slide lies, for messages and records: elsewhere than its file, if it was staged."""
+    held: ExitStack
+    """What is let go of when it is closed."""
     reader: str
     """Who reads it: "direct", "openslide" or "image"."""
     why: str = ""
@@ -66,6 +74,8 @@ class Slide(ABC):
     ) -> None:
         """Take the (width, height) of each level, level 0 first."""
         self.path = path
+        self.place: Place = path
+        self.held = ExitStack()
         self.l0_size = sizes[0]
         self.resolution = resolution
         self.levels = [Level(*size, *map(_scale, sizes[0], size)) for size in sizes]
@@ -188,8 +198,13 @@ class Slide(ABC):
         """
 
     @abstractmethod
-    def close(self) -> None:
+    def _close(self) -> None:
         """Let go of the file."""
+
+    def close(self) -> None:
+        """Let go of the file, and of what keeps it where it is."""
+        self._close()
+        self.held.close()
 
     def __enter__(self) -> "Slide":
         return self

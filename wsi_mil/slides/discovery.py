@@ -1,8 +1,6 @@
 """Which files of a folder are slides, what each is called, and what its content is."""
 
-import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -10,14 +8,11 @@ from typing import NamedTuple
 
 from wsi_mil.errors import SlideError, SlideUnreadable
 from wsi_mil.guards import is_inside
+from wsi_mil.remote import CacheParams, RemoteSlide, Url
+from wsi_mil.slides import far
+from wsi_mil.slides.naming import EXTENSIONS, Place, names_in, slide_ids, without_extension
 from wsi_mil.slides.openslide_reader import series_of
-
-EXTENSIONS = (
-    ".ome.tiff", ".svslide", ".ome.tif", ".tiff", ".ndpi", ".mrxs", ".jpeg",
-    ".svs", ".vms", ".vmu", ".scn", ".bif", ".tif", ".dcm", ".czi", ".png", ".jpg",
-)  # fmt: skip
-"""Longest first, so that `a.ome.tif` is called `a`."""
-_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
+from wsi_mil.slides.sampling import fingerprint, spans
 
 
 class SlideFile(NamedTuple):
@@ -25,21 +20,28 @@ class SlideFile(NamedTuple):
 
     slide_id: str
     """Path relative to the folder, "/" between its parts, without a known extension."""
-    path: Path
+    path: Place
 
 
-def find_slides(folder: Path) -> list[SlideFile]:
+def find_slides(folder: Path | Url, cache: CacheParams | None = None) -> list[SlideFile]:
     """Find every slide in a folder and the folders inside it, by slide_id; or the one slide that is named itself.
 
     Hidden files and folders are passed over, and so are folders of artifacts, whose previews are no slides; of the
     named folder itself, which may hold artifacts beside its slides, only previews. The files that belong to an MRXS or
     VMS slide are no slides of their own, and a DICOM series is one slide. Two files that would share a slide_id keep
     their extensions in it; so do those whose slide_ids differ only by case, since their artifacts would be one file on
-    many a disk.
+    many a disk. Slides at an address are found, and called, by the same rules.
+
+    Args:
+        folder: the folder, or a slide; or the address of either.
+        cache: where slides of an address are staged.
 
     Raises:
         SlideError: there is no such folder, or no slide in it, or two that cannot be told apart.
+        RemoteError: the address cannot be listed.
     """
+    if isinstance(folder, Url):
+        return [SlideFile(*slide) for slide in far.find(folder, cache or CacheParams())]
     if folder.is_file():
         return [SlideFile(without_extension(folder.name), folder)]
     if not folder.is_dir():
@@ -47,49 +49,41 @@ def find_slides(folder: Path) -> list[SlideFile]:
     paths = _without_companions(sorted(_candidates(folder)))
     if not paths:
         raise SlideError(f"{folder} holds no slide: looked for files ending in {', '.join(sorted(EXTENSIONS))}")
-    names = {path: path.relative_to(folder).as_posix() for path in paths}
-    times = Counter(without_extension(name).lower() for name in names.values())
-    slides: dict[str, Path] = {}
-    taken: dict[str, str] = {}
-    for path, name in names.items():
-        slide_id = name if times[without_extension(name).lower()] > 1 else without_extension(name)
-        other = taken.setdefault(slide_id.lower(), slide_id)
-        if other in slides:
-            where = "" if other == slide_id else " on disks that tell no case apart"
-            raise SlideError(f"{slides[other]} and {path} would both be called {slide_id}{where}: rename one of them")
-        slides[slide_id] = path
-    return sorted(SlideFile(*slide) for slide in slides.items())
+    return [SlideFile(*slide) for slide in slide_ids({path: path.relative_to(folder).as_posix() for path in paths})]
 
 
-def slide_fingerprint(path: Path) -> str:
+def slide_fingerprint(path: Place) -> str:
     """Hash what a slide is: its size, 16 samples of its content, and the names and sizes of the files it belongs with.
 
-    The time of change is left out, so that copying or moving a cohort makes nothing stale.
+    The time of change is left out, and so is where it lies, so that copying or moving a cohort, to a server too, makes
+    nothing stale.
 
     Returns:
         32 hexadecimal digits.
 
     Raises:
         SlideUnreadable: the file cannot be read.
+        RemoteError: nor can what lies far away.
     """
-    digest = hashlib.sha256()
+    if not isinstance(path, Path):
+        return far.slide_fingerprint(path)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            digest.update(str(size).encode())
-            for index in range(_BLOCKS):
-                file.seek(max(0, size - _BLOCK_BYTES) * index // (_BLOCKS - 1))
-                digest.update(file.read(_BLOCK_BYTES))
-        for companion in sorted(_companions(path)):
-            name = companion.relative_to(path.parent).as_posix()
-            digest.update(f"\n{name} {companion.stat().st_size}".encode())
+            samples = []
+            for start, stop in spans(size):
+                file.seek(start)
+                samples.append(file.read(stop - start))
+        companions = {one.relative_to(path.parent).as_posix(): one.stat().st_size for one in _companions(path)}
     except OSError as error:
         raise SlideUnreadable(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()[:32]
+    return fingerprint(size, samples, companions)
 
 
-def slide_bytes(path: Path) -> int:
-    """What a slide takes on disk, with the files it belongs with; 0 of what is not there, as opening will say."""
+def slide_bytes(path: Place) -> int:
+    """What a slide takes, with the files it belongs with; 0 of what is not there, as opening will say."""
+    if isinstance(path, RemoteSlide):
+        return path.size
     return sum(file.stat().st_size for file in (path, *_companions(path)) if file.exists())
 
 
@@ -138,11 +132,10 @@ def _companions(path: Path) -> list[Path]:
 def _named_inside(path: Path) -> list[Path]:
     """The files that a VMS or VMU file, `Key=value` lines, names; none where it cannot be read, as opening will say."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    names = {line.partition("=")[2].strip() for line in lines} - {""}
-    beside = (path.with_name(name) for name in names if "/" not in name and is_inside(name))
+    beside = (path.with_name(name) for name in names_in(text) if is_inside(name))
     return [file for file in beside if file.is_file()]
 
 
@@ -157,10 +150,3 @@ def _series(path: Path) -> str | None:
 @lru_cache(maxsize=100_000)
 def _series_of(path: Path, size: int, time_ns: int) -> str | None:  # size and time tell versions of a file apart
     return series_of(path)
-
-
-def without_extension(name: str) -> str:
-    """Take a known slide extension off a name; other dots stay, as in the barcodes of TCGA."""
-    lower = name.lower()
-    extension = next((extension for extension in EXTENSIONS if lower.endswith(extension)), "")
-    return name[: len(name) - len(extension)]

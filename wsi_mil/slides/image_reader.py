@@ -71,7 +71,7 @@ class ImageSlide(Slide):
                     self._pixels = self._decoded()
                 except _FAILURES as error:
                     raise SlideUnreadable(
-                        f"{self.path}: its pixels cannot be read: Pillow: {one_line(error)}"
+                        f"{self.place}: its pixels cannot be read: Pillow: {one_line(error)}"
                     ) from error
             return self._pixels
 
@@ -80,7 +80,7 @@ class ImageSlide(Slide):
             return self._file.convert("RGB")
         return on_background(self._file.convert("RGBA"), self.background)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._file.close()
         self._pixels = None
 

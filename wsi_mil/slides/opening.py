@@ -2,21 +2,23 @@
 
 from pathlib import Path
 
-from wsi_mil.errors import OptionError, SlideUnreadable
+from wsi_mil.errors import OptionError, SlideError, SlideUnreadable
+from wsi_mil.remote import hold
 from wsi_mil.slides.base import Slide
 from wsi_mil.slides.direct import NotDirect, open_directly
 from wsi_mil.slides.headers import require_credible
 from wsi_mil.slides.image_reader import ImageSlide
+from wsi_mil.slides.naming import Place
 from wsi_mil.slides.openslide_reader import OpenSlideSlide
 
 READERS = ("auto", "direct", "openslide")
 
 
-def open_slide(path: Path, mpp: float | None = None, reader: str = "auto", fast: bool = False) -> Slide:
+def open_slide(path: Place, mpp: float | None = None, reader: str = "auto", fast: bool = False) -> Slide:
     """Open a slide, as a context manager.
 
     Args:
-        path: any format of OpenSlide, or an 8-bit PNG, JPEG or TIFF.
+        path: any format of OpenSlide, or an 8-bit PNG, JPEG or TIFF; what lies far away is staged until it is closed.
         mpp: micrometres per level-0 pixel, both axes; taken before what the file says. PNG and JPEG need it.
         reader: who reads pixels: "direct" decodes the file's tiles here, "openslide" leaves them to OpenSlide, and
             "auto" is direct where a comparison with OpenSlide shows no difference, and Pillow for plain images.
@@ -26,6 +28,7 @@ def open_slide(path: Path, mpp: float | None = None, reader: str = "auto", fast:
     Raises:
         SlideUnreadable: there is no such file, nothing here reads it, or the reader that was named does not.
         ResolutionError: its micrometres per pixel are unknown, or outside 0.05 to 10.
+        RemoteError: it lies far away, and cannot be had.
         OptionError: there is no such reader.
 
     Example:
@@ -33,6 +36,25 @@ def open_slide(path: Path, mpp: float | None = None, reader: str = "auto", fast:
             image = slide.thumbnail(mpp=8.0).image
     """
     require_reader(reader, fast)
+    if isinstance(path, Path):
+        return _open(path, mpp, reader, fast)
+    staged = hold(path)
+    try:
+        slide = _open(staged.path, mpp, reader, fast)
+    except SlideError as error:
+        staged.release()
+        error.args = (str(error).replace(str(staged.path), str(path)),)  # the user knows it by its address
+        raise
+    except BaseException:
+        staged.release()
+        raise
+    slide.place = path
+    slide.held.callback(staged.release)
+    return slide
+
+
+def _open(path: Path, mpp: float | None, reader: str, fast: bool) -> Slide:
+    """Open what lies here."""
     start = _start(path)
     require_credible(path)
     try:

@@ -47,7 +47,7 @@ class OpenSlideSlide(Slide):
         try:
             image = self._file.read_region(location, level, (width, height))
         except _FAILURES as error:
-            raise SlideUnreadable(f"{self.path}: its pixels cannot be read: OpenSlide: {error}") from error
+            raise SlideUnreadable(f"{self.place}: its pixels cannot be read: OpenSlide: {error}") from error
         return np.array(on_background(image, self.background))
 
     @property
@@ -60,7 +60,7 @@ class OpenSlideSlide(Slide):
         """By how much OpenSlide divides level-0 coordinates on each level."""
         return self._downsamples
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._file.close()
 
 

@@ -21,7 +21,6 @@ Tiles are computed one by one, and sums over pixels without BLAS: threads and ba
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +29,7 @@ from jaxtyping import Int64, Shaped, UInt8
 
 from wsi_mil.errors import OptionError, SlideError
 from wsi_mil.executors import map_ordered
+from wsi_mil.slides import Place
 from wsi_mil.stain import macenko, reinhard, sampling
 from wsi_mil.stain.macenko import Macenko
 from wsi_mil.stain.normaliser import MIN_DENSITY, WHITE, Normaliser, NoStain, Unchanged, is_stained
@@ -65,7 +65,7 @@ def fit_slide(
     method: str,
     read: Callable[[Int64[np.ndarray, "some 2"]], UInt8[np.ndarray, "some height width 3"]],
     coords: Int64[np.ndarray, "tiles 2"],
-    path: Path,
+    path: Place,
     threads: int = 1,
     measured: Mapping[str, Shaped[np.ndarray, "tiles *more"]] = _UNKNOWN,
 ) -> Normaliser:
@@ -91,7 +91,7 @@ def fit_slide(
         return fit(method, np.concatenate(list(parts)), path)
 
 
-def fit(method: str, pixels: UInt8[np.ndarray, "pixels 3"], path: Path) -> Normaliser:
+def fit(method: str, pixels: UInt8[np.ndarray, "pixels 3"], path: Place) -> Normaliser:
     """Fit a method to pixels of a slide, RGB, glass among them or not.
 
     Raises:

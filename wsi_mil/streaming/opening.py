@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic
 
@@ -24,7 +24,7 @@ class Opener(Generic[Slide]):
             sources: the slides; taken by one thread at a time.
             tiles: how many are enough.
         """
-        self._sources, self._enough = enumerate(sources), tiles
+        self._sources, self._numbered, self._enough = sources, enumerate(sources), tiles
         self._opened: dict[int, Work[Slide]] = {}
         self._next, self._running, self._stopped = 0, _THREADS, False
         self._changed = threading.Condition()
@@ -55,6 +55,8 @@ class Opener(Generic[Slide]):
         """Open no more, from any thread; whoever waits in `take` goes on with nothing."""
         with self._changed:
             self._stopped = True
+            if isinstance(self._sources, Generator):
+                self._sources.close()  # so that what slides are waited for is not done for nobody
             self._changed.notify_all()
 
     def stop(self) -> list[Work[Slide]]:
@@ -79,7 +81,7 @@ class Opener(Generic[Slide]):
     def _claim(self) -> tuple[int, Slide] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room())
-            return None if self._stopped else next(self._sources, None)
+            return None if self._stopped else next(self._numbered, None)
 
     def _has_room(self) -> bool:
         ahead = sum(work.tiles.count for work in self._opened.values())

@@ -188,7 +188,7 @@ class DirectSlide(Slide):
     def _pixels(self, key: Key, data: Compressed) -> Pixels:
         table = self._tables[key.level]
         row, column = divmod(key.index, table.columns)
-        where = f"{self.path}: tile {column}, {row} of level {key.level}"
+        where = f"{self.place}: tile {column}, {row} of level {key.level}"
         if len(data) < table.counts[key.index]:
             raise SlideUnreadable(f"{where} lies beyond the end of the file: copy or download it again")
         try:
@@ -200,6 +200,6 @@ class DirectSlide(Slide):
         """A tile that was never scanned."""
         return np.full((table.tile_height, table.tile_width, 3), self.background, np.uint8)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         for file in self._files.values():
             file.close()

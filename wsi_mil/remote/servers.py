@@ -1,0 +1,166 @@
+"""What is asked of servers: what lies there, how large it is, and parts of it. The only door to fsspec.
+
+Whatever is asked is asked `patiently`. Credentials are fsspec's own affair: environment, profiles, ``FSSPEC_*``.
+"""
+
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from wsi_mil.errors import RemoteError
+from wsi_mil.remote.trouble import Waiting, no_package, patiently
+from wsi_mil.remote.urls import WEB, Url
+
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "Last-Modified", "LastModified", "updated", "mtime", "created")
+"""What tells contents of one address apart, the best first; each protocol has one of them."""
+_OF_S3 = ("ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32")
+_HOSTS_WITH_RANGES: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a server says of a file."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """Changes with the content; empty where the server tells nothing of the kind."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """By algorithm ("md5", "sha256", ...), hexadecimal digits of the whole content."""
+
+
+def list_files(url: Url) -> dict[str, Facts]:
+    """The files below an address, by their path relative to it; none where nothing lies there.
+
+    Raises:
+        RemoteError: the protocol has no folders; see `patiently`.
+    """
+    if url.scheme in WEB:
+        raise RemoteError(f"{url}: no folders are listed over {url.scheme}://: name one slide that is one file")
+
+    def ask() -> tuple[str, dict[str, dict[str, Any]]]:
+        system, path = _system(url)
+        system.invalidate_cache()  # what was there when it was last asked is no answer
+        return path.rstrip("/"), system.find(path, detail=True)
+
+    root, found = patiently(url, ask)
+    named = {name.removeprefix(root).lstrip("/"): info for name, info in found.items()}
+    # A file that is no folder is found below itself as "".
+    return {name: _facts(info) for name, info in named.items() if name and _is_file(name, info)}
+
+
+def facts_of(url: Url, waiting: Waiting | None = None) -> Facts:
+    """What the server says now of one file, with the checksums that can be verified.
+
+    Raises:
+        RemoteError: it is not there, or the server does not tell its size; see `patiently`.
+    """
+
+    def ask() -> dict[str, Any]:
+        system, path = _system(url)
+        if url.scheme in ("s3", "s3a"):
+            return _head_of_s3(system, path)
+        system.invalidate_cache()
+        info = system.info(path)
+        if info.get("type") == "directory":
+            raise FileNotFoundError(path)
+        return info
+
+    info = patiently(url, ask, waiting)
+    if info.get("size") is None:
+        raise RemoteError(f"{url}: the server does not tell its size, so it cannot be checked: download it yourself")
+    return _facts(info)
+
+
+def read_parts(url: Url, spans: Sequence[tuple[int, int]], waiting: Waiting | None = None) -> list[bytes]:
+    """Parts of a file, each from ``start`` up to ``stop`` (bytes), at once where the protocol can.
+
+    Raises:
+        RemoteError: a part is shorter than asked for, again and again, or the server sends no parts; see `patiently`.
+    """
+    wanted = [span for span in spans if span[1] > span[0]]
+
+    def ask() -> list[bytes]:
+        system, path = _system(url)
+        if url.scheme in WEB:
+            _require_ranges(system, url, path)
+        starts, stops = zip(*wanted, strict=True)
+        parts = system.cat_ranges([path] * len(wanted), list(starts), list(stops), on_error="raise")
+        for (start, stop), part in zip(wanted, parts, strict=True):
+            if len(part) != stop - start:
+                raise OSError(f"{len(part)} bytes came of {stop - start} from byte {start} on")
+        return parts
+
+    came = iter(patiently(url, ask, waiting) if wanted else ())
+    return [bytes(next(came)) if stop > start else b"" for start, stop in spans]
+
+
+def read_whole(url: Url, size: int) -> bytes:
+    """A small file."""
+    return read_parts(url, [(0, size)])[0]
+
+
+def forget_hosts() -> None:
+    """Ask web servers anew whether they send parts of files."""
+    _HOSTS_WITH_RANGES.clear()
+
+
+def _system(url: Url) -> tuple[Any, str]:
+    """The file system of an address, and what it calls it."""
+    import fsspec  # heavy, and not needed to show help
+    from fsspec.core import url_to_fs
+
+    try:
+        fsspec.get_filesystem_class(url.scheme)
+    except (ImportError, ValueError) as error:
+        raise no_package(url, error) from None
+    return url_to_fs(url.text)
+
+
+def _require_ranges(system: Any, url: Url, path: str) -> None:
+    """Refuse a web server that would send the whole file whenever a part of it is asked for."""
+    host = urlsplit(path).netloc
+    if host in _HOSTS_WITH_RANGES:
+        return
+    try:
+        with system.open(path, "rb", cache_type="none") as file:
+            file.seek(1)
+            file.read(1)
+    except ValueError:  # so fsspec says it, having stopped after the headers
+        raise RemoteError(f"{url}: its server sends no parts of files (ranges): download the slide yourself") from None
+    _HOSTS_WITH_RANGES.add(host)
+
+
+def _is_file(name: str, info: Mapping[str, Any]) -> bool:
+    return info.get("type", "file") == "file" and not name.endswith("/")
+
+
+def _facts(info: Mapping[str, Any]) -> Facts:
+    version = next((info[key] for key in _VERSIONS if info.get(key)), "")
+    shown = version.isoformat() if isinstance(version, datetime) else str(version).strip('"')
+    return Facts(int(info.get("size") or 0), shown, _checksums(info))
+
+
+def _head_of_s3(system: Any, path: str) -> dict[str, Any]:
+    bucket, key, _ = system.split_path(path)
+    head = system.call_s3("head_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+    return {**head, "size": head["ContentLength"]}
+
+
+def _checksums(info: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the whole content: not those of S3's objects in parts, which are digests of digests."""
+    found: dict[str, str] = {}
+    tag = str(info.get("ETag", "")).strip('"')
+    # Of objects encrypted with keys of one's own the ETag is no MD5. Only an answer to HEAD tells.
+    plain = "ContentLength" in info and info.get("ServerSideEncryption", "AES256") == "AES256"
+    if plain and not info.get("SSECustomerAlgorithm") and len(tag) == 32 and not tag.strip("0123456789abcdef"):
+        found["md5"] = tag
+    coded = {key.removeprefix("Checksum").lower(): info.get(key) for key in _OF_S3}
+    coded |= {"md5": info.get("md5Hash") or info.get("Content-MD5") or None}
+    for name, value in coded.items():
+        if isinstance(value, str) and "-" not in value:
+            found[name] = b64decode(value).hex()
+    return found
