@@ -13,6 +13,7 @@ WsiMilError
 │   ├── ArtifactMissing     is not there: names the command that makes it
 │   ├── ArtifactCorrupt     is damaged: its checksum or layout is wrong
 │   └── ArtifactStale       was made from something else, or with other options
+├── ClusterError            the Dask cluster, or one of its workers, cannot do the work
 ├── TrainingError           training cannot go on
 └── IncompatibleError       two things that do not belong together (features and checkpoint)
 
@@ -82,6 +83,10 @@ class ArtifactCorrupt(ArtifactError):
 
 class ArtifactStale(ArtifactError):
     """The artifact was made from another input or with other options."""
+
+
+class ClusterError(WsiMilError):
+    """The cluster cannot be reached, or a worker cannot do the work: another version, a folder that it does not see."""
 
 
 class TrainingError(WsiMilError):

@@ -39,6 +39,10 @@ class RunOptions:
     """Threads; 0 = the cores this process may use."""
     shard: str = "1/1"
     """``I/N``: do only the I-th of N parts of the cohort (1 <= I <= N), for job arrays."""
+    scheduler: str = ""
+    """Address of a Dask cluster that does the work; "" = threads of this process do."""
+    device: str = "cpu"
+    """Where its workers do it: "cuda" = those that declare a GPU. Here each stage knows by itself."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:

@@ -101,7 +101,7 @@ def tile(
         _require_settings(table, slide_id, own, params)
     drawings.tell_missing(list(chosen))
     drawings.require_classes(chosen, RegionParams(params.include, params.exclude))
-    stage = TileStage(params, options.threads, resolutions, chosen, drawings)
+    stage = TileStage(params, options.threads, resolutions, chosen, drawings.absolute())
     report = run(stage, [Item(slide_id, found[slide_id]) for slide_id in chosen], out, options)
     write_contact_sheet(out)
     return report
@@ -145,7 +145,7 @@ def measure_distances(
     """Run stage 3 over a folder of features, whoever made them, and write ``summary.json``."""
     bags = own_bags(feats, peers, options.workers)
     items = bag_items(bags.folder)
-    report = run(distances.DistanceStage(params, out, options.threads), items, out, options)
+    report = run(distances.DistanceStage(params, out.absolute(), options.threads), items, out, options)
     report.failed |= bags.failed
     distances.write_summary(out)
     return report

@@ -1,0 +1,118 @@
+"""What a worker of a Dask cluster does: make itself, once, what a job needs, and put one thing after the other through.
+
+Everything here runs in the worker's process. What was made stays there for the next task of the same job, so a network
+is loaded once per worker and never sent.
+"""
+
+import hashlib
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from wsi_mil.errors import ClusterError, WsiMilError, one_line
+from wsi_mil.executors import grant_cores
+
+_KEPT = 2  # crews; each may hold a network
+_crews: "OrderedDict[str, _Place]" = OrderedDict()
+_changing = threading.Lock()
+
+
+class Need(NamedTuple):
+    """What a worker must be and see."""
+
+    version: str
+    """Of wsi_mil."""
+    paths: tuple[str, ...] = ()
+    """Files or folders, absolute."""
+
+
+class Seen(NamedTuple):
+    """What a worker is and sees."""
+
+    version: str
+    """Of wsi_mil; "" = it is not installed there."""
+    absent: tuple[str, ...]
+    """Paths that it does not see, or sees and may not write to beside."""
+    gpus: float
+    """How many it declares, as the resource ``GPU``."""
+
+    def fault(self, need: Need) -> str:
+        """Why the worker cannot do the work; "" = it can."""
+        if self.version != need.version:
+            found = f"has wsimil {self.version}" if self.version else "has no wsimil"
+            return f"{found} and {need.version} asks for work: pip install 'wsi-mil=={need.version}' there"
+        if self.absent:
+            return (
+                f"does not see {self.absent[0]}, or may not write there: slides and artifacts must lie on a file system"
+                " that all workers share under the same path"
+            )
+        return ""
+
+
+def looker() -> Callable[..., tuple[str, tuple[str, ...], float]]:
+    """A function that tells what a worker is and sees, as `Seen`.
+
+    It is made here so that it is sent whole: a worker without wsimil, or with another one, must be able to run it.
+    """
+
+    def look(paths: tuple[str, ...], dask_worker: Any) -> tuple[str, tuple[str, ...], float]:
+        import importlib
+        import os
+
+        try:
+            version = importlib.import_module("wsi_mil").__version__
+        except ImportError:
+            version = ""
+        absent = [path for path in paths if not os.path.exists(path)]  # noqa: PTH110
+        hidden = [path for path in paths if os.path.basename(path).startswith(".")]  # noqa: PTH119 - our own marks
+        absent += [path for path in hidden if not os.access(os.path.dirname(path), os.W_OK)]  # noqa: PTH120
+        return version, tuple(absent), float(dask_worker.state.total_resources.get("GPU", 0.0))
+
+    return look
+
+
+def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
+    """Let the crew that ``recipe`` makes do something: ``crew.<method>(argument)``.
+
+    Raises:
+        ClusterError: this worker cannot do it, whatever the argument: it ends the run.
+    """
+    from distributed import get_worker
+
+    place = _place(hashlib.sha256(recipe).hexdigest())
+    with place.making:
+        if place.crew is None:
+            worker = get_worker()
+            fault = Seen(*looker()(need.paths, worker)).fault(need)
+            if fault:
+                raise ClusterError(f"worker {worker.address} {fault}")
+            grant_cores(worker.state.nthreads)
+            try:
+                place.crew = pickle.loads(recipe)()
+            except (WsiMilError, OSError, ImportError) as error:
+                raise ClusterError(f"worker {worker.address}: {one_line(error)}") from error
+    return getattr(place.crew, method)(argument)
+
+
+def keep(recipe: bytes) -> bytes:
+    """The recipe itself: as a task of its own it is sent to a worker once, however many tasks need it."""
+    return recipe
+
+
+class _Place:
+    """Where a crew is, or will be when it is made."""
+
+    def __init__(self) -> None:
+        self.making, self.crew = threading.Lock(), None
+
+
+def _place(key: str) -> _Place:
+    """The place of a job's crew; the one that was not needed for longest goes when there are too many."""
+    with _changing:
+        place = _crews.setdefault(key, _Place())
+        _crews.move_to_end(key)
+        while len(_crews) > _KEPT:
+            _crews.popitem(last=False)
+        return place
