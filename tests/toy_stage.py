@@ -1,5 +1,7 @@
 """A small stage for tests of the loop: it turns the bytes of a file into an array."""
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +40,8 @@ class ToyStage:
         data = np.frombuffer(item.source.read_bytes(), np.uint8).astype(np.int64)
         if b"bad" in item.source.read_bytes():
             raise SlideUnreadable(f"{item.source} cannot be read")
+        if b"kill" in item.source.read_bytes():
+            os.kill(os.getpid(), signal.SIGKILL)
         if b"bug" in item.source.read_bytes():
             raise ZeroDivisionError("two\nlines")
         attrs = {"status": "empty" if data.size == 0 else "done", "tissue_mm2": float(data.size)}

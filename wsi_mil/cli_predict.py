@@ -15,6 +15,7 @@ from wsi_mil.arguments import (
     Out,
     Overwrite,
     Patients,
+    Scheduler,
     TrustCheckpoint,
     Weights,
     Workers,
@@ -69,6 +70,7 @@ def predict(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
+    scheduler: Scheduler = "",
 ) -> None:
     """Predict the class of new slides with a trained model; what is unlike its training is warned of."""
     from wsi_mil.explain import LookOptions
@@ -78,7 +80,7 @@ def predict(
     if tiles and not explain:
         raise OptionError(f"--tiles {tiles} shows what was looked at: add --explain, or leave it out")
     _require_one_source("predict", slides, bags, bool(bag_slides or table or encoder), tiles)
-    options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, scheduler)
     _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
@@ -110,6 +112,7 @@ def explain(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
+    scheduler: Scheduler = "",
 ) -> None:
     """Predict, and show what the model looked at: pictures, tables, GeoJSON for QuPath, and a page of all that.
 
@@ -125,7 +128,7 @@ def explain(
         show_learnt(path, *learnt(path, out, overwrite))
         return
     _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
-    options = _options(out, weights, device, batch, workers, overwrite, trust, patients)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, scheduler)
     _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles)
@@ -171,11 +174,13 @@ def _options(
     overwrite: bool,
     trust: bool,
     patients: Path | None,
+    scheduler: str,
 ) -> "PredictOptions":
     from wsi_mil.devices import pick_device
     from wsi_mil.predict import PredictOptions
 
-    return PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust, patients)
+    where = device if scheduler else str(pick_device(device))  # a cluster has other devices than this machine
+    return PredictOptions(out, weights, where, batch, workers, overwrite, trust, patients, scheduler)
 
 
 def _require_file(json_to: str | None) -> None:

@@ -26,6 +26,7 @@ from wsi_mil.arguments import (
     Reader,
     ReaderName,
     Regions,
+    Scheduler,
     Seed,
     Shard,
     TileMpp,
@@ -67,6 +68,7 @@ def tile(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
+    scheduler: Scheduler = "",
 ) -> None:
     """Find the tissue of each slide and divide it into tiles."""
     from wsi_mil import workflow
@@ -77,5 +79,5 @@ def tile(
         max_black=max_black, min_saturation=min_saturation, reader=str(reader),
     )  # fmt: skip
     params = with_regions(params, include, exclude, regions)
-    options, drawings = run_options(overwrite, workers, shard), workflow.Drawings(regions, annotations)
+    options, drawings = run_options(overwrite, workers, shard, scheduler), workflow.Drawings(regions, annotations)
     leave(workflow.tile(slides, out, params, options, table, slide_mpp, drawings), out)

@@ -86,7 +86,7 @@ class Crew:
                 wanted[output] = origin
         for item, output, outcome in self._do(task.item, list(wanted)) if wanted else ():
             made = attempt(publish, output.stage, item, outcome, output.folder, wanted[output])
-            told[output.folder] = portable(made)
+            told[output.folder] = made if isinstance(made, Published) else portable(made)
         return tuple(told.get(output.folder) for output in self.outputs)
 
 
@@ -175,12 +175,10 @@ def crew_of(stage: Stage, folder: Path) -> Crew:
     return Crew([output], stream_of(output), getattr(stage, "in_turn", False))
 
 
-def portable(told: Told) -> Told:
-    """What can be sent: of an error that cannot, what it says."""
-    if isinstance(told, Published):
-        return told
-    copied = attempt(lambda: pickle.loads(pickle.dumps(told)))
-    return told if type(copied) is type(told) else ClusterError(one_line(told))
+def portable(error: Exception) -> Exception:
+    """What of an error can be sent: itself, or what it says."""
+    copied = attempt(lambda: pickle.loads(pickle.dumps(error)))
+    return error if type(copied) is type(error) else ClusterError(one_line(error))
 
 
 def _require_same(stage: Stage, origin: Origin) -> None:

@@ -87,7 +87,8 @@ def answer(
         moved = dict(find_slides(asked.slides_at)) if asked.slides_at else {}
     explained: list[Explained] = []
     if closely is not None:
-        how = ExplainOptions(options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite)
+        where = (options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite)
+        how = ExplainOptions(*where, options.scheduler)
         explained = explain_bags(path, _together(rows, bags), how)
     asked_too = [] if closely is None else bags
     _write_page(path, rows, explained, options, commands, [bag.source for bag in asked_too])
@@ -159,7 +160,8 @@ def _write_page(
     bags: Sequence[Path],
 ) -> None:
     made = checkpoint.load(path)
-    learnt = distance_section(predicted_distances(made, bags, options.device))
+    device = "cpu" if options.scheduler else options.device  # what the cluster has is not here
+    learnt = distance_section(predicted_distances(made, bags, device))
     told = Told(made, checkpoint.digest(path), tuple(commands), [learnt])
     folders = [one.folder for one in explained if one.status == "done"]
     write_bytes(options.out / PAGE, prediction_page(rows, told, folders))

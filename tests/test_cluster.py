@@ -1,0 +1,293 @@
+"""The loop on a cluster: a real one of two worker processes, which share nothing with the test but the disk."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import dask
+import pytest
+from distributed import LocalCluster
+from toy_stage import ToyParams, ToyStage, items
+
+from wsi_mil import executors, synthetic, workflow
+from wsi_mil.crew import Crew, Task, _Shared, portable, stream_of
+from wsi_mil.distances import DistanceParams
+from wsi_mil.encoding import Encoding
+from wsi_mil.errors import ArtifactStale, ClusterError, OptionError, SlideUnreadable
+from wsi_mil.executors import cluster as door
+from wsi_mil.executors.worker import Need, Seen
+from wsi_mil.items import Item, Output, Published, Result, origin_of
+from wsi_mil.progress import Progress
+from wsi_mil.remote import each
+from wsi_mil.stage import RunOptions, artifact_items, run
+from wsi_mil.tiling import TileParams
+
+TESTS = Path(__file__).parent
+TRIES = 2
+
+
+@pytest.fixture(scope="module")
+def scheduler(home: Path) -> Iterator[str]:
+    """The address of a cluster of two worker processes of one thread; a slide may cost two of them their life."""
+    config = {"distributed.scheduler.allowed-failures": TRIES - 1, "logging": {"distributed": "critical"}}
+    paths = f"{TESTS.parent}{os.pathsep}{TESTS}"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dask.config.set(config),
+    ):
+        patch.setenv("PYTHONPATH", paths)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+        ) as made:
+            yield made.scheduler_address
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    (folder / "sub").mkdir(parents=True)
+    for index in range(5):
+        (folder / "sub" / f"s{index}.b").write_bytes(b"x" * (index + 1))
+    (folder / "void").write_bytes(b"")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Artifacts and the files beside them."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".csv"
+    }
+
+
+def test_a_cluster_makes_the_same_bytes_and_the_same_report(
+    scheduler: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source / "bad").write_bytes(b"bad")
+    (source / "bug").write_bytes(b"bug")
+    here, there = tmp_path / "here", tmp_path / "there"
+    local = run(ToyStage(), items(source), here)
+    monkeypatch.chdir(tmp_path)  # workers are elsewhere: relative paths must become absolute
+    with caplog.at_level(logging.INFO, "wsi_mil"):
+        remote = run(ToyStage(), items(Path("source")), Path("there"), RunOptions(scheduler=scheduler))
+    assert (sorted(remote.done), remote.empty) == (sorted(local.done), local.empty)
+    assert {name: type(error) for name, error in remote.failed.items()} == {
+        "bad": SlideUnreadable,
+        "bug": ZeroDivisionError,
+    }
+    assert contents(there) == contents(here)
+    assert any("tiles/s" in message for message in caplog.messages)
+    again = run(ToyStage(), items(source), there, RunOptions(scheduler=scheduler))
+    assert (len(again.skipped), again.done) == (6, [])
+    with pytest.raises(ArtifactStale):
+        run(ToyStage(ToyParams(2)), items(source), there, RunOptions(scheduler=scheduler))
+    half = run(ToyStage(ToyParams(2)), items(source), there, RunOptions(True, shard="1/2", scheduler=scheduler))
+    assert len(half.done) + len(half.empty) + len(half.failed) == 4
+
+
+def test_tiles_features_and_distances_of_a_cluster_are_those_of_one_process(scheduler: str, tmp_path: Path) -> None:
+    small = {"slides": 3, "nests": 1, "clusters": 1, "radius_um": 40.0, "near_um": (120.0, 160.0), "far_um": 200.0}
+    small |= {"spacing_um": 110.0, "clearance_um": 20.0, "side_um": 800.0}
+    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams(**small))
+    encoding = Encoding({"timm:test_vit": "random:0"}, batch=4)
+    for out, options in ((tmp_path / "here", RunOptions()), (tmp_path / "there", RunOptions(scheduler=scheduler))):
+        folders = workflow.Folders.under(out)
+        params = TileParams(tile_um=128.0, tile_px=64)
+        assert len(workflow.tile(tmp_path / "slides", folders.tiles, params, options).done) == 3
+        made = workflow.extract_features(folders.tiles, folders.feats, encoding, options, None)
+        assert len(made[folders.feats].done) == 3
+        assert len(workflow.measure_distances(folders.feats, folders.distances, DistanceParams(), options).done) == 3
+    made = contents(tmp_path / "there")
+    assert {name.split("/")[0] for name in made} == {"tiles", "feats", "distances"}
+    assert made == contents(tmp_path / "here")
+
+
+def test_a_slide_that_kills_its_workers_fails_by_name_and_the_others_are_done(
+    scheduler: str, source: Path, tmp_path: Path
+) -> None:
+    (source / "deadly").write_bytes(b"kill")
+    report = run(ToyStage(), items(source), tmp_path / "out", RunOptions(scheduler=scheduler))
+    assert len(report.done) + len(report.empty) >= 5  # one that was at work beside it may be suspected, too
+    assert f"{TRIES} workers died at work on it" in str(report.failed["deadly"])
+    assert "--memory-limit" in str(report.failed["deadly"])
+    assert not list((tmp_path / "out").rglob(".*.tmp"))
+
+
+def test_a_worker_of_another_version_or_that_sees_another_disk_is_named_before_any_work(
+    scheduler: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(door, "__version__", "99.0")
+        with pytest.raises(ClusterError, match=r"worker tcp://\S+ has wsimil \S+ and 99\.0 asks for work: pip install"):
+            run(ToyStage(), items(source), tmp_path / "out", RunOptions(scheduler=scheduler))
+    gone = tmp_path / "of another machine"
+    with pytest.raises(ClusterError, match=r"worker tcp://\S+ does not see .*of another machine"):
+        list(each(scheduler, "cpu", print, [gone], [1]))
+    assert not artifact_items(tmp_path / "out")
+
+
+def test_a_gpu_that_no_worker_declares_is_asked_for_in_vain(scheduler: str) -> None:
+    with door.connected(scheduler) as cluster:
+        assert (cluster.device("auto"), cluster.device("cpu")) == ("cpu", "cpu")
+        with pytest.raises(ClusterError, match=r'--device cuda: no worker .* declares a GPU.*--resources "GPU=1"'):
+            cluster.device("cuda")
+        with pytest.raises(OptionError, match="--device cuda:1: with --scheduler"):
+            cluster.device("cuda:1")
+        monkey = {"a": ("1", (), 0.0), "b": ("1", (), 1.0)}
+        cluster._client = SimpleNamespace(nthreads=lambda: {"a": 1}, run=lambda *_: monkey)
+        assert (cluster.device("auto"), cluster.device("cuda")) == ("cuda", "cuda")
+
+
+def test_tasks_of_gpus_ask_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    client = SimpleNamespace(submit=lambda *_, resources=None, **__: asked.append(resources))
+    for device in ("cpu", "cuda"):
+        door.Cluster(client, "tcp://a:1")._sender(door.Job(print, device), "work")("x")
+    assert asked == [None, None, None, {"GPU": 0.25}]  # the recipe may lie anywhere
+
+
+@pytest.mark.parametrize(
+    ("version", "absent", "word"), [("", (), "has no wsimil"), ("1", ("/x",), "does not see /x"), ("1", (), "")]
+)
+def test_what_a_worker_lacks_is_said(version: str, absent: tuple[str, ...], word: str) -> None:
+    fault = Seen(version, absent, 0.0).fault(Need("1", ("/x",)))
+    assert word in fault
+    assert bool(word) == bool(fault)
+
+
+def test_without_scheduler_or_dask_one_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(door, "_CONNECT_S", 1.0)
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match="no Dask scheduler answers there .*dask scheduler"):
+        run(ToyStage(), [], tmp_path, RunOptions(scheduler="tcp://127.0.0.1:9"))
+    assert time.monotonic() - began < 10
+    with pytest.raises(ClusterError, match=r"--scheduler nowhere\.json"):
+        run(ToyStage(), [], tmp_path, RunOptions(scheduler="nowhere.json"))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(OptionError, match=r"pip install 'wsi-mil\[cluster\]'"):
+        run(ToyStage(), [], tmp_path, RunOptions(scheduler="tcp://127.0.0.1:9"))
+
+
+def test_the_command_line_imports_no_dask() -> None:
+    code = "import sys; from wsi_mil import cli, stage; sys.exit(bool({'dask', 'distributed'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(TESTS.parent)}, check=True)
+
+
+def test_a_worker_uses_the_cores_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_granted", [])
+    executors.grant_cores(1)
+    assert executors.available_cores() == 1
+
+
+def test_one_stream_serves_all_threads_of_a_worker_and_its_errors_reach_who_waits() -> None:
+    together, names = [], [f"s{index}" for index in range(20)]
+
+    def stream(tasks, track):
+        together.append(0)
+        for item, (output,) in tasks:
+            together[-1] += 1
+            time.sleep(0.01)
+            if item.slide_id == "s7":
+                raise MemoryError("full")
+            yield item, output, SlideUnreadable(item.slide_id)
+
+    output = Output(ToyStage(), Path())
+    shared = _Shared(stream)
+
+    def do(name: str) -> str:
+        try:
+            ((_, _, outcome),) = shared.do(Item(name, Path()), [output])
+        except MemoryError as error:
+            return str(error)
+        return str(outcome)
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(do, names))
+    assert [one for one in told if one != "full"] == [
+        name for name, one in zip(names, told, strict=True) if one != "full"
+    ]
+    assert told[7] == "full"
+    assert max(together) > 1
+    assert sum(together) == 20
+    assert threading.active_count() < 20
+
+
+def test_a_crew_refuses_to_make_something_else_and_leaves_what_is_there(source: Path, tmp_path: Path) -> None:
+    stage, item = ToyStage(), Item("void", source / "void")
+    crew = Crew([Output(stage, tmp_path)], stream_of(Output(stage, tmp_path)))
+    assert crew.params() == [stage.params]
+    (made,) = crew.work(Task(item, (origin_of(stage, item),)))
+    before = (tmp_path / "void.h5").stat().st_mtime_ns
+    (again,) = crew.work(Task(item, (origin_of(stage, item),)))  # its worker died before it could tell
+    assert isinstance(made, Published)
+    assert isinstance(again, Published)
+    assert (again.attrs["fingerprint"], again.meanwhile) == (made.attrs["fingerprint"], "")
+    assert (tmp_path / "void.h5").stat().st_mtime_ns == before
+    assert crew.work(Task(item, (None,))) == (None,)
+    with pytest.raises(ClusterError, match="would not make what was asked for"):
+        crew.work(Task(item, (origin_of(ToyStage(ToyParams(2)), item),)))
+
+
+def test_errors_that_cannot_be_sent_are_told() -> None:
+    class Local(Exception):
+        pass
+
+    kept = SlideUnreadable("x")
+    assert portable(kept) is kept
+    assert str(portable(Local("why"))) == "Local: why"
+
+
+def test_two_runs_over_one_folder_at_once_end_well(source: Path, tmp_path: Path) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    for index in range(30):
+        (source / f"t{index:02d}").write_bytes(b"y" * (index + 1))
+    run(ToyStage(), items(source), alone)
+    code = (
+        "import sys; from pathlib import Path; from toy_stage import *; import logging\n"
+        "logging.basicConfig(level=20, format='%(message)s')\n"
+        "run(ToyStage(pause=0.03), items(Path(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    command = [sys.executable, "-c", code, str(source), str(out)]
+    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = "".join(process.communicate()[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert "Traceback" not in told
+    assert contents(out) == contents(alone)
+    with (out / "summary.csv").open() as file:
+        names = [line.split(",")[0] for line in file][1:]
+    assert names == sorted({item.slide_id for item in artifact_items(alone)})
+    assert "another run made" in told
+
+
+def test_work_that_was_done_twice_is_said_in_the_log(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Overtaken(ToyStage):
+        """Another run makes the first slide while this one is at it, and the last before its turn."""
+
+        def stream(self, pending: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
+            first = next(pending)
+            run(ToyStage(), [first, items(source)[-1]], tmp_path / "out")
+            yield first, self.work(first)
+            for item in pending:
+                yield item, self.work(item)
+
+    with caplog.at_level(logging.INFO, "wsi_mil"):
+        report = run(Overtaken(), items(source), tmp_path / "out")
+    first, last = items(source)[0].slide_id, items(source)[-1].slide_id
+    assert f"{first}: another run made the same meanwhile, so this was done twice" in caplog.messages
+    assert f"{last}: another run made it meanwhile: left as it is" in caplog.messages
+    assert (first in report.done, report.skipped) == (True, [last])
+    caplog.clear()
+    run(ToyStage(), items(source), tmp_path / "out", RunOptions(overwrite=True))
+    assert "another run" not in caplog.text
