@@ -167,7 +167,7 @@ def test_what_a_worker_lacks_is_said(version: str, absent: tuple[str, ...], word
 def test_without_scheduler_or_dask_one_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(door, "_CONNECT_S", 1.0)
     began = time.monotonic()
-    with pytest.raises(ClusterError, match="no Dask scheduler answers there .*dask scheduler"):
+    with pytest.raises(ClusterError, match=r"no Dask scheduler answers there .*dask scheduler"):
         run(ToyStage(), [], tmp_path, RunOptions(scheduler="tcp://127.0.0.1:9"))
     assert time.monotonic() - began < 10
     with pytest.raises(ClusterError, match=r"--scheduler nowhere\.json"):
