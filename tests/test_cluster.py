@@ -142,8 +142,8 @@ def test_a_gpu_that_no_worker_declares_is_asked_for_in_vain(scheduler: str) -> N
             cluster.device("cuda")
         with pytest.raises(OptionError, match="--device cuda:1: with --scheduler"):
             cluster.device("cuda:1")
-        monkey = {"a": ("1", (), 0.0), "b": ("1", (), 1.0)}
-        cluster._client = SimpleNamespace(nthreads=lambda: {"a": 1}, run=lambda *_: monkey)
+        both = {"a": Seen("1", (), 0.0), "b": Seen("1", (), 1.0)}
+        cluster._client = SimpleNamespace(nthreads=lambda: {"a": 1}, run=lambda *_, on_error: both)
         assert (cluster.device("auto"), cluster.device("cuda")) == ("cuda", "cuda")
 
 
@@ -156,7 +156,7 @@ def test_tasks_of_gpus_ask_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "absent", "word"), [("", (), "has no wsimil"), ("1", ("/x",), "does not see /x"), ("1", (), "")]
+    ("version", "absent", "word"), [("0", (), "has wsimil 0 and 1"), ("1", ("/x",), "does not see /x"), ("1", (), "")]
 )
 def test_what_a_worker_lacks_is_said(version: str, absent: tuple[str, ...], word: str) -> None:
     fault = Seen(version, absent, 0.0).fault(Need("1", ("/x",)))

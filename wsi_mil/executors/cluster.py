@@ -183,8 +183,14 @@ class Cluster:
             first = self._client.submit(int, pure=False)  # a cluster that grows with its work starts one for this
             while not first.done():
                 time.sleep(_PAUSE_S)
-        found = self._client.run(worker.looker(), paths)
-        return {address: worker.Seen(*seen) for address, seen in found.items()}
+        found = self._client.run(worker.look, paths, on_error="return")
+        for address, seen in found.items():
+            if isinstance(seen, BaseException):
+                raise ClusterError(
+                    f"worker {address} cannot run wsimil ({one_line(seen)}): pip install"
+                    f" 'wsi-mil[cluster]=={__version__}' there"
+                )
+        return found
 
 
 @contextmanager

@@ -5,12 +5,14 @@ is loaded once per worker and never sent.
 """
 
 import hashlib
+import os
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from wsi_mil import __version__
 from wsi_mil.errors import ClusterError, WsiMilError, one_line
 from wsi_mil.executors import grant_cores
 
@@ -25,24 +27,23 @@ class Need(NamedTuple):
     version: str
     """Of wsi_mil."""
     paths: tuple[str, ...] = ()
-    """Files or folders, absolute."""
+    """Files or folders, absolute; into the folder of one that is hidden it must be able to write."""
 
 
 class Seen(NamedTuple):
     """What a worker is and sees."""
 
     version: str
-    """Of wsi_mil; "" = it is not installed there."""
+    """Of wsi_mil."""
     absent: tuple[str, ...]
-    """Paths that it does not see, or sees and may not write to beside."""
+    """Paths that it does not see, or sees and may not write beside."""
     gpus: float
     """How many it declares, as the resource ``GPU``."""
 
     def fault(self, need: Need) -> str:
         """Why the worker cannot do the work; "" = it can."""
         if self.version != need.version:
-            found = f"has wsimil {self.version}" if self.version else "has no wsimil"
-            return f"{found} and {need.version} asks for work: pip install 'wsi-mil=={need.version}' there"
+            return f"has wsimil {self.version} and {need.version} asks for work: pip install 'wsi-mil=={need.version}' there"
         if self.absent:
             return (
                 f"does not see {self.absent[0]}, or may not write there: slides and artifacts must lie on a file system"
@@ -51,26 +52,13 @@ class Seen(NamedTuple):
         return ""
 
 
-def looker() -> Callable[..., tuple[str, tuple[str, ...], float]]:
-    """A function that tells what a worker is and sees, as `Seen`.
-
-    It is made here so that it is sent whole: a worker without wsimil, or with another one, must be able to run it.
-    """
-
-    def look(paths: tuple[str, ...], dask_worker: Any) -> tuple[str, tuple[str, ...], float]:
-        import importlib
-        import os
-
-        try:
-            version = importlib.import_module("wsi_mil").__version__
-        except ImportError:
-            version = ""
-        absent = [path for path in paths if not os.path.exists(path)]  # noqa: PTH110
-        hidden = [path for path in paths if os.path.basename(path).startswith(".")]  # noqa: PTH119 - our own marks
-        absent += [path for path in hidden if not os.access(os.path.dirname(path), os.W_OK)]  # noqa: PTH120
-        return version, tuple(absent), float(dask_worker.state.total_resources.get("GPU", 0.0))
-
-    return look
+def look(paths: tuple[str, ...], dask_worker: Any) -> Seen:
+    """Tell what a worker is and sees; ``paths`` as in `Need`."""
+    there = [Path(path) for path in paths]
+    absent = [path for path in there if not path.exists()]
+    absent += [path for path in there if path.name.startswith(".") and not os.access(path.parent, os.W_OK)]
+    gpus = float(dask_worker.state.total_resources.get("GPU", 0.0))
+    return Seen(__version__, tuple(map(str, absent)), gpus)
 
 
 def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
@@ -85,8 +73,7 @@ def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
     with place.making:
         if place.crew is None:
             worker = get_worker()
-            fault = Seen(*looker()(need.paths, worker)).fault(need)
-            if fault:
+            if fault := look(need.paths, worker).fault(need):
                 raise ClusterError(f"worker {worker.address} {fault}")
             grant_cores(worker.state.nthreads)
             try:
