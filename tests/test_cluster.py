@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import dask
 import pytest
 from distributed import LocalCluster
+from planted import untrained
+from test_cli import call
 from toy_stage import ToyParams, ToyStage, items
 
 from wsi_mil import executors, synthetic, workflow
@@ -24,6 +26,7 @@ from wsi_mil.errors import ArtifactStale, ClusterError, OptionError, SlideUnread
 from wsi_mil.executors import cluster as door
 from wsi_mil.executors.worker import Need, Seen
 from wsi_mil.items import Item, Output, Published, Result, origin_of
+from wsi_mil.predictions import read_predictions
 from wsi_mil.progress import Progress
 from wsi_mil.remote import each
 from wsi_mil.stage import RunOptions, artifact_items, run
@@ -109,6 +112,33 @@ def test_tiles_features_and_distances_of_a_cluster_are_those_of_one_process(sche
     made = contents(tmp_path / "there")
     assert {name.split("/")[0] for name in made} == {"tiles", "feats", "distances"}
     assert made == contents(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_answers_and_reasons_of_a_cluster_are_those_of_one_process(
+    scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_slide("slides/a.tif", (1024, 1024), radius_um=450)
+    make_slide("slides/sub/b.tif", (1024, 1024), radius_um=400, seed=1)
+    (tmp_path / "slides" / "broken.svs").write_bytes(b"no slide")
+    workflow.tile(Path("slides"), Path("tiles"), TileParams(64, 256.0), RunOptions())
+    encoding = Encoding({"timm:test_vit": "random:0"}, batch=4)
+    workflow.extract_features(Path("tiles"), Path("feats"), encoding, RunOptions(), None)
+    untrained(tmp_path / "model", Path("feats/a.h5"))
+    brief = ("--top", 4, "--partners", 3, "--occlusions", 2, "--batch", 4)
+    assert call("explain", "slides", "--out", "here", *brief, "--device", "cpu") == 1
+    assert call("explain", "slides", "--out", "there", *brief, "--scheduler", scheduler) == 1
+    rows = [
+        [row._replace(seconds=None) for row in read_predictions(Path(out) / "predictions.csv")[0]]
+        for out in ("here", "there")
+    ]
+    assert rows[0] == rows[1]
+    assert [row.status for row in rows[0]] == ["done", "failed", "done"]
+    for part in ("cache", "explanations"):
+        made = contents(tmp_path / "there" / part)
+        assert len(made) > 4
+        assert made == contents(tmp_path / "here" / part)
 
 
 def test_a_slide_that_kills_its_workers_fails_by_name_and_the_others_are_done(
@@ -252,7 +282,9 @@ def test_two_runs_over_one_folder_at_once_end_well(source: Path, tmp_path: Path)
         (source / f"t{index:02d}").write_bytes(b"y" * (index + 1))
     run(ToyStage(), items(source), alone)
     code = (
-        "import sys; from pathlib import Path; from toy_stage import *; import logging\n"
+        "import sys; from pathlib import Path; from planted import untrained
+from test_cli import call
+from toy_stage import *; import logging\n"
         "logging.basicConfig(level=20, format='%(message)s')\n"
         "run(ToyStage(pause=0.03), items(Path(sys.argv[1])), Path(sys.argv[2]))"
     )

@@ -43,7 +43,8 @@ class Seen(NamedTuple):
     def fault(self, need: Need) -> str:
         """Why the worker cannot do the work; "" = it can."""
         if self.version != need.version:
-            return f"has wsimil {self.version} and {need.version} asks for work: pip install 'wsi-mil=={need.version}' there"
+            own = f"has wsimil {self.version} and {need.version} asks for work"
+            return f"{own}: pip install 'wsi-mil=={need.version}' there"
         if self.absent:
             return (
                 f"does not see {self.absent[0]}, or may not write there: slides and artifacts must lie on a file system"
