@@ -282,9 +282,7 @@ def test_two_runs_over_one_folder_at_once_end_well(source: Path, tmp_path: Path)
         (source / f"t{index:02d}").write_bytes(b"y" * (index + 1))
     run(ToyStage(), items(source), alone)
     code = (
-        "import sys; from pathlib import Path; from planted import untrained
-from test_cli import call
-from toy_stage import *; import logging\n"
+        "import sys; from pathlib import Path; from toy_stage import *; import logging\n"
         "logging.basicConfig(level=20, format='%(message)s')\n"
         "run(ToyStage(pause=0.03), items(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
