@@ -29,6 +29,7 @@ from wsi_mil.items import Item, Output, Published, Result, origin_of
 from wsi_mil.predictions import read_predictions
 from wsi_mil.progress import Progress
 from wsi_mil.remote import each
+from wsi_mil.runs import Report
 from wsi_mil.stage import RunOptions, artifact_items, run
 from wsi_mil.tiling import TileParams
 
@@ -77,6 +78,7 @@ def test_a_cluster_makes_the_same_bytes_and_the_same_report(
 ) -> None:
     (source / "bad").write_bytes(b"bad")
     (source / "bug").write_bytes(b"bug")
+    (source / "odd").write_bytes(b"odd")
     here, there = tmp_path / "here", tmp_path / "there"
     local = run(ToyStage(), items(source), here)
     monkeypatch.chdir(tmp_path)  # workers are elsewhere: relative paths must become absolute
@@ -88,13 +90,33 @@ def test_a_cluster_makes_the_same_bytes_and_the_same_report(
         "bug": ZeroDivisionError,
     }
     assert contents(there) == contents(here)
+    assert "odd is odd" in caplog.messages  # what a worker warns of is said here
     assert any("tiles/s" in message for message in caplog.messages)
     again = run(ToyStage(), items(source), there, RunOptions(scheduler=scheduler))
-    assert (len(again.skipped), again.done) == (6, [])
+    assert (len(again.skipped), again.done) == (7, [])
     with pytest.raises(ArtifactStale):
         run(ToyStage(ToyParams(2)), items(source), there, RunOptions(scheduler=scheduler))
     half = run(ToyStage(ToyParams(2)), items(source), there, RunOptions(True, shard="1/2", scheduler=scheduler))
-    assert len(half.done) + len(half.empty) + len(half.failed) == 4
+    assert len(half.done) + len(half.empty) + len(half.failed) == 5
+
+
+def test_an_interrupt_drops_what_has_not_begun(
+    scheduler: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(30):
+        (source / f"t{index:02d}").write_bytes(b"y" * (index + 1))
+
+    def interrupt(self: Report, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(ToyStage(pause=0.3), items(source), tmp_path / "out", RunOptions(scheduler=scheduler))
+    time.sleep(2)
+    assert len(artifact_items(tmp_path / "out")) < 12
+    report = run(ToyStage(), items(source), tmp_path / "out", RunOptions(scheduler=scheduler))
+    assert len(report.skipped) + len(report.done) + len(report.empty) == 36
 
 
 def test_tiles_features_and_distances_of_a_cluster_are_those_of_one_process(scheduler: str, tmp_path: Path) -> None:

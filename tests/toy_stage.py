@@ -1,5 +1,6 @@
 """A small stage for tests of the loop: it turns the bytes of a file into an array."""
 
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from wsi_mil import store
 from wsi_mil.errors import SlideUnreadable
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, per_slide, run
+
+log = logging.getLogger("wsi_mil.toy")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class ToyStage:
             os.kill(os.getpid(), signal.SIGKILL)
         if b"bug" in item.source.read_bytes():
             raise ZeroDivisionError("two\nlines")
+        if b"odd" in item.source.read_bytes():
+            log.warning("%s is odd", item.slide_id)
         attrs = {"status": "empty" if data.size == 0 else "done", "tissue_mm2": float(data.size)}
         big = np.resize(data if data.size else np.zeros(1, np.int64), 200_000) * self.params.factor
         return Result(store.Artifact({"coords": data, "big": big}, attrs), data.size, {".txt": b"beside"})

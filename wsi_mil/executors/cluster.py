@@ -149,10 +149,7 @@ class Cluster:
         if future.status == "finished":
             return future.result()
         if future.status != "error":
-            raise ClusterError(
-                f"the scheduler at {self._address} went away, or dropped the work: see its log, and type the same"
-                " command again, which goes on from what is finished"
-            )
+            raise self._gone()
         error = future.exception()
         if isinstance(error, KilledWorker):
             return ClusterError(
@@ -163,11 +160,20 @@ class Cluster:
             raise error
         raise ClusterError(f"a worker of {self._address} failed: {one_line(error)}") from error
 
+    def _gone(self) -> ClusterError:
+        return ClusterError(
+            f"the scheduler at {self._address} went away, or dropped the work: see its log, and type the same command"
+            " again, which goes on from what is finished"
+        )
+
     def _room(self, pending: int) -> int:
         """How many more tasks may be sent."""
         now = time.monotonic()
         if now - self._looked > _LOOK_S:
-            self._looked, self._threads = now, sum(self._client.nthreads().values())
+            try:
+                self._looked, self._threads = now, sum(self._client.nthreads().values())
+            except OSError as error:  # what lost connections turn into
+                raise self._gone() from error
             if not self._threads and now - self._told > _TELL_S:
                 self._tell_none()
         return max(0, _AHEAD * max(self._threads, 1) - pending)
@@ -219,7 +225,14 @@ def connected(address: str) -> Generator[Cluster]:
             " scheduler` and give the address that it prints"
         ) from error
     with client:
+        client.subscribe_topic(worker.TOPIC, _repeat)
         yield Cluster(client, address)
+
+
+def _repeat(event: tuple[float, tuple[int, str]]) -> None:
+    """Say here what a worker said in its log."""
+    _, (level, message) = event
+    log.log(level, "%s", message)
 
 
 def _need(job: Job) -> worker.Need:

@@ -5,6 +5,7 @@ is loaded once per worker and never sent.
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import threading
@@ -16,6 +17,8 @@ from wsi_mil import __version__
 from wsi_mil.errors import ClusterError, WsiMilError, one_line
 from wsi_mil.executors import grant_cores
 
+TOPIC = "wsimil"
+"""Of what workers say."""
 _KEPT = 2  # crews; each may hold a network
 _crews: "OrderedDict[str, _Place]" = OrderedDict()
 _changing = threading.Lock()
@@ -77,6 +80,7 @@ def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
             if fault := look(need.paths, worker).fault(need):
                 raise ClusterError(f"worker {worker.address} {fault}")
             grant_cores(worker.state.nthreads)
+            _speak(worker)
             try:
                 place.crew = pickle.loads(recipe)()
             except (WsiMilError, OSError, ImportError) as error:
@@ -87,6 +91,23 @@ def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
 def keep(recipe: bytes) -> bytes:
     """The recipe itself: as a task of its own it is sent to a worker once, however many tasks need it."""
     return recipe
+
+
+class _Speaker(logging.Handler):
+    """Sends warnings of this worker to whoever gave it work."""
+
+    def __init__(self, worker: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._worker.log_event(TOPIC, (record.levelno, record.getMessage()))
+
+
+def _speak(worker: Any) -> None:
+    speaker = logging.getLogger("wsi_mil")
+    if not any(isinstance(handler, _Speaker) for handler in speaker.handlers):
+        speaker.addHandler(_Speaker(worker))
 
 
 class _Place:
