@@ -18,7 +18,7 @@ from planted import untrained
 from test_cli import call
 from toy_stage import ToyParams, ToyStage, items
 
-from wsi_mil import executors, synthetic, workflow
+from wsi_mil import executors, workflow
 from wsi_mil.crew import Crew, Task, _Shared, portable, stream_of
 from wsi_mil.distances import DistanceParams
 from wsi_mil.encoding import Encoding
@@ -119,10 +119,11 @@ def test_an_interrupt_drops_what_has_not_begun(
     assert len(report.skipped) + len(report.done) + len(report.empty) == 36
 
 
-def test_tiles_features_and_distances_of_a_cluster_are_those_of_one_process(scheduler: str, tmp_path: Path) -> None:
-    small = {"slides": 3, "nests": 1, "clusters": 1, "radius_um": 40.0, "near_um": (120.0, 160.0), "far_um": 200.0}
-    small |= {"spacing_um": 110.0, "clearance_um": 20.0, "side_um": 800.0}
-    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams(**small))
+def test_tiles_features_and_distances_of_a_cluster_are_those_of_one_process(
+    scheduler: str, tmp_path: Path, make_slide: Callable[..., Path]
+) -> None:
+    for seed, name in enumerate(("a", "sub/b", "c.d")):
+        make_slide(f"slides/{name}.tif", (700, 800), radius_um=300, seed=seed)
     encoding = Encoding({"timm:test_vit": "random:0"}, batch=4)
     for out, options in ((tmp_path / "here", RunOptions()), (tmp_path / "there", RunOptions(scheduler=scheduler))):
         folders = workflow.Folders.under(out)

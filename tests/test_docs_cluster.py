@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ import yaml
 from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
 
-from wsi_mil import synthetic
 from wsi_mil.cli import app
 from wsi_mil.stage import artifact_items
 
@@ -110,10 +110,9 @@ def test_the_slurm_script_refuses_another_way(tmp_path: Path, stub: dict[str, st
 
 
 @pytest.mark.slow
-def test_the_block_for_one_machine_runs_as_written(tmp_path: Path) -> None:
-    small = {"slides": 2, "nests": 1, "clusters": 1, "radius_um": 40.0, "near_um": (120.0, 160.0), "far_um": 200.0}
-    small |= {"spacing_um": 110.0, "clearance_um": 20.0, "side_um": 800.0}
-    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams(**small))
+def test_the_block_for_one_machine_runs_as_written(tmp_path: Path, make_slide: Callable[..., Path]) -> None:
+    for seed in range(2):
+        make_slide(f"slides/{seed}.tif", (700, 800), radius_um=300, seed=seed)
     for name, module in (("wsimil", "wsi_mil"), ("dask", "dask")):
         script = tmp_path / "bin" / name
         script.parent.mkdir(exist_ok=True)
