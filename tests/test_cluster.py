@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
-import dask
 import pytest
-from distributed import LocalCluster
 from planted import untrained
 from test_cli import call
 from toy_stage import ToyParams, ToyStage, items
@@ -38,20 +37,26 @@ TRIES = 2
 
 
 @pytest.fixture(scope="module")
-def scheduler(home: Path) -> Iterator[str]:
-    """The address of a cluster of two worker processes of one thread; a slide may cost two of them their life."""
-    config = {"distributed.scheduler.allowed-failures": TRIES - 1, "logging": {"distributed": "critical"}}
-    paths = f"{TESTS.parent}{os.pathsep}{TESTS}"
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        dask.config.set(config),
-    ):
-        patch.setenv("PYTHONPATH", paths)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-        ) as made:
-            yield made.scheduler_address
+def scheduler(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[str]:
+    """A cluster of two worker processes of one thread, as a user starts it: the file that tells where its scheduler is.
+
+    A slide may cost two workers their life.
+    """
+    folder = tmp_path_factory.mktemp("cluster")
+    file = folder / "scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = str(TRIES - 1)
+    dask, words = [sys.executable, "-m", "dask"], ["--scheduler-file", str(file), "--no-dashboard"]
+    size = ["--nworkers", "2", "--nthreads", "1", "--local-directory", str(folder)]
+    with (folder / "log").open("w") as log, ExitStack() as stack:
+        for command in (["scheduler", *words, "--host", "127.0.0.1", "--port", "0"], ["worker", *words, *size]):
+            started = subprocess.Popen([*dask, *command], cwd=folder, env=environment, stdout=log, stderr=log)
+            stack.callback(started.wait)
+            stack.callback(started.terminate)
+            while not file.exists() or not file.read_text():
+                assert started.poll() is None, (folder / "log").read_text()
+                time.sleep(0.05)
+        yield str(file)
 
 
 @pytest.fixture
