@@ -50,7 +50,7 @@ class Question(NamedTuple):
         return self._replace(slides=tuple(Item(name, path.absolute()) for name, path in self.slides))
 
 
-class Elsewhere(NamedTuple):
+class OnCluster(NamedTuple):
     """The cluster that answers."""
 
     scheduler: str
@@ -97,7 +97,7 @@ def answers(
     questions: Iterable[Question],
     device: str,
     seconds: Mapping[str, float] | None = None,
-    elsewhere: Elsewhere | None = None,
+    cluster: OnCluster | None = None,
 ) -> list[Prediction]:
     """Answer questions; a slide that fails, or is empty, has a row of its own.
 
@@ -106,7 +106,7 @@ def answers(
         questions: about bags of the model's unit.
         device: where it runs.
         seconds: by slide_id, the time that was spent on a slide before.
-        elsewhere: the cluster whose workers answer; None = this process does.
+        cluster: the cluster whose workers answer; None = this process does.
 
     Returns:
         The rows, in the order of the questions.
@@ -115,11 +115,11 @@ def answers(
     for question in questions:
         before = {item.slide_id: spent[item.slide_id] for item in question.slides if item.slide_id in spent}
         asked.append(question._replace(seconds=before))
-    if elsewhere is None:
+    if cluster is None:
         here = Answerer(model, device)
         told: Iterable[tuple[Question, Any]] = ((question, here.work(question)) for question in asked)
     else:
-        told = elsewhere.each([question.absolute() for question in asked], device)
+        told = cluster.each([question.absolute() for question in asked], device)
     found: dict[str, list[Prediction]] = {}
     with progress("predict", len(asked)) as track:
         for question, answer in told:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from wsi_mil import checkpoint, publishing, store, tiling
-from wsi_mil.answering import JSON, Elsewhere, Question, answers, as_json, notes
+from wsi_mil.answering import JSON, OnCluster, Question, answers, as_json, notes
 from wsi_mil.bags import bag_items
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import some_names
@@ -222,8 +222,8 @@ def _answered(
     for note in notes(model):
         log.warning("%s", note)
     questions = _questions(model, bags, list(failed), owners)
-    elsewhere = Elsewhere(options.scheduler, path) if options.scheduler else None
-    told = answers(model, questions, options.device, seconds, elsewhere)
+    cluster = OnCluster(options.scheduler, path) if options.scheduler else None
+    told = answers(model, questions, options.device, seconds, cluster)
     return _enter(options, model, path, rows + told)
 
 

@@ -33,7 +33,7 @@ class Elsewhere:
 
         def outcomes(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Generator[Became]:
             with publishing.marked(self._outputs[0].folder.absolute()) as mark:
-                job = self._job._replace(paths=(*self._job.paths, mark))
+                job = self._job._replace(mark=mark)
                 self._cluster.check(job)
                 sent = (self._task(item, wanted, origins) for item, wanted in tasks)
                 with closing(self._cluster.map_unordered(job, "work", sent)) as answers:
@@ -67,13 +67,15 @@ def executing(
     Raises:
         ClusterError: it cannot be reached.
     """
-    if not options.scheduler or crew is None:
+    if not options.scheduler:
         yield None
         return
+    if crew is None:
+        raise ValueError(f"nothing says how a worker of {options.scheduler} makes itself what the stages need")
     from wsi_mil.executors.cluster import Job, connected  # here, since dask takes a while to load
 
     with connected(options.scheduler) as cluster:
-        seen = tuple(item.source.absolute() for item in items[:1])
+        seen = tuple(item.source.absolute().parent for item in items[:1])  # the slide itself may have vanished
         yield Elsewhere(cluster, Job(crew, options.device, seen), outputs)
 
 
@@ -106,7 +108,12 @@ def asking(scheduler: str, device: str) -> Generator[tuple[str, Callable[[Callab
 
 
 def each(
-    scheduler: str, device: str, make: Callable[[str], Any], seen: Sequence[Path], questions: Iterable[Question]
+    scheduler: str,
+    device: str,
+    make: Callable[[str], Any],
+    seen: Sequence[Path],
+    questions: Iterable[Question],
+    mark: Path | None = None,
 ) -> Generator[tuple[Question, Any | ClusterError]]:
     """Yield questions with what workers say to them, as they are answered: what is no stage goes this way.
 
@@ -116,6 +123,7 @@ def each(
         make: makes, on a worker and given its device, an object whose method ``work`` answers.
         seen: files and folders that a worker must see, absolute.
         questions: whatever ``work`` takes.
+        mark: as in `Job`.
 
     Raises:
         ClusterError: as `asking`.
@@ -124,6 +132,6 @@ def each(
 
     with connected(scheduler) as cluster:
         found = cluster.device(device)
-        job = Job(partial(make, found), found, tuple(seen))
+        job = Job(partial(make, found), found, tuple(seen), mark)
         cluster.check(job)
         yield from cluster.map_unordered(job, "work", questions)

@@ -39,7 +39,9 @@ class Job(NamedTuple):
     device: str = "cpu"
     """Where a worker does it; "cuda" goes to workers that declare a GPU only."""
     paths: tuple[Path, ...] = ()
-    """What a worker must see; into the folder of one that is hidden it must be able to write."""
+    """What a worker must see, absolute."""
+    mark: Path | None = None
+    """A file that was just made in the folder that a worker must be able to write in."""
 
 
 class Cluster:
@@ -61,7 +63,7 @@ class Cluster:
             return name
         if name not in ("auto", "cuda"):
             raise OptionError(f"--device {name}: with --scheduler give auto, cpu or cuda: each worker has its own GPU")
-        has_gpu = any(seen.gpus > 0 for seen in self._look(()).values())
+        has_gpu = any(seen.gpus > 0 for seen in self._look(worker.Need(__version__)).values())
         if name == "cuda" and not has_gpu:
             raise ClusterError(
                 f"--device cuda: no worker of {self._address} declares a GPU: start one with `dask worker"
@@ -76,7 +78,7 @@ class Cluster:
             ClusterError: names the worker, and what it lacks.
         """
         need = _need(job)
-        for address, seen in self._look(need.paths).items():
+        for address, seen in self._look(need).items():
             if fault := seen.fault(need):
                 raise ClusterError(f"worker {address} {fault}")
 
@@ -182,14 +184,14 @@ class Cluster:
         self._told = time.monotonic()
         log.warning("no worker is at %s: waiting for one, as `dask worker %s` starts", self._address, self._address)
 
-    def _look(self, paths: tuple[str, ...]) -> dict[str, worker.Seen]:
+    def _look(self, need: worker.Need) -> dict[str, worker.Seen]:
         """What each worker is and sees, by address; waits for the first one."""
         if not self._client.nthreads():
             self._tell_none()
             first = self._client.submit(int, pure=False)  # a cluster that grows with its work starts one for this
             while not first.done():
                 time.sleep(_PAUSE_S)
-        found = self._client.run(worker.look, paths, on_error="return")
+        found = self._client.run(worker.look, need, on_error="return")
         for address, seen in found.items():
             if isinstance(seen, BaseException):
                 raise ClusterError(
@@ -236,4 +238,4 @@ def _repeat(event: tuple[float, tuple[int, str]]) -> None:
 
 
 def _need(job: Job) -> worker.Need:
-    return worker.Need(__version__, tuple(str(path) for path in job.paths))
+    return worker.Need(__version__, tuple(map(str, job.paths)), str(job.mark or ""))

@@ -30,7 +30,9 @@ class Need(NamedTuple):
     version: str
     """Of wsi_mil."""
     paths: tuple[str, ...] = ()
-    """Files or folders, absolute; into the folder of one that is hidden it must be able to write."""
+    """Files or folders that it must see, absolute."""
+    mark: str = ""
+    """A file that it must see, and in whose folder it must be able to write."""
 
 
 class Seen(NamedTuple):
@@ -39,7 +41,7 @@ class Seen(NamedTuple):
     version: str
     """Of wsi_mil."""
     absent: tuple[str, ...]
-    """Paths that it does not see, or sees and may not write beside."""
+    """What it does not see, or may not write in."""
     gpus: float
     """How many it declares, as the resource ``GPU``."""
 
@@ -56,13 +58,14 @@ class Seen(NamedTuple):
         return ""
 
 
-def look(paths: tuple[str, ...], dask_worker: Any) -> Seen:
-    """Tell what a worker is and sees; ``paths`` as in `Need`."""
-    there = [Path(path) for path in paths]
-    absent = [path for path in there if not path.exists()]
-    absent += [path for path in there if path.name.startswith(".") and not os.access(path.parent, os.W_OK)]
+def look(need: Need, dask_worker: Any) -> Seen:
+    """Tell what a worker is and sees of what is needed."""
+    absent = [path for path in need.paths if not Path(path).exists()]
+    mark = Path(need.mark)
+    if need.mark and not (mark.exists() and os.access(mark.parent, os.W_OK)):
+        absent.append(str(mark.parent))
     gpus = float(dask_worker.state.total_resources.get("GPU", 0.0))
-    return Seen(__version__, tuple(map(str, absent)), gpus)
+    return Seen(__version__, tuple(absent), gpus)
 
 
 def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
@@ -77,7 +80,7 @@ def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
     with place.making:
         if place.crew is None:
             worker = get_worker()
-            if fault := look(need.paths, worker).fault(need):
+            if fault := look(need, worker).fault(need):
                 raise ClusterError(f"worker {worker.address} {fault}")
             grant_cores(worker.state.nthreads)
             _speak(worker)

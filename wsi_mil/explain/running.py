@@ -112,9 +112,9 @@ def _answers(
     options.out.mkdir(parents=True, exist_ok=True)
     there = [tuple(item._replace(source=item.source.absolute()) for item in items) for items in asked]
     with publishing.marked(options.out.absolute()) as mark:
-        seen = [path.absolute(), mark, *(item.source for items in there[:1] for item in items)]
+        seen = [path.absolute(), *(item.source for items in there[:1] for item in items)]
         make = partial(_explainer, path.absolute(), options.absolute())
-        yield from each(options.scheduler, options.device, make, seen, there)
+        yield from each(options.scheduler, options.device, make, seen, there, mark)
 
 
 def _explainer(path: Path, options: ExplainOptions, device: str) -> "_Explainer":
