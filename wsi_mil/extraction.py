@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from wsi_mil.crew import Crew
@@ -34,6 +35,8 @@ class Extraction:
     """Threads that read; 0 = the cores that whoever runs it may use."""
     moved: Mapping[str, Path] | None = None
     """By slide_id, where slides lie that are not at their recorded path any more."""
+    token: str = ""
+    """Of one run: a worker loads the encoders anew for each, since a file of weights may have changed."""
 
     def run(self, items: list[Item], options: RunOptions, loaded: list[Encoder] | None = None) -> dict[Path, Report]:
         """Extract; what became of the slides, by folder. ``loaded`` are the encoders, where they were loaded before."""
@@ -61,7 +64,7 @@ class Extraction:
         moved = {name: path.absolute() for name, path in self.moved.items()} if self.moved else None
         folders = tuple(folder.absolute() for folder in self.folders)
         with asking(options.scheduler, self.device) as (device, ask):
-            there = replace(self, folders=folders, device=device, moved=moved)
+            there = replace(self, folders=folders, device=device, moved=moved, token=token_hex(8))
             params = ask(there.crew, "params")
         outputs = [Output(_Described(one), folder) for one, folder in zip(params, self.folders, strict=True)]
         return run_together(outputs, items, _nowhere, replace(options, device=device), there.crew)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsi_mil import publishing
@@ -132,6 +133,6 @@ def each(
 
     with connected(scheduler) as cluster:
         found = cluster.device(device)
-        job = Job(partial(make, found), found, tuple(seen), mark)
+        job = Job(partial(make, found), found, tuple(seen), mark, token_hex(8))
         cluster.check(job)
         yield from cluster.map_unordered(job, "work", questions)

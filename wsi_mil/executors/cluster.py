@@ -42,6 +42,8 @@ class Job(NamedTuple):
     """What a worker must see, absolute."""
     mark: Path | None = None
     """A file that was just made in the folder that a worker must be able to write in."""
+    token: str = ""
+    """Of one run, where what is made on a worker must be made anew for each: a file that it reads may have changed."""
 
 
 class Cluster:
@@ -131,7 +133,7 @@ class Cluster:
 
     def _sender(self, job: Job, method: str) -> "Callable[[Any], Future]":
         """What sends a task; the recipe is a task of its own, so that it is made again if its worker dies."""
-        recipe = self._client.submit(worker.keep, pickle.dumps(job.make), pure=False)
+        recipe = self._client.submit(worker.keep, pickle.dumps((job.token, job.make)), pure=False)
         need = _need(job)
         resources = {"GPU": _GPU_SHARE} if job.device.startswith("cuda") else None
 

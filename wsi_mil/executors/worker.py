@@ -9,7 +9,9 @@ import logging
 import os
 import pickle
 import threading
-from collections import OrderedDict
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +21,8 @@ from wsi_mil.executors import grant_cores
 
 TOPIC = "wsimil"
 """Of what workers say."""
-_KEPT = 2  # crews; each may hold a network
-_crews: "OrderedDict[str, _Place]" = OrderedDict()
+_IDLE_S = 60.0  # after which a crew, which may hold a network, makes room when another one is made
+_crews: "dict[str, _Place]" = {}
 _changing = threading.Lock()
 
 
@@ -76,19 +78,23 @@ def work(recipe: bytes, need: Need, method: str, argument: Any) -> Any:
     """
     from distributed import get_worker
 
-    place = _place(hashlib.sha256(recipe).hexdigest())
-    with place.making:
-        if place.crew is None:
-            worker = get_worker()
-            if fault := look(need, worker).fault(need):
-                raise ClusterError(f"worker {worker.address} {fault}")
-            grant_cores(worker.state.nthreads)
-            _speak(worker)
-            try:
-                place.crew = pickle.loads(recipe)()
-            except (WsiMilError, OSError, ImportError) as error:
-                raise ClusterError(f"worker {worker.address}: {one_line(error)}") from error
-    return getattr(place.crew, method)(argument)
+    with _place(hashlib.sha256(recipe).hexdigest()) as place:
+        with place.making:
+            if place.crew is None:
+                place.crew = _made(recipe, need, get_worker())
+        return getattr(place.crew, method)(argument)
+
+
+def _made(recipe: bytes, need: Need, worker: Any) -> Any:
+    if fault := look(need, worker).fault(need):
+        raise ClusterError(f"worker {worker.address} {fault}")
+    grant_cores(worker.state.nthreads)
+    _speak(worker)
+    try:
+        _, make = pickle.loads(recipe)
+        return make()
+    except (WsiMilError, OSError, ImportError) as error:
+        raise ClusterError(f"worker {worker.address}: {one_line(error)}") from error
 
 
 def keep(recipe: bytes) -> bytes:
@@ -117,14 +123,21 @@ class _Place:
     """Where a crew is, or will be when it is made."""
 
     def __init__(self) -> None:
-        self.making, self.crew = threading.Lock(), None
+        self.making, self.crew, self.busy, self.left = threading.Lock(), None, 0, 0.0
 
 
-def _place(key: str) -> _Place:
-    """The place of a job's crew; the one that was not needed for longest goes when there are too many."""
+@contextmanager
+def _place(key: str) -> Generator[_Place]:
+    """The place of a job's crew, for one task; those that nobody has needed for a while go when another one comes."""
     with _changing:
+        if key not in _crews:
+            idle = [name for name, one in _crews.items() if not one.busy and time.monotonic() - one.left > _IDLE_S]
+            for name in idle:
+                del _crews[name]
         place = _crews.setdefault(key, _Place())
-        _crews.move_to_end(key)
-        while len(_crews) > _KEPT:
-            _crews.popitem(last=False)
-        return place
+        place.busy += 1
+    try:
+        yield place
+    finally:
+        with _changing:
+            place.busy, place.left = place.busy - 1, time.monotonic()
