@@ -130,3 +130,14 @@ def test_the_block_for_one_machine_runs_as_written(tmp_path: Path, make_slide: C
     assert done.returncode == 0, done.stderr
     assert len(artifact_items(tmp_path / "distances")) == 2
     assert "2 done: see distances/summary.csv" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_bench_compares_bytes_and_times() -> None:
+    command = [sys.executable, ROOT / "examples" / "bench_cluster.py", "--slides", "6", "--side-um", "2304"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert [(row[0], row[-1]) for row in rows] == [(name, "equal") for name in ("tile", "extract", "distances")]
+    assert all(float(cell) > 0 for row in rows for cell in row[1:-1])
