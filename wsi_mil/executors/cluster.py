@@ -220,6 +220,10 @@ def connected(address: str) -> Generator[Cluster]:
         raise OptionError(
             f"--scheduler {address}: dask is not installed ({error}): pip install 'wsi-mil[cluster]'"
         ) from error
+    if address.endswith(".json") and not Path(address).is_file():  # the client would wait for it for ever
+        raise ClusterError(
+            f"--scheduler {address}: no such file: name the one of `dask scheduler --scheduler-file FILE`"
+        )
     place = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
     try:
         client = Client(**place, timeout=_CONNECT_S, set_as_default=False, name="wsimil")
