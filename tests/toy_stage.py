@@ -1,5 +1,8 @@
 """A small stage for tests of the loop: it turns the bytes of a file into an array."""
 
+import logging
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +15,8 @@ from wsi_mil import store
 from wsi_mil.errors import SlideUnreadable
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, per_slide, run
+
+log = logging.getLogger("wsi_mil.toy")
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,12 @@ class ToyStage:
         data = np.frombuffer(item.source.read_bytes(), np.uint8).astype(np.int64)
         if b"bad" in item.source.read_bytes():
             raise SlideUnreadable(f"{item.source} cannot be read")
+        if b"kill" in item.source.read_bytes():
+            os.kill(os.getpid(), signal.SIGKILL)
         if b"bug" in item.source.read_bytes():
             raise ZeroDivisionError("two\nlines")
+        if b"odd" in item.source.read_bytes():
+            log.warning("%s is odd", item.slide_id)
         attrs = {"status": "empty" if data.size == 0 else "done", "tissue_mm2": float(data.size)}
         big = np.resize(data if data.size else np.zeros(1, np.int64), 200_000) * self.params.factor
         return Result(store.Artifact({"coords": data, "big": big}, attrs), data.size, {".txt": b"beside"})

@@ -2,22 +2,26 @@
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_mil import __version__
+from wsi_mil import __version__, checkpoint
 from wsi_mil.aggregators import Aggregator, Ensemble, infer
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import SEVERAL
+from wsi_mil.devices import use_cores
+from wsi_mil.dispatch import each
 from wsi_mil.domain import slide_facts
-from wsi_mil.errors import one_line
+from wsi_mil.errors import IncompatibleError, one_line
 from wsi_mil.predictions import Prediction
 from wsi_mil.progress import progress
 from wsi_mil.slides import without_extension
@@ -38,31 +42,106 @@ class Question(NamedTuple):
     """The owner, where that is known."""
     missing: tuple[str, ...] = ()
     """Slides of the patient that have no features, as they failed."""
+    seconds: Mapping[str, float] = {}
+    """By slide_id, the time that was spent on a slide before."""
+
+    def absolute(self) -> "Question":
+        """The same, for whoever works in another folder."""
+        return self._replace(slides=tuple(Item(name, path.absolute()) for name, path in self.slides))
+
+
+class OnCluster(NamedTuple):
+    """The cluster that answers."""
+
+    scheduler: str
+    """Its address."""
+    path: Path
+    """The checkpoint."""
+
+    def each(self, questions: Sequence[Question], device: str) -> Iterator[tuple[Question, Any]]:
+        """Questions with what workers answer, as they do."""
+        path = self.path.absolute()
+        make = partial(answerer, path, checkpoint.digest(path))
+        seen = [path, *(item.source for question in questions[:1] for item in question.slides)]
+        return each(self.scheduler, device, make, seen, questions)
+
+
+class Answerer:
+    """A model on the device where it answers."""
+
+    def __init__(self, model: Checkpoint, device: str) -> None:
+        """Put the network on its device."""
+        self.model, self.network = model, model.model().to(device)
+        self._turn = threading.Lock()  # whoever asks a network listens to its parts
+
+    def work(self, question: Question) -> list[Prediction]:
+        """The answer, and a row for each slide that had no part in it; from any thread, one after the other."""
+        with self._turn:
+            return _rows(self.model, self.network, question)
+
+
+def answerer(path: Path, digest: str, device: str) -> Answerer:
+    """What a worker of a cluster answers with.
+
+    Raises:
+        IncompatibleError: it sees another checkpoint.
+    """
+    use_cores()
+    if (found := checkpoint.digest(path)) != digest:
+        raise IncompatibleError(f"{path} is another checkpoint here, {found} and not {digest}: share one folder")
+    return Answerer(checkpoint.load(path), device)
 
 
 def answers(
-    model: Checkpoint, questions: Iterable[Question], device: str, seconds: Mapping[str, float] | None = None
+    model: Checkpoint,
+    questions: Iterable[Question],
+    device: str,
+    seconds: Mapping[str, float] | None = None,
+    cluster: OnCluster | None = None,
 ) -> list[Prediction]:
-    """Answer questions one after the other; a slide that fails, or is empty, has a row of its own.
+    """Answer questions; a slide that fails, or is empty, has a row of its own.
 
     Args:
         model: what answers.
         questions: about bags of the model's unit.
         device: where it runs.
         seconds: by slide_id, the time that was spent on a slide before.
+        cluster: the cluster whose workers answer; None = this process does.
+
+    Returns:
+        The rows, in the order of the questions.
     """
-    network, asked = model.model().to(device), list(questions)
-    rows: list[Prediction] = []
+    spent, asked = seconds or {}, list[Question]()
+    for question in questions:
+        before = {item.slide_id: spent[item.slide_id] for item in question.slides if item.slide_id in spent}
+        asked.append(question._replace(seconds=before))
+    if cluster is None:
+        here = Answerer(model, device)
+        told: Iterable[tuple[Question, Any]] = ((question, here.work(question)) for question in asked)
+    else:
+        told = cluster.each([question.absolute() for question in asked], device)
+    found: dict[str, list[Prediction]] = {}
     with progress("predict", len(asked)) as track:
-        for question in asked:
-            for row in _rows(model, network, question, seconds or {}):
-                if row.status == "failed":
-                    log.error("%s: %s", row.slide_id, row.error)
-                for warning in row.warnings:
-                    log.warning("%s: %s", row.slide_id, warning)
-                rows.append(row)
+        for question, answer in told:
+            rows = _failed(question, answer) if isinstance(answer, Exception) else answer
+            found[question.slides[0].slide_id] = rows
+            for row in rows:
+                _tell(row)
             track.advance(rows[-1].slide_id)
-    return rows
+    return [row for question in asked for row in found[question.slides[0].slide_id]]
+
+
+def _tell(row: Prediction) -> None:
+    if row.status == "failed":
+        log.error("%s: %s", row.slide_id, row.error)
+    for warning in row.warnings:
+        log.warning("%s: %s", row.slide_id, warning)
+
+
+def _failed(question: Question, error: Exception) -> list[Prediction]:
+    """The rows of slides whose answer was lost."""
+    owner = question.patient_id
+    return [Prediction(item.slide_id, "failed", error=one_line(error), patient_id=owner) for item in question.slides]
 
 
 def notes(model: Checkpoint) -> list[str]:
@@ -109,7 +188,7 @@ def _object(row: Prediction, classes: Sequence[str]) -> dict[str, Any]:
     return row._asdict() | {"probabilities": scores}
 
 
-def _rows(model: Checkpoint, network: Aggregator, question: Question, seconds: Mapping[str, float]) -> list[Prediction]:
+def _rows(model: Checkpoint, network: Aggregator, question: Question) -> list[Prediction]:
     """The answer, and a row for each slide that had no part in it."""
     started, rows, bags, missing = time.monotonic(), list[Prediction](), list[Bag](), list(question.missing)
     for item in question.slides:
@@ -117,7 +196,7 @@ def _rows(model: Checkpoint, network: Aggregator, question: Question, seconds: M
         if isinstance(bag, Exception):
             rows.append(Prediction(item.slide_id, "failed", error=one_line(bag), patient_id=patient))
         elif not len(bag.features):
-            reason, spent = bag.attrs.get("reason", ""), seconds.get(item.slide_id, 0.0)
+            reason, spent = bag.attrs.get("reason", ""), question.seconds.get(item.slide_id, 0.0)
             rows.append(Prediction(item.slide_id, "empty", error=reason, patient_id=patient, seconds=round(spent, 3)))
         else:
             bags.append(bag._replace(slide_id=item.slide_id))
@@ -129,7 +208,7 @@ def _rows(model: Checkpoint, network: Aggregator, question: Question, seconds: M
     row = attempt(_answer, model, network, bags, question._replace(missing=tuple(missing)))
     if isinstance(row, Exception):
         return [*rows, Prediction(bag_id, "failed", error=one_line(row), patient_id=question.patient_id)]
-    spent = time.monotonic() - started + sum(seconds.get(bag.slide_id, 0.0) for bag in bags)
+    spent = time.monotonic() - started + sum(question.seconds.get(bag.slide_id, 0.0) for bag in bags)
     return [*rows, row._replace(seconds=round(spent, 3))]
 
 

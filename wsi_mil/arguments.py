@@ -93,6 +93,9 @@ JsonTo = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
 Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores this process may use.")]
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]
+Scheduler = Annotated[
+    str, typer.Option("--scheduler", metavar="ADDRESS", help="Let a Dask cluster do it: tcp://HOST:PORT.")
+]
 ReaderName = Annotated[
     Reader, typer.Option("--reader", help="Who reads pixels; auto: direct where it shows what OpenSlide shows.")
 ]
@@ -273,11 +276,13 @@ def label_table(
     return LabelTable(labels, slides, CohortParams(target, str(unit), tuple(by or ()), positive=positive or ""))
 
 
-def run_options(overwrite: bool, workers: int, shard: str, cache: "CacheParams | None" = None) -> "RunOptions":
+def run_options(
+    overwrite: bool, workers: int, shard: str, cache: "CacheParams | None" = None, scheduler: str = ""
+) -> "RunOptions":
     """How a run goes about its work."""
     from wsi_mil.stage import RunOptions
 
-    options = RunOptions(overwrite, workers=workers, shard=shard)
+    options = RunOptions(overwrite, workers=workers, shard=shard, scheduler=scheduler)
     return replace(options, cache=cache) if cache else options
 
 

@@ -29,6 +29,7 @@ from wsi_mil.arguments import (
     Precision,
     Reader,
     ReaderName,
+    Scheduler,
     Seed,
     Shard,
     Stain,
@@ -110,6 +111,7 @@ def extract(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
+    scheduler: Scheduler = "",
 ) -> None:
     """Describe each tile by a feature vector of a pretrained encoder, or of several: one folder for each in --out."""
     from wsi_mil import workflow
@@ -118,7 +120,7 @@ def extract(
     encoding = workflow.Encoding(
         models, device, batch, precision, allow_mpp_mismatch, trust, stain, fast_decode, str(reader)
     )
-    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size))
+    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size), scheduler)
     leave_each(workflow.extract_features(tiles, out, encoding, options, slides))
 
 
@@ -135,13 +137,17 @@ def distances(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
+    scheduler: Scheduler = "",
 ) -> None:
     """Measure how far tiles are from each other (optional: train makes what it needs)."""
     from wsi_mil import workflow
     from wsi_mil.distances import DistanceParams
 
     params = DistanceParams(k, dense=store == Store.DENSE)
-    peers, options = peer_options(slides, table, mpp, encoder), run_options(overwrite, workers, shard)
+    peers, options = (
+        peer_options(slides, table, mpp, encoder),
+        run_options(overwrite, workers, shard, scheduler=scheduler),
+    )
     leave(workflow.measure_distances(bags, out, params, options, peers), out)
 
 

@@ -15,6 +15,7 @@ from wsi_mil.arguments import (
     JsonTo,
     Overwrite,
     Patients,
+    Scheduler,
     TrustCheckpoint,
     Weights,
     Workers,
@@ -75,6 +76,7 @@ def predict(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
+    scheduler: Scheduler = "",
 ) -> None:
     """Predict the class of new slides with a trained model; what is unlike its training is warned of."""
     from wsi_mil.explain import LookOptions
@@ -85,7 +87,7 @@ def predict(
         raise OptionError(f"--tiles {tiles} shows what was looked at: add --explain, or leave it out")
     _require_one_source("predict", slides, bags, bool(bag_slides or table or encoder), tiles)
     staged = cache_params(cache, cache_size)
-    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
     _require_file(json_to)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
@@ -119,6 +121,7 @@ def explain(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     trust: TrustCheckpoint = False,
+    scheduler: Scheduler = "",
 ) -> None:
     """Predict, and show what the model looked at: pictures, tables, GeoJSON for QuPath, and a page of all that.
 
@@ -138,7 +141,7 @@ def explain(
         return
     _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
     staged = cache_params(cache, cache_size)
-    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged)
+    options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
     path = checkpoint_at(model)
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
     show_answers(answer(path, asked, options, closely, typed()), path, out, json_to)
@@ -193,11 +196,13 @@ def _options(
     trust: bool,
     patients: Path | None,
     cache: "CacheParams",
+    scheduler: str,
 ) -> "PredictOptions":
     from wsi_mil.devices import pick_device
     from wsi_mil.predict import PredictOptions
 
-    return PredictOptions(out, weights, str(pick_device(device)), batch, workers, overwrite, trust, patients, cache)
+    where = device if scheduler else str(pick_device(device))  # a cluster has other devices than this machine
+    return PredictOptions(out, weights, where, batch, workers, overwrite, trust, patients, cache, scheduler)
 
 
 def _require_file(json_to: str | None) -> None:

@@ -25,6 +25,7 @@ from wsi_mil.arguments import (
     Reader,
     ReaderName,
     Regions,
+    Scheduler,
     Seed,
     Shard,
     TileMpp,
@@ -70,9 +71,11 @@ def tile(
     workers: Workers = 0,
     shard: Shard = "1/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure a few slides, and tell what all take.")] = False,
+    scheduler: Scheduler = "",
 ) -> None:
     """Find the tissue of each slide and divide it into tiles."""
-    from wsi_mil import workflow
+    from wsi_mil import cutting
+    from wsi_mil.regions import Drawings
 
     params = tile_params(
         tile_px, tile_um, mpp, for_, overlap_px=overlap, min_coverage=min_coverage, holes_mm2=holes, pens=pens,
@@ -80,14 +83,14 @@ def tile(
         max_black=max_black, min_saturation=min_saturation, reader=str(reader),
     )  # fmt: skip
     params = with_regions(params, include, exclude, regions)
-    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size))
-    asked = (slides, out, params, options, table, slide_mpp, workflow.Drawings(regions, annotations))
+    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size), scheduler)
+    asked = (slides, out, params, options, table, slide_mpp, Drawings(regions, annotations))
     if dry_run:
         from wsi_mil.encoders import find_encoder
         from wsi_mil.estimate import USUAL_ENCODER, estimate
 
-        stage, items = workflow.tile_plan(*asked)
+        stage, items = cutting.tile_plan(*asked)
         encoder = find_encoder(for_ or USUAL_ENCODER)
         show_estimate(estimate(stage, options.part(items), encoder.dim), options.threads, encoder.name)
     else:
-        leave(workflow.tile(*asked), out)
+        leave(cutting.tile(*asked), out)

@@ -75,6 +75,11 @@ def within_cores() -> Generator[None]:
         torch.set_num_threads(before)
 
 
+def use_cores() -> None:
+    """Let torch use the cores of this process: Dask starts workers with one thread for it, whatever they are given."""
+    torch.set_num_threads(available_cores())
+
+
 @contextmanager
 def exact_convolutions() -> Generator[None]:
     """Keep cuDNN from rounding float32 to TF32 (10 bits) in convolutions, as it does by default on a GPU."""

@@ -56,6 +56,11 @@ class DistanceStage:
     name: str = _MADE_BY[0]
     version: int = _MADE_BY[1]
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether a worker may measure but one slide at a time: a dense matrix may take the free memory."""
+        return self.params.dense
+
     def upstream(self, item: Item) -> str:
         """Fingerprint of the features."""
         attrs = store.read_attrs(item.source)

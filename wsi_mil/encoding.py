@@ -1,19 +1,19 @@
 """Stage 2 as a command asks for it: one encoder or several over a folder of tiles that must fit them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wsi_mil import extract, store
+from wsi_mil import store
 from wsi_mil.bags import feature_folder, feature_roots
-from wsi_mil.devices import default_batch, pick_device
+from wsi_mil.devices import pick_device
 from wsi_mil.encoders import Encoder, TileSize, find_encoder, load_encoder, require_resolution, tile_geometry
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, OptionError
+from wsi_mil.extraction import Extraction
 from wsi_mil.remote import Url
 from wsi_mil.runs import Report
 from wsi_mil.slides import find_slides, require_reader
-from wsi_mil.stage import Item, Output, RunOptions, artifact_items, attempt, run_together
+from wsi_mil.stage import Item, RunOptions, artifact_items, attempt
 from wsi_mil.stain import stain_recipe
 from wsi_mil.tiling import TileParams
 
@@ -45,12 +45,18 @@ class Encoding:
         stain_recipe(self.stain)  # refuses an unknown one here, before hours of tiling
         require_reader(self.reader, self.fast_decode)
 
-    def load(self) -> list[Encoder]:
-        """Load the encoders."""
-        device = str(pick_device(self.device))
+    def load(self, device: str = "") -> list[Encoder]:
+        """Load the encoders, to their device or to another one."""
+        device = str(pick_device(device or self.device))
         return [
             load_encoder(name, weights, device, self.precision, self.trust) for name, weights in self.models.items()
         ]
+
+    def absolute(self) -> "Encoding":
+        """The same, for whoever works in another folder: weight files by their absolute paths."""
+        given = {name: Path(weights) for name, weights in self.models.items() if weights}
+        there = {name: str(path.absolute()) for name, path in given.items() if path.exists()}
+        return replace(self, models={**self.models, **there})
 
     def require_geometry(self, params: TileParams, slides: Path | Url) -> None:
         """Refuse tiles that are still to be made; a warning comes with the extraction, and once.
@@ -102,6 +108,7 @@ def extract_features(
 
     Raises:
         IncompatibleError: an encoder would see the tiles at quite another resolution than its authors did.
+        ClusterError: the options name a cluster that cannot do it.
         ArtifactStale: ``out`` holds the features of one encoder, and several were asked for, or the other way round.
     """
     items = artifact_items(tiles) if tiles.is_dir() else []
@@ -111,15 +118,12 @@ def extract_features(
     _require_resolution(encoding, options.part(items))
     _refuse_other_layout(out, folders)
     moved = dict(find_slides(slides, options.cache)) if slides else None
-    own = {"stain": encoding.stain, "fast_decode": encoding.fast_decode, "reader": encoding.reader}
-    threads, params = options.threads, partial(extract.ExtractParams.of, **own)
-    batch = encoding.batch or default_batch(pick_device(encoding.device))
-    stages = {
-        folder: extract.ExtractStage(params(encoder), encoder, threads, batch, moved, options.cache)
-        for folder, encoder in zip(folders, loaded or encoding.load(), strict=True)
-    }
-    outputs = [Output(stage, folder) for folder, stage in stages.items()]
-    return run_together(outputs, items, extract.shared_stream(stages), options)
+    reading = {"stain": encoding.stain, "fast_decode": encoding.fast_decode, "reader": encoding.reader}
+    extraction = Extraction(
+        encoding.absolute().load, tuple(folders), reading, encoding.device, encoding.batch, options.workers, moved,
+        options.cache,
+    )  # fmt: skip
+    return extraction.run(items, options, loaded)
 
 
 def _require_resolution(encoding: Encoding, items: list[Item]) -> None:

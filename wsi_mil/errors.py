@@ -15,6 +15,7 @@ WsiMilError
 │   ├── ArtifactCorrupt     is damaged: its checksum or layout is wrong
 │   └── ArtifactStale       was made from something else, or with other options
 ├── StorageError            a file cannot be written: no room, or it is not allowed
+├── ClusterError            the Dask cluster, or one of its workers, cannot do the work
 ├── TrainingError           training cannot go on
 ├── RankLost                a process that shared a training is gone
 └── IncompatibleError       two things that do not belong together (features and checkpoint)
@@ -96,6 +97,10 @@ class ArtifactStale(ArtifactError):
 
 class StorageError(WsiMilError):
     """A file cannot be written: there is no room, or it is not allowed."""
+
+
+class ClusterError(WsiMilError):
+    """The cluster cannot be reached, or a worker cannot do the work: another version, a folder that it does not see."""
 
 
 class TrainingError(WsiMilError):

@@ -113,11 +113,7 @@ class ExtractStage:
         Raises:
             ArtifactError: the file holds no tiles.
         """
-        attrs = store.read_attrs(item.source)
-        if attrs.get("stage") != "tile":
-            found = attrs.get("stage", "an unknown stage")
-            raise ArtifactError(f"{item.source} was made by {found}, not by tile: make tiles by `wsimil tile SLIDES`")
-        return attrs["fingerprint"]
+        return tiles_fingerprint(item)
 
     def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
         """Encode the tiles of all slides; one that fails costs only itself."""
@@ -126,6 +122,19 @@ class ExtractStage:
         with closing(shared_stream({output.folder: self})(tasks, track)) as outcomes:
             for item, _, outcome in outcomes:
                 yield item, outcome
+
+
+def tiles_fingerprint(item: Item) -> str:
+    """Fingerprint of the tiles that an item names.
+
+    Raises:
+        ArtifactError: the file holds no tiles.
+    """
+    attrs = store.read_attrs(item.source)
+    if attrs.get("stage") != "tile":
+        found = attrs.get("stage", "an unknown stage")
+        raise ArtifactError(f"{item.source} was made by {found}, not by tile: make tiles by `wsimil tile SLIDES`")
+    return attrs["fingerprint"]
 
 
 def shared_stream(stages: Mapping[Path, ExtractStage]) -> Stream:

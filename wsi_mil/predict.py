@@ -8,18 +8,20 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wsi_mil import checkpoint, extract, publishing, store, tiling
-from wsi_mil.answering import JSON, Question, answers, as_json, as_object, notes
+from wsi_mil import checkpoint, publishing, store, tiling
+from wsi_mil.answering import JSON, OnCluster, Question, answers, as_json, as_object, notes
 from wsi_mil.bags import bag_items
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import some_names
 from wsi_mil.cohort.owners import read_patients
-from wsi_mil.devices import default_batch, pick_device, precision_like
+from wsi_mil.devices import pick_device, precision_like
 from wsi_mil.encoders import Encoder, LateEncoder, find_encoder, load_encoder
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
+from wsi_mil.extraction import Extraction
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
 from wsi_mil.remote import CacheParams, Url
 from wsi_mil.runs import Report, failures
@@ -39,7 +41,7 @@ class PredictOptions:
     weights: str | None = None
     """Where the encoder's weights are; None = where they were in training."""
     device: str = "cpu"
-    """Where encoder and model run."""
+    """Where encoder and model run; on a cluster as ``--device`` says it."""
     batch: int = 0
     """Tiles per forward pass of the encoder; 0 = what suits the device."""
     workers: int = 0
@@ -52,6 +54,8 @@ class PredictOptions:
     """Table slide_id,patient_id: whose the slides are. A model that learnt from patients answers for each then."""
     cache: CacheParams = field(default_factory=CacheParams)
     """Where slides from far away are staged."""
+    scheduler: str = ""
+    """Address of a Dask cluster whose workers do it; "" = this process does."""
 
 
 def predict_slides(
@@ -75,10 +79,11 @@ def predict_slides(
     _table_so_far(options, model, path)
     for slide in slides:
         _refuse_namesake(slide, artifact_path(options.out / "cache" / "tiles", slide.slide_id), options.cache)
-    encoder = _encoder(model, path, options)
-    if isinstance(encoder, LateEncoder) and _must_encode(slides, options):
-        encoder.load()  # before hours of tiling
-    tiled, extracted = _features(model, slides, encoder, options, mpp)
+    loaded = None if options.scheduler else _encoders(path, options, options.device)
+    for encoder in loaded or []:
+        if isinstance(encoder, LateEncoder) and _must_encode(slides, options):
+            encoder.load()  # before hours of tiling
+    tiled, extracted = _features(model, path, slides, loaded, options, mpp)
     feats, failed = options.out / "cache" / "feats", tiled.failed | extracted.failed
     bags = [Item(slide.slide_id, artifact_path(feats, slide.slide_id)) for slide in slides]
     seconds = {
@@ -167,6 +172,11 @@ def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
     return encoder
 
 
+def _encoders(path: Path, options: PredictOptions, device: str) -> list[Encoder]:
+    """The encoder of training on a device, by whoever is to run it: here, or a worker of a cluster."""
+    return [_encoder(checkpoint.load(path), path, dataclasses.replace(options, device=device))]
+
+
 def _must_encode(slides: Sequence[SlideFile], options: PredictOptions) -> bool:
     """Whether the encoder will surely be needed: a slide has no features, and did not fail before it got so far."""
     cache = options.out / "cache"
@@ -176,20 +186,34 @@ def _must_encode(slides: Sequence[SlideFile], options: PredictOptions) -> bool:
 
 
 def _features(
-    model: Checkpoint, slides: Sequence[SlideFile], encoder: Encoder, options: PredictOptions, mpp: float | None
+    model: Checkpoint,
+    path: Path,
+    slides: Sequence[SlideFile],
+    loaded: list[Encoder] | None,
+    options: PredictOptions,
+    mpp: float | None,
 ) -> tuple[Report, Report]:
     """Tile and encode slides as in training, what the cache does not hold yet."""
-    cache, loop = options.out / "cache", RunOptions(options.overwrite, True, options.workers, options.cache)
+    cache, threads = options.out / "cache", options.workers
+    loop = RunOptions(options.overwrite, True, threads, scheduler=options.scheduler, cache=options.cache)
     resolutions = {slide.slide_id: mpp for slide in slides} if mpp is not None else {}
     tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
     tiled = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
-    params = extract.ExtractParams.of(encoder, model.recipe.stain["method"], fast_decode=model.recipe.fast_decode)
-    batch = options.batch or default_batch(pick_device(options.device))
-    stage = extract.ExtractStage(params, encoder, loop.threads, batch, dict(slides), options.cache)
-    names = [slide.slide_id for slide in slides if slide.slide_id not in tiled.failed]
-    return tiled, run(
-        stage, [Item(name, artifact_path(cache / "tiles", name)) for name in names], cache / "feats", loop
+    reading = {"stain": model.recipe.stain["method"], "fast_decode": model.recipe.fast_decode}
+    load, feats = partial(_encoders, path.absolute(), _for_workers(options)), cache / "feats"
+    extraction = Extraction(
+        load, (feats,), reading, options.device, options.batch, options.workers, dict(slides), options.cache
     )
+    names = [slide.slide_id for slide in slides if slide.slide_id not in tiled.failed]
+    items = [Item(name, artifact_path(cache / "tiles", name)) for name in names]
+    return tiled, extraction.run(items, loop, loaded)[feats]
+
+
+def _for_workers(options: PredictOptions) -> PredictOptions:
+    """The options by which a worker, in another folder, finds the same weights."""
+    if not options.weights or not Path(options.weights).exists():  # random:SEED, or missing, as they will say
+        return options
+    return dataclasses.replace(options, weights=str(Path(options.weights).absolute()))
 
 
 def _answered(
@@ -209,7 +233,9 @@ def _answered(
     for note in notes(model):
         log.warning("%s", note)
     questions = _questions(model, bags, list(failed), owners)
-    return _enter(options, model, path, rows + answers(model, questions, options.device, seconds))
+    cluster = OnCluster(options.scheduler, path) if options.scheduler else None
+    told = answers(model, questions, options.device, seconds, cluster)
+    return _enter(options, model, path, rows + told)
 
 
 def _owners(slides: list[str], options: PredictOptions) -> dict[str, str]:

@@ -85,6 +85,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+@contextmanager
+def marked(folder: Path) -> Generator[Path]:
+    """Yield a hidden file in a folder, there for the time being: who sees it sees this very folder."""
+    mark = _sibling(folder / "seen")
+    mark.touch(exist_ok=False)
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove the temporary files and folders under ``folder`` that processes of this machine left, killed.
 

@@ -111,10 +111,8 @@ def answer(
     if closely is not None:
         together = list(_together(rows, bags))
         warnings = {bag.slide_id: row.warnings for row, asked_about in together for bag in asked_about}
-        folder = options.out / EXPLANATIONS
-        how = ExplainOptions(
-            folder, closely, options.device, tiles, moved, options.overwrite, warnings, options.cache
-        )
+        where = (options.out / EXPLANATIONS, closely, options.device, tiles, moved, options.overwrite)
+        how = ExplainOptions(*where, warnings, options.cache, options.scheduler)
         explained = explain_bags(path, [asked_about for _, asked_about in together], how)
     answered = Answered(rows, explained, options.out)
     asked_too = [] if closely is None else bags
@@ -222,7 +220,8 @@ def _write_page(
 ) -> None:
     """The page of the whole folder: the answers of this call, then those that the model gave before."""
     made = checkpoint.load(path)
-    learnt = distance_section(predicted_distances(made, bags, options.device))
+    device = "cpu" if options.scheduler else options.device  # what the cluster has is not here
+    learnt = distance_section(predicted_distances(made, bags, device))
     told = Told(made, checkpoint.digest(path), tuple(commands), [learnt])
     table, _, _ = read_predictions(options.out / TABLE)
     answers = {row.slide_id: row.status for row in answered.rows}

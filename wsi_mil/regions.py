@@ -80,6 +80,11 @@ class Drawings:
         times = Counter(PurePosixPath(slide_id).name for slide_id in slide_ids)
         return replace(self, lone=frozenset(name for name, count in times.items() if count == 1))
 
+    def absolute(self) -> "Drawings":
+        """The same, for whoever works in another folder."""
+        regions, annotations = (folder and folder.absolute() for folder in (self.regions, self.annotations))
+        return replace(self, regions=regions, annotations=annotations)
+
     def upstream(self, slide_id: str) -> str:
         """Fingerprint of what was drawn on a slide: nothing, or words to follow that of the slide's content.
 

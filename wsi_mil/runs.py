@@ -41,10 +41,14 @@ class RunOptions:
     """Make again what is there but stale, instead of refusing: for caches, which nobody chose the options of."""
     workers: int = 0
     """Threads; 0 = the cores this process may use."""
-    cache: CacheParams = field(default_factory=CacheParams)
-    """Where slides from far away are staged."""
     shard: str = "1/1"
     """``I/N``: do only the I-th of N parts of the cohort (1 <= I <= N), for job arrays."""
+    scheduler: str = ""
+    """Address of a Dask cluster that does the work; "" = threads of this process do."""
+    device: str = "cpu"
+    """Where its workers do it: "cuda" = those that declare a GPU. Here each stage knows by itself."""
+    cache: CacheParams = field(default_factory=CacheParams)
+    """Where slides from far away are staged."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:

@@ -9,85 +9,44 @@ whether it is the one asked for. So there are no locks and no database, and kill
 """
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
-from wsi_mil import publishing, store
+from wsi_mil import dispatch, publishing, store
+from wsi_mil.crew import Crew, crew_of, stream_of
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError
 from wsi_mil.executors import map_unordered
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import printable
+from wsi_mil.items import (
+    Item,
+    Origin,
+    Outcome,
+    Output,
+    Published,
+    Result,
+    Stage,
+    Stream,
+    appeared,
+    attempt,
+    origin_of,
+    params_of,
+    publish,
+    recorded_params,
+    withdraw,
+)
 from wsi_mil.progress import Progress, progress
 from wsi_mil.runs import Report, Row, RunOptions, Timing, artifact_path, artifacts, write_tables
 
+__all__ = [
+    "Item", "Outcome", "Output", "Result", "RunOptions", "Stage", "Stream", "artifact_items", "artifact_path",
+    "attempt", "per_slide", "run", "run_together",
+]  # fmt: skip
 log = logging.getLogger(__name__)
-
-
-class Item(NamedTuple):
-    """One slide on its way through a stage."""
-
-    slide_id: str
-    source: Any
-    """What the stage reads: a slide's `wsi_mil.slides.Place`, or the `Path` of the artifact of the stage before."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a stage made of one item. Files are published before the artifact, whose existence means complete."""
-
-    artifact: store.Artifact
-    """``attrs`` may hold ``status`` ("done" unless told, or "empty") and ``tissue_mm2``."""
-    tiles: int
-    """How many tiles the slide has."""
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Files beside the artifact, by suffix (".jpg")."""
-    timing: Timing = field(default_factory=Timing)
-    """How long the slide took."""
-
-
-@runtime_checkable
-class Stage(Protocol):
-    """What the loop needs of a stage."""
-
-    @property
-    def name(self) -> str:
-        """Short name, as recorded in the artifacts."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Raised whenever the same input starts to give another result."""
-        ...
-
-    @property
-    def params(self) -> Any:
-        """A frozen dataclass: everything that decides the result, nothing else."""
-        ...
-
-    def upstream(self, item: Item) -> str:
-        """Fingerprint of what the artifact of this item is made from."""
-        ...
-
-    def stream(self, items: Iterator[Item], track: Progress) -> Iterator[tuple[Item, Result | Exception]]:
-        """Yield what became of each item, in any order."""
-        ...
-
-
-class Output(NamedTuple):
-    """A stage, and the folder that its artifacts go to."""
-
-    stage: Stage
-    folder: Path
-
-
-Outcome = tuple[Item, Output, Result | Exception]
-Stream = Callable[[Iterator[tuple[Item, list[Output]]], Progress], Generator[Outcome]]
-"""Takes items, each with the outputs that it still has to give, and yields what became of each, in any order."""
 
 
 def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | None = None) -> Report:
@@ -99,40 +58,44 @@ def run(stage: Stage, items: Iterable[Item], out: Path, options: RunOptions | No
         ArtifactStale: some artifacts in ``out`` were made from other input or with other options, and overwriting was
             not asked for. Nothing has been done then.
     """
-    output = Output(stage, out)
-
-    def stream(tasks: Iterator[tuple[Item, list[Output]]], track: Progress) -> Generator[Outcome]:
-        for item, outcome in stage.stream((item for item, _ in tasks), track):
-            yield item, output, outcome
-
-    return run_together([output], items, stream, options)[out]
+    output, crew = Output(stage, out), partial(crew_of, stage, out.absolute())
+    return run_together([output], items, stream_of(output), options, crew)[out]
 
 
 def run_together(
-    outputs: Sequence[Output], items: Iterable[Item], stream: Stream, options: RunOptions | None = None
+    outputs: Sequence[Output],
+    items: Iterable[Item],
+    stream: Stream,
+    options: RunOptions | None = None,
+    crew: Callable[[], Crew] | None = None,
 ) -> dict[Path, Report]:
     """Run several stages of one kind over the same items at once, for the work that they share: the loop itself.
 
-    Each output skips, fails and reports by itself; the reports come back by folder.
+    Each output skips, fails and reports by itself; the reports come back by folder. On a cluster, which the options
+    name, workers do what ``stream`` does here: each makes itself a ``crew``, and publishes for the loop.
 
     Raises:
         ArtifactStale: as `run`, for any of the outputs.
+        ClusterError: the cluster cannot be reached, or a worker cannot do the work.
     """
     options = options or RunOptions()
     chosen = options.part(list(items))
-    runs = {output.folder: _Run(output, chosen, options) for output in outputs}
-    tasks = [(item, [output for output in outputs if item.slide_id in runs[output.folder].origins]) for item in chosen]
-    try:
-        with (
-            progress(outputs[0].stage.name, sum(len(wanted) for _, wanted in tasks)) as track,
-            closing(stream((task for task in tasks if task[1]), track)) as outcomes,  # so that its threads end first
-        ):
-            for item, output, outcome in outcomes:
-                runs[output.folder].finish(item, outcome)
-                track.advance(item.slide_id)
-    finally:
-        for folder, one in runs.items():
-            write_tables(folder, one.rows)
+    with dispatch.executing(options, crew, outputs, chosen) as elsewhere:
+        runs = {output.folder: _Run(output, chosen, options) for output in outputs}
+        tasks = [(item, [one for one in outputs if item.slide_id in runs[one.folder].origins]) for item in chosen]
+        origins = {folder: one.origins for folder, one in runs.items()}
+        run_all = elsewhere.stream(origins) if elsewhere else stream
+        try:
+            with (
+                progress(outputs[0].stage.name, sum(len(wanted) for _, wanted in tasks)) as track,
+                closing(run_all(_wanted(tasks, runs, track), track)) as outcomes,  # so that its threads end first
+            ):
+                for item, output, outcome in outcomes:
+                    runs[output.folder].finish(item, outcome)
+                    track.advance(item.slide_id)
+        finally:
+            for folder, one in runs.items():
+                write_tables(folder, one.rows)
     return {folder: one.report for folder, one in runs.items()}
 
 
@@ -150,25 +113,21 @@ def per_slide(
         yield item, outcome
 
 
-def attempt(function: Callable[..., Any], *args: Any) -> Any:
-    """Return ``function(*args)``, or the exception that it raised: the one place where any error is caught."""
-    try:
-        return function(*args)
-    except Exception as error:  # whatever a slide does to us must not stop the others
-        log.debug("%s", error, exc_info=True)
-        return error
-
-
 def artifact_items(folder: Path) -> list[Item]:
     """The artifacts of an earlier stage, as items for the next one, by slide_id."""
     return sorted(Item(*named) for named in artifacts(folder))
 
 
-class _Origin(NamedTuple):
-    """What decides an artifact's content."""
-
-    upstream: str
-    fingerprint: str
+def _wanted(
+    tasks: list[tuple[Item, list[Output]]], runs: dict[Path, "_Run"], track: Progress
+) -> Iterator[tuple[Item, list[Output]]]:
+    """What is left to do as its turn comes: another run over the same folder may have done some of it."""
+    for item, outputs in tasks:
+        left = [output for output in outputs if not runs[output.folder].was_made_meanwhile(item)]
+        for _ in range(len(outputs) - len(left)):
+            track.advance(item.slide_id)
+        if left:
+            yield item, left
 
 
 class _Run:
@@ -182,7 +141,7 @@ class _Run:
         """
         self.stage, self.out = output
         self.report, self.rows = Report(), list[Row]()
-        self.origins: dict[str, _Origin] = {}
+        self.origins: dict[str, Origin] = {}
         _make_folder(self.out)
         stale = [found for item in items if (found := self._stale(item, options))]
         if stale and not options.refresh:
@@ -190,12 +149,15 @@ class _Run:
 
     def _stale(self, item: Item, options: RunOptions) -> tuple[Item, dict[str, Any]] | None:
         """Decide what to do with an item; return it, with the attributes of what is there, if that is stale."""
-        path, origin = attempt(artifact_path, self.out, item.slide_id), attempt(_origin, self.stage, item)
+        path, origin = (
+            attempt(artifact_path, self.out, item.slide_id),
+            attempt(origin_of, self.stage, item, options.overwrite),
+        )
         existing = path if isinstance(path, Exception) else attempt(_existing, self.stage, path, options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
             self.rows.append(self.report.fail(item.slide_id, error))
             if options.overwrite and isinstance(path, Path):
-                _withdraw(self.stage, path, None)
+                withdraw(self.stage, path, None)
             return None
         if existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:
             self.report.skipped.append(item.slide_id)
@@ -203,13 +165,25 @@ class _Run:
         self.origins[item.slide_id] = origin
         return (item, existing) if existing is not None and not options.overwrite else None
 
-    def finish(self, item: Item, outcome: Result | Exception) -> None:
-        """Publish what was made of an item, or take note of its failure."""
-        made = _publish(self.stage, item, outcome, self.out, self.origins[item.slide_id])
+    def was_made_meanwhile(self, item: Item) -> bool:
+        """Whether another run has published the artifact of an item since this one began."""
+        if not appeared(artifact_path(self.out, item.slide_id), self.origins[item.slide_id]):
+            return False
+        log.info("%s: another run made it meanwhile: left as it is", printable(item.slide_id))
+        self.report.skipped.append(item.slide_id)
+        return True
+
+    def finish(self, item: Item, outcome: Result | Published | Exception) -> None:
+        """Publish what was made of an item, unless a worker did, or take note of its failure."""
+        made = outcome
+        if not isinstance(made, Published):
+            made = publish(self.stage, item, made, self.out, self.origins[item.slide_id])
         if isinstance(made, Exception):
             self.rows.append(self.report.fail(item.slide_id, made))
-        else:
-            self.rows.append(self.report.finish(made.artifact.attrs, made.timing))
+            return
+        if made.meanwhile:
+            log.warning("%s: %s", printable(item.slide_id), made.meanwhile)
+        self.rows.append(self.report.finish(made.attrs, made.timing))
 
 
 def _make_folder(out: Path) -> None:
@@ -218,11 +192,6 @@ def _make_folder(out: Path) -> None:
     except OSError as error:
         raise OptionError(f"--out {out}: no folder can be made there ({error.strerror}): name another") from error
     publishing.sweep(out)
-
-
-def _origin(stage: Stage, item: Item) -> _Origin:
-    upstream = stage.upstream(item)
-    return _Origin(upstream, store.fingerprint(stage.name, stage.version, _params(stage), upstream))
 
 
 def _existing(stage: Stage, path: Path, options: RunOptions) -> dict[str, Any] | None:
@@ -245,60 +214,11 @@ def _existing(stage: Stage, path: Path, options: RunOptions) -> dict[str, Any] |
     return attrs
 
 
-def _params(stage: Stage) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(stage.params)))  # as it will be read back: tuples are lists
-
-
-def _params_of(attrs: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that an artifact was made with, as far as it tells."""
-    found = attempt(parse_json, attrs.get("params", "{}"))
-    return found if isinstance(found, dict) else {}
-
-
 def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], out: Path) -> str:
     item, attrs = stale[0]
-    before, now = _params_of(attrs), _params(stage)
+    before, now = recorded_params(attrs), params_of(stage)
     changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
     why = "; ".join(changed) or "its input, or the version of wsimil, has changed"
     more = f" (and {len(stale) - 1} more)" if len(stale) > 1 else ""
     path = artifact_path(out, item.slide_id)
     return f"{path}{more} was made otherwise: {why}. Add --overwrite to make it again, or --out for another folder"
-
-
-def _publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, origin: _Origin) -> Result | Exception:
-    path = artifact_path(out, item.slide_id)
-    if isinstance(outcome, Exception):
-        _withdraw(stage, path, origin)
-        return outcome
-    attrs = {
-        "status": "done",
-        **outcome.artifact.attrs,
-        "stage": stage.name,
-        "stage_version": stage.version,
-        "params": json.dumps(_params(stage), sort_keys=True),
-        "upstream": origin.upstream,
-        "fingerprint": origin.fingerprint,
-        "slide_id": item.slide_id,
-        "tiles": outcome.tiles,
-    }
-    complete = dataclasses.replace(outcome, artifact=dataclasses.replace(outcome.artifact, attrs=attrs))
-    return attempt(_write, path, complete) or complete
-
-
-def _withdraw(stage: Stage, path: Path, origin: _Origin | None) -> None:
-    """Take away what an earlier run, with other input or options, left of a slide that fails now.
-
-    Where not even its origin is known (the slide is gone), only other options count.
-    """
-    before = attempt(store.read_attrs, path) if path.exists() else None
-    if not isinstance(before, dict) or before.get("stage") != stage.name:
-        return
-    same = before.get("fingerprint") == origin.fingerprint if origin else _params_of(before) == _params(stage)
-    if not same:
-        path.unlink()
-
-
-def _write(path: Path, made: Result) -> None:
-    for suffix, data in made.files.items():
-        publishing.write_bytes(path.with_name(path.name.removesuffix(".h5") + suffix), data)
-    store.write(path, made.artifact)

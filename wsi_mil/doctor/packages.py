@@ -37,6 +37,7 @@ class Extra(NamedTuple):
 
 
 EXTRAS = (
+    Extra("distributed", "`--scheduler`: slides on a Dask cluster", "pip install 'wsi-mil[cluster]'"),
     Extra("numba", "attention on a CPU in less than half the time, faster resampling", "pip install 'wsi-mil[fast]'"),
     Extra("optuna", "`wsimil crossval --search`: options chosen within the training patients",
           "pip install 'wsi-mil[search]'"),

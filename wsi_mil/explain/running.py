@@ -1,12 +1,14 @@
 """Explain what a checkpoint says of slides, each in a folder of its own; one that fails does not stop the others."""
 
 import logging
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wsi_mil import checkpoint, publishing
 from wsi_mil.aggregators import Aggregator
@@ -14,6 +16,8 @@ from wsi_mil.answering import notes
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import SEVERAL
+from wsi_mil.crew import portable
+from wsi_mil.dispatch import each
 from wsi_mil.errors import one_line
 from wsi_mil.explain.looking import Look, LookOptions, look
 from wsi_mil.explain.manifest import Facts, warn_again
@@ -53,6 +57,15 @@ class ExplainOptions:
     """By slide_id, what `predict` warned of, for the manifests; None = it was not asked."""
     cache: CacheParams = field(default_factory=CacheParams)
     """Where slides that were recorded far away are staged."""
+    scheduler: str = ""
+    """Address of a Dask cluster whose workers explain, on a ``device`` as ``--device`` says it; "" = this process does.
+    """
+
+    def absolute(self) -> "ExplainOptions":
+        """The same, for whoever works in another folder."""
+        tiles = self.tiles and self.tiles.absolute()
+        slides = {name: place.absolute() for name, place in self.slides.items()}
+        return replace(self, out=self.out.absolute(), tiles=tiles, slides=slides, cache=self.cache.absolute())
 
 
 class Explained(NamedTuple):
@@ -82,21 +95,47 @@ def explain_bags(path: Path, questions: Iterable[Sequence[Item]], options: Expla
 
     Raises:
         WeightsError: there is no such checkpoint.
+        ClusterError: the options name a cluster that cannot do it.
     """
     publishing.sweep(options.out)
     asked = [tuple(items) for items in questions]
-    made = checkpoint.load(path)
-    explainer = _Explainer(made, checkpoint.digest(path), made.model().to(options.device), options)
     found = list[Explained]()
     with progress("explain", len(asked)) as track:
-        for items in asked:
-            began = time.perf_counter()
-            told = attempt(explainer.explain, items)
-            became = [told] * len(items) if isinstance(told, Exception) else told
-            seconds = (time.perf_counter() - began) / len(items)
-            found += [explainer.entered(item, one, seconds) for item, one in zip(items, became, strict=True)]
+        for items, told in _answers(path, asked, options):
+            became, seconds = ([told] * len(items), 0.0) if isinstance(told, Exception) else told
+            found += [_entered(options.out, item, one, seconds) for item, one in zip(items, became, strict=True)]
             track.advance(items[0].slide_id)
     return sorted(found, key=lambda one: one.slide_id)
+
+
+def _answers(
+    path: Path, asked: Sequence[tuple[Item, ...]], options: ExplainOptions
+) -> Iterator[tuple[tuple[Item, ...], Any]]:
+    """Questions with what became of them, here or on a cluster, as they are done."""
+    if not options.scheduler:
+        here = _explainer(path, options, options.device)
+        yield from ((items, here.work(items)) for items in asked)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    there = [tuple(item._replace(source=item.source.absolute()) for item in items) for items in asked]
+    with publishing.marked(options.out.absolute()) as mark:
+        seen = [path.absolute(), *(item.source for items in there[:1] for item in items)]
+        make = partial(_explainer, path.absolute(), options.absolute())
+        yield from each(options.scheduler, options.device, make, seen, there, mark)
+
+
+def _explainer(path: Path, options: ExplainOptions, device: str) -> "_Explainer":
+    made = checkpoint.load(path)
+    return _Explainer(made, checkpoint.digest(path), made.model().to(device), options)
+
+
+def _entered(out: Path, item: Item, became: str | Exception, seconds: float) -> Explained:
+    """The line of a slide, an error being told in the log."""
+    folder = explanation_folder(out, item.slide_id)
+    if not isinstance(became, Exception):
+        return Explained(item.slide_id, became, folder, seconds)
+    log.error("%s: %s", item.slide_id, one_line(became))
+    return Explained(item.slide_id, "failed", folder, seconds, one_line(became))
 
 
 class _Slide(NamedTuple):
@@ -114,6 +153,17 @@ class _Explainer:
     digest: str
     network: Aggregator
     options: ExplainOptions
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """Whoever asks a network listens to its parts: one after the other."""
+
+    def work(self, items: Sequence[Item]) -> tuple[list[str | Exception], float]:
+        """Explain slides that the model is asked about together: what became of each, and the seconds for each."""
+        with self.turn:
+            began = time.perf_counter()
+            told = attempt(self.explain, items)
+            became = [told] * len(items) if isinstance(told, Exception) else told
+            seconds = (time.perf_counter() - began) / len(items)
+        return [one if isinstance(one, str) else portable(one) for one in became], seconds
 
     def explain(self, items: Sequence[Item]) -> list[str | Exception]:
         """Explain slides that the model is asked about together; what became of each."""
@@ -135,14 +185,6 @@ class _Explainer:
                     slides[bag.slide_id] = attempt(self._write, slide, part)
         became = (slides.get(bag.slide_id, "empty") for bag in bags)
         return [one if isinstance(one, Exception) else one or "done" for one in became]
-
-    def entered(self, item: Item, became: str | Exception, seconds: float) -> Explained:
-        """The line of a slide, an error being told in the log."""
-        folder = explanation_folder(self.options.out, item.slide_id)
-        if not isinstance(became, Exception):
-            return Explained(item.slide_id, became, folder, seconds)
-        log.error("%s: %s", item.slide_id, one_line(became))
-        return Explained(item.slide_id, "failed", folder, seconds, one_line(became))
 
     def _bag(self, item: Item) -> Bag:
         bag = read_bag(item.source)

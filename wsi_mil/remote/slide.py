@@ -1,7 +1,7 @@
 """A slide that lies far away: its files, and where they are staged."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsi_mil.home import home
@@ -27,6 +27,10 @@ class CacheParams:
     def bound(self) -> int:
         """The size in bytes."""
         return parse_size(self.size)
+
+    def absolute(self) -> "CacheParams":
+        """The same, for whoever works in another folder, and may have another home."""
+        return replace(self, folder=self.folder and self.folder.absolute())
 
     @property
     def place(self) -> Path:
@@ -62,6 +66,10 @@ class RemoteSlide:
 
     def __str__(self) -> str:
         return str(self.url)
+
+    def absolute(self) -> "RemoteSlide":
+        """The same, for whoever works in another folder."""
+        return replace(self, cache=self.cache.absolute())
 
     @property
     def url(self) -> Url:

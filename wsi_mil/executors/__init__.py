@@ -1,7 +1,7 @@
-"""Where the work of the loop runs: in threads of this process.
+"""Where the work of the loop runs: in threads of this process, or on a Dask cluster (`cluster`, the only door to dask).
 
-Threads are enough because what takes time (decoding, NumPy, torch) releases the interpreter lock, and they need no
-pickling, so the same code runs on every platform.
+Threads are enough on one machine because what takes time (decoding, NumPy, torch) releases the interpreter lock, and
+they need no pickling, so the same code runs on every platform.
 """
 
 import os
@@ -13,15 +13,22 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+_granted: list[int] = []
+
+
+def grant_cores(cores: int) -> None:
+    """Let this process, a worker of a cluster beside others, use so many cores at most."""
+    _granted[:] = [cores]
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group, not what the machine has."""
+    """Cores that this process may use, not what the machine has: its affinity, the quota of its control group, and, of
+    a worker of a cluster, as many threads as it was started with."""
     if hasattr(os, "process_cpu_count"):  # Python 3.13 on; it minds PYTHON_CPU_COUNT, too
         cores = os.process_cpu_count() or 1
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _cgroup_quota() or cores))
+    return max(1, min(cores, _cgroup_quota() or cores, *_granted))
 
 
 def map_unordered(
