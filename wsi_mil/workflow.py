@@ -26,7 +26,7 @@ from wsi_mil.report import (
     training_slides,
 )
 from wsi_mil.runs import Report, failures
-from wsi_mil.slides import find_slides
+from wsi_mil.slides import find_slides, require_mpp
 from wsi_mil.stage import RunOptions, artifact_items, artifact_path, run
 from wsi_mil.tiling import TileParams
 from wsi_mil.train import CHECKPOINT, Trained, TrainParams
