@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,25 @@ def test_a_slide_that_changes_or_vanishes_is_not_mixed(cache: Path) -> None:
     with pytest.raises(RemoteError, match=r"memory://s/a.svs is not there, or not any more"):
         hold(slide)
     assert find_again("memory://s/a.svs", slide.cache) is None
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_what_a_listing_names_is_what_is_fetched_then(scheme: str, tmp_path: Path, cache: Path) -> None:
+    """A listing may tell times in another form than a question about one file does."""
+    url = "memory://listed" if scheme == "memory" else f"file://{tmp_path / 'listed'}"
+    (tmp_path / "listed").mkdir()
+    write(f"{url}/a.svs", noise(100))
+    [found] = find_slides(Url(url), CacheParams(cache))
+    held = hold(found.path)
+    assert held.path.read_bytes() == noise(100)
+    held.release()
+
+
+def test_times_are_one_moment_in_any_form() -> None:
+    told = ("2026-11-26T17:29:12.5+00:00", datetime(2026, 11, 26, 17, 29, 12, 500_000, tzinfo=UTC), 1795714152.5)
+    assert {servers._moment(one) for one in told} == {"1795714152.500000"}
+    assert servers._moment("Thu, 26 Nov 2026 17:29:12 GMT") == servers._moment(1795714152)
+    assert servers._moment("of another age") == "of another age"
 
 
 def test_names_that_lead_out_of_the_cache_are_no_slides(cache: Path) -> None:

@@ -7,6 +7,7 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +15,8 @@ from wsi_mil.errors import RemoteError
 from wsi_mil.remote.trouble import Waiting, no_package, patiently
 from wsi_mil.remote.urls import WEB, Url
 
-_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "Last-Modified", "LastModified", "updated", "mtime", "created")
+_MARKS = ("ETag", "etag", "generation", "md5Hash")
+_TIMES = ("Last-Modified", "LastModified", "updated", "mtime", "created")
 """What tells contents of one address apart, the best first; each protocol has one of them."""
 _OF_S3 = ("ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32")
 _HOSTS_WITH_RANGES: set[str] = set()
@@ -139,9 +141,22 @@ def _is_file(name: str, info: Mapping[str, Any]) -> bool:
 
 
 def _facts(info: Mapping[str, Any]) -> Facts:
-    version = next((info[key] for key in _VERSIONS if info.get(key)), "")
-    shown = version.isoformat() if isinstance(version, datetime) else str(version).strip('"')
-    return Facts(int(info.get("size") or 0), shown, _checksums(info))
+    mark = next((str(info[key]).strip('"') for key in _MARKS if info.get(key)), "")
+    moment = next((_moment(info[key]) for key in _TIMES if info.get(key)), "")
+    return Facts(int(info.get("size") or 0), mark or moment, _checksums(info))
+
+
+def _moment(value: Any) -> str:
+    """A time as seconds since 1970: a listing and a question about one file may tell the same one in other forms."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            try:
+                value = parsedate_to_datetime(value)  # as web servers say it
+            except ValueError:
+                return value
+    return f"{value.timestamp() if isinstance(value, datetime) else value:.6f}"
 
 
 def _head_of_s3(system: Any, path: str) -> dict[str, Any]:
