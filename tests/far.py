@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from s3fs import S3FileSystem
 
 from wsi_mil.remote import CacheParams, Url, facts_of
 from wsi_mil.remote.slide import RemoteFile, RemoteSlide
@@ -24,16 +25,19 @@ def s3_server() -> Iterator[str]:
 
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    _, port = server.get_host_and_port()
+    host = "127.0.0.1"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(f"http://{host}:{port}").items():
             patch.setenv(name, value)
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         client.close()
+        S3FileSystem.clear_instance_cache()  # those of another server, which has gone
         try:
             yield f"http://{host}:{port}"
         finally:
+            S3FileSystem.clear_instance_cache()
             server.stop()
 
 

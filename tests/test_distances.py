@@ -88,6 +88,7 @@ def test_a_quantile_of_merged_histograms_is_that_of_all_pairs() -> None:
 
 def feats(folder: Path, coords: np.ndarray, slide_id: str = "a", fingerprint: str = "f") -> Item:
     attrs = {"stage": "extract", "fingerprint": fingerprint, "mpp_x": 0.5, "mpp_y": 0.5, "tile_um": 112.0}
+    attrs |= {"l0_tile_width": 224, "l0_tile_height": 224}
     attrs |= {"status": "done" if len(coords) else "empty", "reason": "no tissue", "slide_id": slide_id}
     path = folder / f"{slide_id}.h5"
     store.write(path, store.Artifact({"coords": coords, "features": np.zeros((len(coords), 3), np.float16)}, attrs))

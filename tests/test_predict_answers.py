@@ -204,7 +204,9 @@ def test_json_on_stdout_is_one_object_and_nothing_else(root: Path, tmp_path: Pat
     assert fresh["spread"] >= 0
     assert (torn["status"], torn["probabilities"], torn["spread"]) == ("failed", None, None)
     assert (void["status"], void["probabilities"], void["error"]) == ("empty", None, "no tissue was found")
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == made
+    kept = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert made == kept | {key: made[key] for key in ("files", "explained")}
+    assert (made["files"]["json"], made["explained"]) == (str(tmp_path / "out" / "predictions.json"), [])
 
 
 def test_json_goes_to_a_file_and_the_table_to_the_screen(root: Path, tmp_path: Path, call) -> None:

@@ -115,7 +115,7 @@ def test_what_could_not_be_explained_and_what_was_answered_before_is_on_the_page
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("", "is damaged"), ("[]", "lacks slide_id"), ('{"slide_id": "a"}', "lacks model"), ("3", "is damaged")],
+    [("", "is damaged"), ("[]", "is damaged"), ('{"slide_id": "a", "files": {}}', "lacks model"), ("3", "is damaged")],
 )
 def test_an_explanation_that_is_damaged_or_of_another_version_is_refused_by_name(
     text: str, fault: str, told: Told, tmp_path: Path

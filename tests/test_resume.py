@@ -15,7 +15,7 @@ import torch
 from planted import plant, plant_cohort
 
 from wsi_mil import checkpoint, publishing, train, workflow
-from wsi_mil.errors import ArtifactCorrupt, ArtifactStale
+from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, StorageError
 from wsi_mil.learning import RESUME, LearnParams, RunParams, loop
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.weights import load_tensors
@@ -124,7 +124,7 @@ def test_a_crash_while_it_is_written_down_leaves_what_was_there(
         return write(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         bytes_of(cohort, "again")
     assert [path.name for path in (cohort / "again").iterdir()] == [RESUME]
     assert bytes_of(cohort, "again") == whole

@@ -68,7 +68,8 @@ def tile_plan(
         _require_settings(table, slide_id, own, params)
     drawings.tell_missing(list(chosen))
     drawings.require_classes(chosen, RegionParams(params.include, params.exclude))
-    stage = TileStage(params, options.threads, resolutions, chosen, drawings.absolute())
+    drawings = drawings.absolute() if options.scheduler else drawings
+    stage = TileStage(params, options.threads, resolutions, chosen, drawings)
     return stage, [Item(slide_id, found[slide_id]) for slide_id in chosen]
 
 

@@ -6,7 +6,7 @@ mostly decides, so that a handful of them stands for all.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from wsi_mil import store
+from wsi_mil.bags import FEATURE_STAGES
 from wsi_mil.distances import DistanceParams, DistanceStage
 from wsi_mil.errors import SlideError, one_line
 from wsi_mil.progress import progress
@@ -176,8 +177,9 @@ def _together(coords: Int64[np.ndarray, "tiles 2"], count: int) -> Int64[np.ndar
 def _distances(item: Item, made: Result, folder: Path) -> Cost:
     """What the distances take, without features, which are read as places only."""
     path, out = folder / "places.h5", folder / "distances.h5"
-    artifact = made.artifact
-    store.write(path, replace(artifact, attrs={"status": "done", **artifact.attrs}))
+    coords, attrs = made.artifact.arrays["coords"], made.artifact.attrs
+    attrs = {"status": "done", **attrs, "stage": FEATURE_STAGES[0], "slide_id": item.slide_id}
+    store.write(path, store.Artifact({"features": np.zeros((len(coords), 1), np.float16), "coords": coords}, attrs))
     stage = DistanceStage(DistanceParams(), folder)
     found, cost = _spent(lambda: stage.measure(Item(item.slide_id, path)))
     store.write(out, found.artifact)

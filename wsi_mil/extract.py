@@ -193,7 +193,7 @@ class _Source:
             SlideError: it is not there any more.
             RemoteError: it lies far away, and the server does not say.
         """
-        if self.found is None and (attrs := store.read_attrs(self.item.source))["tiles"]:
+        if self.found is None and (attrs := store.read_attrs(self.item.source)).get("tiles") != 0:
             self.found = self._find(attrs["slide_path"])
         return self.found
 

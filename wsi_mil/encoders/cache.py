@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from wsi_mil.encoders.spec import EncoderSpec
-from wsi_mil.errors import WeightsError
+from wsi_mil.errors import StorageError, WeightsError, one_line
 from wsi_mil.guards import parse_json
 from wsi_mil.home import home
 from wsi_mil.publishing import replacing, sweep, write_bytes
@@ -103,9 +103,11 @@ def keep(spec: EncoderSpec, file: Path, sha256: str) -> Kept:
             if _copy(file, temporary) != sha256:
                 raise WeightsError(f"{file} changed while it was copied: add it again when it is whole")
         write_bytes(_record(spec), json.dumps(dataclasses.asdict(entry), sort_keys=True).encode())
-    except OSError as error:
+    except (OSError, StorageError) as error:
+        why = error.__cause__ if isinstance(error, StorageError) else error
+        told = why.strerror if isinstance(why, OSError) else one_line(error)
         advice = "make room there, or name another folder by WSIMIL_HOME"
-        raise WeightsError(f"{file} cannot be copied to {entry.path.parent} ({error.strerror}): {advice}") from error
+        raise WeightsError(f"{file} cannot be copied to {entry.path.parent} ({told}): {advice}") from error
     return entry
 
 
