@@ -87,7 +87,7 @@ def make_tiles(
         "resample": "pillow-bilinear-antialiased", "slide_path": str(slide), "reader": "direct", "tissue_mm2": 0.5,
         "reader_reason": "equal to OpenSlide at 14 places",
         "status": "empty" if empty else "done", "stage": "tile", "params": "{}", "fingerprint": f"print of {slide_id}",
-        "upstream": slide_fingerprint(slide),
+        "upstream": slide_fingerprint(slide), "tiles": len(coords),
     }  # fmt: skip
     attrs |= found or {}
     if empty:

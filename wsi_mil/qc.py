@@ -116,7 +116,12 @@ def _blocks(cells: Int64[np.ndarray, "2 tiles"], step_px: tuple[int, int]) -> It
 
 def _planes(block: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray, "planes height width"]:
     """What is averaged over a tile: Laplacian, its square, white, black, coloured."""
-    low, high = block.min(2).astype(np.float32), block.max(2).astype(np.float32)
-    laplacian = ndimage.laplace(block @ _GREY, mode="nearest")
-    coloured = (high - low) >= _COLOURED * np.maximum(high, 1)
-    return np.stack([laplacian, laplacian**2, low > _WHITE, high < _BLACK, coloured]).astype(np.float32)
+    red, green, blue = np.moveaxis(block, 2, 0)  # ten times faster than reducing along an axis of three
+    low = np.minimum(np.minimum(red, green), blue).astype(np.float32)
+    high = np.maximum(np.maximum(red, green), blue).astype(np.float32)
+    planes = np.empty((5, *low.shape), np.float32)
+    planes[0] = ndimage.laplace(block @ _GREY, mode="nearest")
+    np.square(planes[0], out=planes[1])
+    planes[2:4] = low > _WHITE, high < _BLACK
+    planes[4] = (high - low) >= _COLOURED * np.maximum(high, 1)
+    return planes
