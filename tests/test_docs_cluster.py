@@ -134,7 +134,7 @@ def test_the_block_for_one_machine_runs_as_written(tmp_path: Path, make_slide: C
 
 @pytest.mark.slow
 def test_the_bench_compares_bytes_and_times() -> None:
-    command = [sys.executable, ROOT / "examples" / "bench_cluster.py", "--slides", "6", "--side-um", "2304"]
+    command = [sys.executable, ROOT / "examples" / "bench_cluster.py", "--slides", "6", "--side-um", "4096"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

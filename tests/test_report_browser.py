@@ -121,6 +121,7 @@ def smallest_writing(shown: Page) -> float:
     return min(shown.locator("svg text").evaluate_all(scales), default=99.0)
 
 
+@pytest.mark.slow
 def test_a_crossval_leaves_what_distance_its_models_learnt(runs: Path) -> None:
     told = (runs / "crossval" / "das-mil" / "learnt_distances.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in told[1:]] == ["1"] * 2 + ["2"] * 2
