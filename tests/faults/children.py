@@ -74,6 +74,8 @@ class Parent:
         """Start ``wsimil`` with these words in a folder."""
         self._count += 1
         log = self._logs / f"{self._count:04d}"
+        for name in ("out", "err"):  # a child may be killed before it opens them
+            Path(f"{log}.{name}").touch()
         request = {"words": words, "folder": str(folder), "sabotage": sabotage or {}, "log": str(log)}
         return Child(self._ask(request)["pid"], log)
 

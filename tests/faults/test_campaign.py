@@ -399,8 +399,8 @@ def test_two_runs_at_once(reference: Reference, step: Step, tmp_path: Path, reco
         ("tile", ("--tile-um", "200", "--overwrite"), "extract"),
         ("train", ("--seed", "1", "--overwrite"), "evaluate"),
         ("train", ("--seed", "1", "--overwrite"), "predict"),
-        ("extract", ("--stain", "macenko", "--overwrite"), "train"),
-        ("extract", ("--stain", "macenko", "--overwrite"), "crossval"),
+        ("extract", ("--reader", "openslide", "--overwrite"), "train"),
+        ("extract", ("--reader", "openslide", "--overwrite"), "crossval"),
     ],
 )
 def test_what_it_was_made_from_has_changed(
