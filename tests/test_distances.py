@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wsi_mil import distances, store
 from wsi_mil.distances import BIN_UM, DistanceParams, DistanceStage
-from wsi_mil.errors import ArtifactError, OptionError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
 from wsi_mil.stage import Item, RunOptions, artifact_items, run
 
 UNIT = np.ones(2)
@@ -139,6 +139,23 @@ def test_histograms_are_taken_where_they_are_current_and_made_where_not(tmp_path
     assert store.read(out / "a.h5").arrays["histogram"].tolist() == expected.tolist()
     (out / "a.h5").write_bytes(b"broken")
     assert distances.histograms([item], out)[0].tolist() == expected.tolist()
+
+
+def test_features_that_do_not_say_all_are_refused_by_name(tmp_path: Path) -> None:
+    item = feats(tmp_path / "feats", grid(np.random.default_rng(0), 3, 3))
+    artifact = store.read(item.source)
+    store.write(
+        item.source, store.Artifact(artifact.arrays, {k: v for k, v in artifact.attrs.items() if k != "tile_um"})
+    )
+    with pytest.raises(ArtifactCorrupt, match=r"a\.h5 lacks 'tile_um': make it again"):
+        DistanceStage(DistanceParams(), tmp_path).measure(item)
+
+
+@pytest.mark.parametrize("counts", [np.ones(3, np.uint64), np.ones(3, np.float32), -np.ones(3, np.int64)])
+def test_what_is_no_count_of_distances_is_refused(counts: np.ndarray, tmp_path: Path) -> None:
+    store.write(tmp_path / "a.h5", store.Artifact({"histogram": counts}, {"stage": "distances"}))
+    with pytest.raises(ArtifactCorrupt, match="holds no counts of distances"):
+        distances.read_histogram(tmp_path / "a.h5")
 
 
 def test_what_holds_no_features_is_refused_by_name(tmp_path: Path) -> None:

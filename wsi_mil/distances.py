@@ -78,6 +78,9 @@ class DistanceStage:
         """Measure one slide."""
         features = read_features(item.source)
         coords, attrs = features.arrays["coords"], features.attrs
+        if lacking := [name for name in ("status", "tile_um") if name not in attrs]:
+            mend = "make it again with `wsimil extract --overwrite`"
+            raise ArtifactCorrupt(f"{item.source} lacks '{lacking[0]}': {mend}")
         um_per_px = np.array([attrs["mpp_x"], attrs["mpp_y"]])
         coords_um = coords * um_per_px
         index, um = nearest(coords_um, self.params.k)
@@ -198,7 +201,7 @@ def read_histogram(path: Path) -> Int[np.ndarray, " _"]:
         ArtifactCorrupt: it is damaged, or holds none.
     """
     counts = store.read(path).arrays.get("histogram")
-    if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
+    if counts is None or counts.ndim != 1 or counts.dtype.kind != "i" or counts.min(initial=0) < 0:
         raise ArtifactCorrupt(f"{path} holds no counts of distances: make it again by `wsimil distances --overwrite`")
     return counts
 

@@ -245,7 +245,9 @@ def _open_workbook(path: Path, results: bool) -> "Workbook":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # they tell what saving would lose, and nothing is saved
             return load_workbook(path, data_only=results)
-    except (BadZipFile, KeyError, ValueError, ParseError) as error:
+    except (BadZipFile, KeyError, ValueError, ParseError, TypeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not openpyxl's word for damage
+            raise
         raise TableError(f"{path} {_NO_WORKBOOK} ({error})") from error
 
 

@@ -46,7 +46,7 @@ def _change_dataset(rng: random.Random, file: h5py.File) -> None:
         return
     name = rng.choice(names)
     before = file[name]
-    attrs = dict(before.attrs)
+    attrs = {key: _writable(value) for key, value in before.attrs.items()}
     shape = tuple(min(side, 64) for side in (before.shape if isinstance(before, h5py.Dataset) else None) or (3,))
     del file[name]
     match rng.randrange(9):
@@ -70,6 +70,11 @@ def _change_dataset(rng: random.Random, file: h5py.File) -> None:
             sides = [rng.choice((0, 1, 2, 5, side)) for side in shape or (1,)]
             sides = sides[: rng.choice((0, 1, 2))] if rng.random() < 0.5 else [*sides, rng.choice((1, 2))][:3]
             file.create_dataset(name, tuple(sides), rng.choice(_TYPES)).attrs.update(attrs)
+
+
+def _writable(value: Any) -> Any:
+    """A value as HDF5 takes it: text that was damaged before holds what is no character."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _seal(path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from readers import READERS
 
-from wsi_mil import checkpoint, store
+from wsi_mil import checkpoint, store, tables
 from wsi_mil.bags import read_bag
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, SlideUnreadable, TableError, WeightsError, WsiMilError
 from wsi_mil.interop import read_peer
@@ -268,6 +269,22 @@ def test_a_slide_of_kilometres_has_no_thumbnail(tmp_path: Path) -> None:
 def test_a_file_that_names_no_possible_file_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.vms").write_bytes(b"ImageFile=" + b"x" * 5000 + b"\nMapFile=a\0b\n")
     assert [slide.slide_id for slide in find_slides(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "raised", [TypeError("expected <class 'float'>"), OSError("File contains no valid workbook part")], ids=repr
+)
+def test_a_workbook_that_openpyxl_stumbles_over_is_refused(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [path] = seeds.labels_xlsx(tmp_path)
+
+    def stumble(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("openpyxl.load_workbook", stumble)
+    with pytest.raises(TableError, match=path.name):
+        tables._open_workbook(path, True)
 
 
 def test_a_workbook_whose_directory_points_before_its_beginning_is_refused(tmp_path: Path) -> None:
