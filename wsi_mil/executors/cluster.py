@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 Argument = TypeVar("Argument")
 
 _CONNECT_S = 5.0
+_SMALL_RECIPE = 1 << 16  # bytes
 _PAUSE_S = 0.02  # between looks at what is done
 _LOOK_S = 1.0  # between looks at which workers there are
 _TELL_S = 60.0  # between words about there being none
@@ -132,8 +133,8 @@ class Cluster:
                 self._client.cancel(list(pending), force=True)
 
     def _sender(self, job: Job, method: str) -> "Callable[[Any], Future]":
-        """What sends a task; the recipe is a task of its own, so that it is made again if its worker dies."""
-        recipe = self._client.submit(worker.keep, pickle.dumps((job.token, job.make)), pure=False)
+        """What sends a task, with its recipe."""
+        recipe = self._recipe(pickle.dumps((job.token, job.make)))
         need = _need(job)
         resources = {"GPU": _GPU_SHARE} if job.device.startswith("cuda") else None
 
@@ -141,6 +142,18 @@ class Cluster:
             return self._client.submit(worker.work, recipe, need, method, argument, pure=False, resources=resources)
 
         return send
+
+    def _recipe(self, data: bytes) -> "bytes | Future":
+        """What every task brings along: Dask gives tasks to workers that hold what they need, and to no others.
+
+        So a small one goes with each task. A large one (of the paths of many slides) is a task of its own, which is
+        done again if its workers die, and lies on all workers that there are; those that join later steal.
+        """
+        if len(data) <= _SMALL_RECIPE:
+            return data
+        made = self._client.submit(worker.keep, data, pure=False)
+        self._client.replicate([made])
+        return made
 
     def _outcome(self, future: "Future") -> Any:
         """What became of a task.
