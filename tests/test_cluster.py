@@ -214,7 +214,16 @@ def test_tasks_of_gpus_ask_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     client = SimpleNamespace(submit=lambda *_, resources=None, **__: asked.append(resources))
     for device in ("cpu", "cuda"):
         door.Cluster(client, "tcp://a:1")._sender(door.Job(print, device), "work")("x")
-    assert asked == [None, None, None, {"GPU": 0.25}]  # the recipe may lie anywhere
+    assert asked == [None, {"GPU": 0.25}]
+
+
+def test_small_recipes_go_with_tasks_and_large_ones_lie_on_every_worker() -> None:
+    kept, replicated = [], []
+    client = SimpleNamespace(submit=lambda _, data, **__: kept.append(data) or "future", replicate=replicated.extend)
+    cluster = door.Cluster(client, "tcp://a:1")
+    assert cluster._recipe(b"small") == b"small"
+    assert cluster._recipe(b"x" * (door._SMALL_RECIPE + 1)) == "future"
+    assert (len(kept), replicated) == (1, ["future"])
 
 
 @pytest.mark.parametrize(
