@@ -217,6 +217,16 @@ def test_tasks_of_gpus_ask_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [None, {"GPU": 0.25}]
 
 
+@pytest.mark.parametrize(("told", "undone"), [("65536", True), ("1000000", False), (None, False)])
+def test_workers_keep_the_memory_that_dask_would_give_back(
+    told: str | None, undone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    if told:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", told)
+    assert door.worker.keep_memory() is undone
+
+
 def test_small_recipes_go_with_tasks_and_large_ones_lie_on_every_worker() -> None:
     kept, replicated = [], []
     client = SimpleNamespace(submit=lambda _, data, **__: kept.append(data) or "future", replicate=replicated.extend)

@@ -101,3 +101,5 @@ def test_the_command_prints_it_and_writes_nothing(
     assert "failed: b: " in printed.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slides"]
     assert call("tile", "slides", "--dry-run", "--min-coverage", "0") == 2
+    assert call("tile", "slides", "--dry-run", "--scheduler", "tcp://127.0.0.1:9") == 2
+    assert "leave --scheduler out" in capsys.readouterr().err

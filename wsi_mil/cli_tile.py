@@ -37,6 +37,7 @@ from wsi_mil.arguments import (
     with_regions,
 )
 from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, LocalOut, SlidesAt, cache_params
+from wsi_mil.errors import OptionError
 from wsi_mil.screen import leave, show_estimate
 
 
@@ -85,6 +86,8 @@ def tile(
     params = with_regions(params, include, exclude, regions)
     options = run_options(overwrite, workers, shard, cache_params(cache, cache_size), scheduler)
     asked = (slides, out, params, options, table, slide_mpp, Drawings(regions, annotations))
+    if dry_run and scheduler:
+        raise OptionError("--dry-run --scheduler: a few slides are measured on this machine: leave --scheduler out")
     if dry_run:
         from wsi_mil.encoders import find_encoder
         from wsi_mil.estimate import USUAL_ENCODER, estimate

@@ -136,7 +136,7 @@ def _measure(stage: TileStage, item: Item, dim: int, folder: Path) -> Measured:
     path.unlink()
     costs = {"tile": tiling._replace(written=written)}
     costs["extract"] = _reading(stage, item, made, dim)
-    costs["distances"] = _distances(item, made, folder)
+    costs["distances"] = _distances(item, made, dim, folder)
     return Measured(item.slide_id, len(coords), costs)
 
 
@@ -174,12 +174,12 @@ def _together(coords: Int64[np.ndarray, "tiles 2"], count: int) -> Int64[np.ndar
     return coords[np.sort(np.argsort(away, kind="stable")[:count])]
 
 
-def _distances(item: Item, made: Result, folder: Path) -> Cost:
-    """What the distances take, without features, which are read as places only."""
-    path, out = folder / "places.h5", folder / "distances.h5"
+def _distances(item: Item, made: Result, dim: int, folder: Path) -> Cost:
+    """What the distances take of features, which are empty here, and read whole as any: their checksum is verified."""
+    path, out = folder / "feats.h5", folder / "distances.h5"
     coords, attrs = made.artifact.arrays["coords"], made.artifact.attrs
     attrs = {"status": "done", **attrs, "stage": FEATURE_STAGES[0], "slide_id": item.slide_id}
-    store.write(path, store.Artifact({"features": np.zeros((len(coords), 1), np.float16), "coords": coords}, attrs))
+    store.write(path, store.Artifact({"features": np.zeros((len(coords), dim), np.float16), "coords": coords}, attrs))
     stage = DistanceStage(DistanceParams(), folder)
     found, cost = _spent(lambda: stage.measure(Item(item.slide_id, path)))
     store.write(out, found.artifact)
