@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
 
 from wsi_mil import workflow
+from wsi_mil.report import training
 from wsi_mil.slides import write_pyramid
 from wsi_mil.stage import RunOptions
 from wsi_mil.synthetic import SyntheticParams, make_cohort
@@ -42,9 +44,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def cohort(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a small synthetic cohort: slides/, labels.csv and tiles/ of 256 um. Nobody changes it."""
     folder = tmp_path_factory.mktemp("cohort")
-    make_cohort(folder, SyntheticParams.quick(), 2)
+    small = {"near_um": (340.0, 440.0), "far_um": 600.0, "spacing_um": 250.0, "side_um": 1792.0}
+    small |= {"radius_um": 96.0, "clearance_um": 66.0}
+    make_cohort(folder, replace(SyntheticParams.quick(), **small), 2)
     workflow.tile(folder / "slides", folder / "tiles", TileParams(), RunOptions())
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of a training draws patients less often: types are checked on every draw here, which makes it slow."""
+    monkeypatch.setattr(training, "_RESAMPLES", 100)
 
 
 @pytest.fixture

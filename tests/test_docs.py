@@ -1,6 +1,5 @@
 """The docs cannot lie: README blocks and examples run, the reference is generated, names and versions agree."""
 
-import dataclasses
 import json
 import os
 import re
@@ -29,6 +28,18 @@ from wsi_mil.stage import artifact_items
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SMALL = {
+    "nests": 1,
+    "clusters": 1,
+    "radius_um": 40.0,
+    "near_um": (120.0, 160.0),
+    "far_um": 200.0,
+    "spacing_um": 110.0,
+    "clearance_um": 20.0,
+    "side_um": 800.0,
+    "slides": 6,
+}
+"""Slides of a few tiles, which CTransPath gets through on a CPU."""
 
 
 def blocks(language: str) -> list[str]:
@@ -69,9 +80,7 @@ def ctranspath(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_blocks_of_the_readme_run_as_written_in_a_folder_with_slides_and_labels(
     tmp_path: Path, environment: dict[str, str], ctranspath: dict[str, str]
 ) -> None:
-    small = {"slides": 8, "near_um": (340.0, 440.0), "far_um": 600.0, "spacing_um": 250.0, "side_um": 1792.0}
-    small |= {"radius_um": 96.0, "clearance_um": 66.0}
-    synthetic.make_cohort(tmp_path, dataclasses.replace(synthetic.SyntheticParams.quick(), **small))
+    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams(**{**SMALL, "slides": 8}))
     environment = {**environment, **ctranspath}
     shutil.copy(min((tmp_path / "slides").iterdir()), tmp_path / "slide.tif")
     for block in blocks("bash"):
@@ -123,9 +132,7 @@ CAMELYON16 = f"bash {ROOT / 'examples' / 'camelyon16.sh'}"
 def test_camelyon16_is_tiled_normalised_trained_on_and_predicted_without_the_three_slides(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    small = {"nests": 1, "clusters": 1, "radius_um": 40.0, "near_um": (120.0, 160.0), "far_um": 200.0}
-    small |= {"spacing_um": 110.0, "clearance_um": 20.0, "side_um": 800.0, "slides": 6}
-    params = synthetic.SyntheticParams(**small)
+    params = synthetic.SyntheticParams(**SMALL)
     names = [f"training/{kind}/{kind}_00{number}" for kind in ("normal", "tumor") for number in (1, 2)]
     names += ["testing/images/test_002", "testing/images/test_003"]
     refused = "testing/images/test_001"

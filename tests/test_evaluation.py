@@ -29,7 +29,7 @@ from wsi_mil.workflow import Folders, LabelTable
 
 QUICK = LearnParams(epochs=6, patience=6, lr=3e-3)
 CPU = torch.device("cpu")
-FEW = Resampling(0, 200)
+FEW = Resampling(0, 100)
 
 
 def validated(root: Path, run: RunParams | None = None, **changed: object) -> tuple[evaluation.Validated, ...]:
@@ -199,7 +199,7 @@ def test_figures_come_with_intervals_that_hold_them_and_the_same_seed_gives_the_
     judged = judge("m", answers(0, 1.5), FEW)
     for name, (value, low, high) in judged.figures.items():
         assert low <= value <= high or name.startswith("ECE"), name
-    again, other = (judge("m", answers(0, 1.5), how).figures for how in (FEW, Resampling(1, 200)))
+    again, other = (judge("m", answers(0, 1.5), how).figures for how in (FEW, Resampling(1, 100)))
     assert repr(judged.figures) == repr(again)
     assert repr(judged.figures) != repr(other)
     assert judged.figures["AUROC"] == judged.figures["pooled AUROC"]  # one model answered
@@ -569,8 +569,8 @@ def test_runs_are_compared_on_what_both_have_whatever_the_order_of_their_classes
     assert (tmp_path / "out" / "report.html").exists()
     studies.compare_runs([one, other], tmp_path / "out", FEW)
     with pytest.raises(ArtifactStale, match=r"out holds another result: resampling was .* Add --overwrite"):
-        studies.compare_runs([one, other], tmp_path / "out", Resampling(1, 200))
-    studies.compare_runs([one, other], tmp_path / "out", Resampling(1, 200), overwrite=True)
+        studies.compare_runs([one, other], tmp_path / "out", Resampling(1, 100))
+    studies.compare_runs([one, other], tmp_path / "out", Resampling(1, 100), overwrite=True)
     (tmp_path / "out" / "study.json").unlink()
     with pytest.raises(ArtifactStale, match=r"holds metrics.csv, and nothing says what it is of"):
         studies.compare_runs([one, other], tmp_path / "out", FEW)
@@ -630,7 +630,7 @@ def test_evaluating_says_who_was_trained_on_and_agrees_with_training(
     studies.evaluate_model(model, labels, folders, replace(asked, overwrite=False), FEW, PeerOptions())  # the very same
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()}
     with pytest.raises(ArtifactStale, match="resampling was"):
-        studies.evaluate_model(model, labels, folders, studies.Asked("test"), Resampling(1, 200), PeerOptions())
+        studies.evaluate_model(model, labels, folders, studies.Asked("test"), Resampling(1, 100), PeerOptions())
     with pytest.raises(TableError, match="--split val"):
         studies.evaluate_model(model, labels, folders, studies.Asked("val"), FEW, PeerOptions())
 

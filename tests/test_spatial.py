@@ -20,7 +20,7 @@ from wsi_mil.predictions import Prediction
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
-FEW = Resampling(0, 200)
+FEW = Resampling(0, 100)
 
 
 @dataclass(frozen=True)
