@@ -7,6 +7,7 @@ scheduler deals them out, gives those of a worker that died to others, and says 
 import logging
 import pickle
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import islice
@@ -167,7 +168,8 @@ class Cluster:
         from distributed import KilledWorker
 
         if future.status == "finished":
-            return future.result()
+            with self._reached():  # what a worker said lies with the scheduler until it is asked for
+                return future.result()
         if future.status != "error":
             raise self._gone()
         error = future.exception()
@@ -193,11 +195,12 @@ class Cluster:
         Raises:
             ClusterError: it is.
         """
+        from distributed.client import CancelledError as Dropped
         from distributed.client import ClosedClientError
 
         try:
             yield
-        except (OSError, ClosedClientError) as error:  # what lost connections turn into
+        except (OSError, ClosedClientError, CancelledError, Dropped) as error:  # what lost connections turn into
             raise self._gone() from error
 
     def _room(self, device: str, pending: int) -> int:
@@ -282,15 +285,17 @@ def connected(address: str) -> Generator[Cluster]:
             f"--scheduler {address}: no Dask scheduler answers there ({one_line(error)}): start one with `dask"
             " scheduler` and give the address that it prints"
         ) from error
-    logging.getLogger("distributed.client").addFilter(_is_news)
+    for name in ("distributed", "distributed.client"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_is_news)
     with client:
         client.subscribe_topic(worker.TOPIC, _repeat)
         yield Cluster(client, address)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether what Dask's client logs is not what our error says of a scheduler that is gone."""
-    return not str(record.msg).startswith("Failed to reconnect")
+    """Whether Dask's log tells what our error does not: not that its client ends its search for a lost scheduler."""
+    return not (isinstance(record.msg, CancelledError) or str(record.msg).startswith("Failed to reconnect"))
 
 
 def _repeat(event: tuple[float, tuple[int, str]]) -> None:
