@@ -56,13 +56,37 @@ class ThreadRank:
         return self.crowd.total(self.global_rank, tensor) if self.world_size > 1 else tensor
 
 
-def in_threads(ranks: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
+class ScalingRank(ThreadRank):
+    """A rank that scales losses, as Lightning does in fp16; the numbers themselves stay float32."""
+
+    def __init__(self, rank: int, crowd: Crowd) -> None:
+        super().__init__(rank, crowd)
+        self.scaler = torch.amp.GradScaler("cpu")
+        self.strategy = SimpleNamespace(precision=SimpleNamespace(scaler=self.scaler, state_dict=dict))
+
+    def setup_optimizers(self, optimiser: torch.optim.Optimizer) -> Any:
+        self.plain = optimiser
+        return SimpleNamespace(step=self._step, zero_grad=optimiser.zero_grad)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def clip_gradients(self, model: torch.nn.Module, optimiser: object, max_norm: float, **_: object) -> None:
+        self.scaler.unscale_(self.plain)
+        super().clip_gradients(model, optimiser, max_norm)
+
+    def _step(self) -> None:
+        self.scaler.step(self.plain)
+        self.scaler.update()
+
+
+def in_threads(ranks: int, work: Callable[[ThreadRank], Any], kind: type[ThreadRank] = ThreadRank) -> list[Any]:
     """What each of so many ranks makes of it; the first error of any comes out."""
     crowd = Crowd(ranks)
 
     def one(rank: int) -> Any:
         try:
-            return work(ThreadRank(rank, crowd))
+            return work(kind(rank, crowd))
         except BaseException:
             crowd.barrier.abort()
             raise

@@ -2,20 +2,25 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
+from distributed.client import ClosedClientError
 from planted import untrained
 from test_cli import call
-from toy_stage import ToyParams, ToyStage, items
+from toy_stage import ToyCrew, ToyParams, ToyStage, items
 
 from wsi_mil import executors, workflow
 from wsi_mil.crew import Crew, Task, _Shared, portable, stream_of
@@ -36,27 +41,48 @@ TESTS = Path(__file__).parent
 TRIES = 2
 
 
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[str]:
-    """A cluster of two worker processes of one thread, as a user starts it: the file that tells where its scheduler is.
+TWO = ("--nworkers", "2", "--nthreads", "1")
 
-    A slide may cost two workers their life.
+
+class Started(NamedTuple):
+    """A cluster that runs."""
+
+    file: str
+    """That tells where its scheduler is."""
+    scheduler: "subprocess.Popen[bytes]"
+
+
+@contextmanager
+def cluster_of(folder: Path, *workers: Sequence[str]) -> Iterator[Started]:
+    """A cluster as a user starts it, with the output of all in ``folder/log``; a slide may cost two workers their life.
+
+    Args:
+        folder: where it writes.
+        workers: the options of each `dask worker`.
     """
-    folder = tmp_path_factory.mktemp("cluster")
     file = folder / "scheduler.json"
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
     environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = str(TRIES - 1)
     dask, words = [sys.executable, "-m", "dask"], ["--scheduler-file", str(file), "--no-dashboard"]
-    size = ["--nworkers", "2", "--nthreads", "1", "--local-directory", str(folder)]
+    commands = [["scheduler", *words, "--host", "127.0.0.1", "--port", "0"]]
+    commands += [["worker", *words, *own, "--local-directory", str(folder)] for own in workers]
     with (folder / "log").open("w") as log, ExitStack() as stack:
-        for command in (["scheduler", *words, "--host", "127.0.0.1", "--port", "0"], ["worker", *words, *size]):
-            started = subprocess.Popen([*dask, *command], cwd=folder, env=environment, stdout=log, stderr=log)
-            stack.callback(started.wait)
-            stack.callback(started.terminate)
+        running = []
+        for command in commands:
+            running.append(subprocess.Popen([*dask, *command], cwd=folder, env=environment, stdout=log, stderr=log))
+            stack.callback(running[-1].wait)
+            stack.callback(running[-1].terminate)
             while not file.exists() or not file.read_text():
-                assert started.poll() is None, (folder / "log").read_text()
+                assert running[-1].poll() is None, (folder / "log").read_text()
                 time.sleep(0.05)
-        yield str(file)
+        yield Started(str(file), running[0])
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[str]:
+    """A cluster of two worker processes of one thread: the file that tells where its scheduler is."""
+    with cluster_of(tmp_path_factory.mktemp("cluster"), TWO) as started:
+        yield started.file
 
 
 @pytest.fixture
@@ -182,6 +208,112 @@ def test_a_slide_that_kills_its_workers_fails_by_name_and_the_others_are_done(
     assert f"{TRIES} workers died at work on it" in str(report.failed["deadly"])
     assert "--memory-limit" in str(report.failed["deadly"])
     assert not list((tmp_path / "out").rglob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_ends_the_run_with_one_line_and_the_rerun_ends_well(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path]
+) -> None:
+    slide = make_slide("slides/s00.tif", (600, 600), radius_um=250)
+    for index in range(1, 40):
+        shutil.copy(slide, slide.with_name(f"s{index:02d}.tif"))
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "wsi_mil", "tile", "slides", "--scheduler"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    (tmp_path / "lost").mkdir()
+    with cluster_of(tmp_path / "lost", TWO) as lost:
+        process = subprocess.Popen([*command, lost.file], stderr=subprocess.PIPE, env=environment, text=True)
+        while not list(Path("tiles").glob("*.h5")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        lost.scheduler.kill()
+        began = time.monotonic()
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert time.monotonic() - began < 20
+    assert len([line for line in told.splitlines() if line.startswith("error: the scheduler at")]) == 1, told
+    assert "went away" in told
+    assert "type the same command again" in told
+    assert not [word for word in ("Traceback", "distributed", "tornado") if word in told], told
+    assert len(artifact_items(Path("tiles"))) < 40
+    again = subprocess.run([*command, lost.file], capture_output=True, env=environment, text=True, check=False)
+    assert again.returncode == 1
+    assert "no Dask scheduler answers there" in again.stderr
+    assert "Traceback" not in again.stderr
+    (tmp_path / "another").mkdir()
+    with cluster_of(tmp_path / "another", TWO) as other:
+        assert call("tile", "slides", "--scheduler", other.file) == 0
+    assert call("tile", "slides", "--out", "here") == 0
+    made, here = contents(Path("tiles")), contents(Path("here"))
+    assert {name for name in made if made[name] != here.get(name)} == {"index.html"}  # which names its folder
+    assert made.keys() == here.keys()
+
+
+@pytest.mark.slow
+def test_gpus_take_four_tasks_at_once_of_one_crew_and_other_workers_none(home: Path, tmp_path: Path) -> None:
+    with_gpu = ("--nworkers", "1", "--nthreads", "6", "--resources", "GPU=1")
+    with cluster_of(tmp_path, with_gpu, TWO) as started, door.connected(started.file) as cluster:
+        while cluster._threads_for("cpu") < 8:
+            time.sleep(0.05)
+        assert cluster._threads_for("cuda") == 6
+        job = door.Job(partial(ToyCrew, tmp_path), cluster.device("auto"))
+        assert job.device == "cuda"
+        answers = [answer for _, answer in cluster.map_unordered(job, "work", range(24))]
+        assert len({process for process, _ in answers}) == 1
+        assert max(at_once for _, at_once in answers) == 4
+        assert len(list(tmp_path.glob("made-*"))) == 1
+        everywhere = door.Job(partial(ToyCrew, tmp_path), "cpu", token="another run")
+        assert len({answer[0] for _, answer in cluster.map_unordered(everywhere, "work", range(24))}) == 3
+
+
+def test_that_no_gpu_is_left_is_said_though_other_workers_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(door, "_TELL_S", 0.0)
+    workers = {"a": {"resources": {"GPU": 1.0}}, "b": {"resources": {}}}
+    client = SimpleNamespace(
+        nthreads=lambda: dict.fromkeys(workers, 8), scheduler_info=lambda n_workers: {"workers": workers}
+    )
+    assert door.Cluster(client, "tcp://a:1")._room("cuda", 0) == 16
+    del workers["a"]
+    assert not caplog.messages
+    assert door.Cluster(client, "tcp://a:1")._room("cpu", 0) == 16
+    assert door.Cluster(client, "tcp://a:1")._room("cuda", 0) == 2
+    (told,) = caplog.messages
+    assert told.startswith("no worker that declares a GPU is at tcp://a:1: waiting for one")
+    assert '--resources "GPU=1"' in told
+
+
+def test_a_worker_that_leaves_while_it_is_asked_is_no_error_and_one_that_cannot_answer_is() -> None:
+    here, left = Seen("1", (), 0.0), OSError("Timed out during handshake")
+    asked = iter([{"a": left}, {"a": left, "b": here}, {"b": ImportError("no wsi_mil")}])
+    client = SimpleNamespace(nthreads=lambda: {"b": 1}, run=lambda *_, on_error: next(asked))
+    cluster = door.Cluster(client, "tcp://a:1")
+    assert cluster._look(Need("1")) == {"b": here}
+    with pytest.raises(ClusterError, match=r"worker b cannot run wsimil \(ImportError: no wsi_mil\): pip install"):
+        cluster._look(Need("1"))
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("closed"), ClosedClientError("Client is closed"), CancelledError("lost")]
+)
+def test_a_scheduler_that_is_gone_is_one_error_whatever_is_asked(error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    cluster = door.Cluster(SimpleNamespace(nthreads=fail, submit=fail, replicate=fail), "tcp://a:1")
+    job = door.Job(print)
+    for ask in (
+        lambda: cluster.device("cuda"),
+        lambda: cluster.check(job),
+        lambda: cluster._recipe(b"x" * (door._SMALL_RECIPE + 1)),
+        lambda: cluster._sender(job, "work")("x"),
+        lambda: cluster._room("cpu", 0),
+        lambda: cluster._outcome(SimpleNamespace(status="finished", result=fail)),
+        lambda: cluster._outcome(SimpleNamespace(status="cancelled")),
+    ):
+        with pytest.raises(ClusterError, match=r"the scheduler at tcp://a:1 went away.*type the same command again"):
+            ask()
 
 
 def test_a_worker_of_another_version_or_that_sees_another_disk_is_named_before_any_work(

@@ -83,7 +83,10 @@ def test_the_slurm_script_submits_commands_that_exist(how: str, tmp_path: Path, 
     environment = {**stub, "MODEL": "uni", "WEIGHTS": "/shared/uni.bin"}
     subprocess.run(["bash", SLURM, how, "my slides/", "4"], cwd=tmp_path, env=environment, check=True)
     told = (tmp_path / "told").read_text()
+    # sbatch refuses GPUs of each task where it is not told of tasks, and gives a node's tasks --mem together.
+    assert told.count("--ntasks=") == told.count("--mem-per-cpu=4G") == {"array": 4, "dask": 1}[how]
     if how == "dask":
+        assert "srun --cpus-per-task=8 dask worker" in told
         job = tmp_path / "job.sh"
         job.write_text(told[told.index("#!") :])
         subprocess.run(["bash", "-n", job], check=True)

@@ -103,3 +103,5 @@ def test_the_command_prints_it_and_writes_nothing(
     assert call("tile", "slides", "--dry-run", "--min-coverage", "0") == 2
     assert call("tile", "slides", "--dry-run", "--scheduler", "tcp://127.0.0.1:9") == 2
     assert "leave --scheduler out" in capsys.readouterr().err
+    assert call("tile", "slides", "--dry-run", "--shard", "3/3") == 2
+    assert "leave --shard out" in capsys.readouterr().err

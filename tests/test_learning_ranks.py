@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranked import Crowd, ThreadRank, in_threads, largest_difference, noting_gradients
+from ranked import Crowd, ScalingRank, ThreadRank, in_threads, largest_difference, noting_gradients
 from torch import Tensor
 
 from wsi_mil.aggregators import Aggregator, build
@@ -91,6 +91,15 @@ def test_gradients_weights_and_figures_are_those_of_one_rank(name: str, bags: in
         assert largest_difference(noted[0], gradients[0]) < 1e-6
         for one, other in zip(told, history, strict=True):
             assert one.row() == pytest.approx(other.row(), rel=1e-4, abs=1e-6)
+        for key, tensor in alone.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_rank_that_has_no_bag_takes_the_steps_of_fp16_too() -> None:
+    job = job_of("abmil", 4, LearnParams(epochs=2, bags_per_step=1))
+    alone, _, gradients = in_threads(1, lambda rank: learnt(rank, job), ScalingRank)[0]
+    for model, _, noted in in_threads(3, lambda rank: learnt(rank, job), ScalingRank):
+        assert largest_difference(noted[0], gradients[0]) < 1e-6
         for key, tensor in alone.state_dict().items():
             torch.testing.assert_close(model.state_dict()[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 

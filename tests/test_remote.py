@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -40,10 +41,12 @@ from wsi_mil.remote import (
     servers,
     show_size,
     staging,
+    sums,
     trouble,
 )
 from wsi_mil.remote.room import admit
 from wsi_mil.remote.staging import fetch
+from wsi_mil.remote.sums import digest
 from wsi_mil.remote.trouble import Interrupted, Waiting
 from wsi_mil.slides import find_again, find_slides, open_slide, recorded, slide_fingerprint
 
@@ -514,12 +517,85 @@ def test_s3_is_checked_by_the_checksums_that_it_tells(s3: str, cache: Path) -> N
     client.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "check"), [("crc32", "cbf43926"), ("crc32c", "e3069283"), ("crc64nvme", "ae8b14860a799888")]
+)
+def test_crcs_are_those_of_their_catalogue_however_the_bytes_come(name: str, check: str) -> None:
+    one = digest(name)
+    one.update(b"123456789")
+    assert one.hexdigest() == check
+    data = noise(300 * KB)
+    for cuts in ((), (1,), (0, 7, 1023, 1024, 1025, 5000, 262_144)):
+        other, several = digest(name), digest(name)
+        for byte in range(0, len(data), 50_000):
+            other.update(data[byte : byte + 50_000])
+        for start, stop in itertools.pairwise((0, *cuts, len(data))):
+            several.update(data[start:stop])
+        assert other.hexdigest() == several.hexdigest()
+    assert digest("sha1").hexdigest() == hashlib.sha1().hexdigest()
+
+
+def test_crcs_are_those_of_bit_after_bit() -> None:
+    for name, (polynomial, bits) in sums._POLYNOMIALS.items():
+        data, value = noise(3000), (1 << bits) - 1
+        for byte in data:
+            value ^= byte
+            for _ in range(8):
+                value = value >> 1 ^ (polynomial if value & 1 else 0)
+        quick = digest(name)
+        quick.update(data)
+        assert int(quick.hexdigest(), 16) == value ^ ((1 << bits) - 1)
+
+
+def test_a_slide_that_came_to_s3_in_parts_is_checked_as_a_whole(s3: str, cache: Path) -> None:
+    import boto3
+
+    data, client = noise(6 << 20), boto3.client("s3")
+    key = {"Bucket": BUCKET, "Key": "sums/parts.svs"}
+    kind = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+    upload = client.create_multipart_upload(**key, **kind)["UploadId"]
+    parts = [data[: 5 << 20], data[5 << 20 :]]
+    tags = [
+        client.upload_part(**key, UploadId=upload, PartNumber=number, Body=part)["ETag"]
+        for number, part in enumerate(parts, 1)
+    ]
+    told = {"Parts": [{"ETag": tag, "PartNumber": number} for number, tag in enumerate(tags, 1)]}
+    client.complete_multipart_upload(**key, UploadId=upload, MultipartUpload=told)
+    client.close()
+    assert "md5" not in facts_of(Url(f"s3://{BUCKET}/sums/parts.svs")).checksums
+    hold(slide_at(f"s3://{BUCKET}/sums/parts.svs", cache)).release()
+
+
+def test_checksums_of_each_service_are_those_of_the_whole_content() -> None:
+    def coded(digits: str) -> str:
+        return base64.b64encode(bytes.fromhex(digits)).decode()
+
+    def of(**info: Any) -> dict[str, str]:
+        return dict(servers._facts({"size": 1, **info}).checksums)
+
+    crc, long, md5 = "e3069283", "ae8b14860a799888", "01" * 16
+    whole = {"ETag": f'"{md5}-2"', "ChecksumCRC64NVME": coded(long), "ChecksumType": "FULL_OBJECT"}
+    assert of(**whole) == {"crc64nvme": long}
+    assert of(ChecksumCRC32C=coded(crc)) == {"crc32c": crc}
+    assert not of(ChecksumCRC32C=coded(crc), ChecksumType="COMPOSITE")
+    assert not of(ChecksumCRC32C=f"{coded(crc)}-2")
+    assert of(crc32c=coded(crc), etag="x", generation="3") == {"crc32c": crc}  # GCS, composed: it tells no md5
+    for said in (md5, "not base 64", "", coded(crc)):  # of a web server: digits, nonsense, something else
+        assert not of(**{"Content-MD5": said})
+    assert of(**{"Content-MD5": coded(md5)}) == {"md5": md5}
+    azure = SimpleNamespace(content_md5=bytearray(b"\1" * 16))
+    assert of(etag="0x8D", content_settings=azure) == {"md5": md5}
+    assert not of(etag="0x8D", content_settings=SimpleNamespace(content_md5=None))
+    assert servers._facts({"size": 1, "last_modified": datetime(2026, 1, 1, tzinfo=UTC)}).version
+
+
 def test_etags_that_are_no_md5_are_not_taken_for_one() -> None:
     head = {"ContentLength": 1, "size": 1, "ETag": f'"{"0" * 32}"'}
     assert servers._facts(head).checksums == {"md5": "0" * 32}
     assert not servers._facts(head | {"ServerSideEncryption": "aws:kms"}).checksums
     assert not servers._facts(head | {"SSECustomerAlgorithm": "AES256"}).checksums
     assert not servers._facts(head | {"ETag": f'"{"0" * 32}-2"'}).checksums
+    assert not servers._facts(head | {"bucket": "slides--use1-az4--x-s3"}).checksums  # which has no MD5s
     assert not servers._facts({"size": 1, "ETag": f'"{"0" * 32}"'}).checksums  # a listing does not tell how it is kept
     of_parts = base64.b64encode(b"0" * 32).decode()
     assert not servers._facts({"size": 1, "ETag": "x", "ChecksumSHA256": f"{of_parts}-3"}).checksums

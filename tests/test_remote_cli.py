@@ -137,10 +137,71 @@ def test_slides_of_several_files_are_staged_whole(tmp_path: Path, monkeypatch: p
     assert slide_fingerprint(one[0].path) == slide_fingerprint(local["c"])
 
 
-@pytest.mark.parametrize("option", ["--out", "--tiles"])
-def test_artifacts_at_addresses_are_refused_with_how_to_copy(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("extract", *TINY, option, "s3://bucket/feats") == 2
-    assert "aws s3 sync FOLDER s3://bucket/feats" in capsys.readouterr().err
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder to work in, which is as empty afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("tile", "slides"),
+        ("extract", *TINY),
+        ("distances",),
+        ("train",),
+        ("crossval",),
+        ("evaluate",),
+        ("compare", "a", "b"),
+        ("import", "features"),
+        ("export", "--format", "stamp"),
+        ("run", "slides", *TINY[:2]),
+        ("predict", "a.svs"),
+        ("explain", "a.svs"),
+        ("demo",),
+    ],
+)
+def test_artifacts_do_not_go_to_addresses(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*command, "--out", "s3://bucket/made") == 2
+    assert "aws s3 sync FOLDER s3://bucket/made" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("extract", *TINY, "--tiles"),
+        ("distances", "--bags"),
+        ("train", "--bags"),
+        ("train", "--labels"),
+        ("crossval", "--distances"),
+        ("evaluate", "--model"),
+        ("predict", "a.svs", "--model"),
+        ("predict", "--bags"),
+        ("predict", "--explain", "--tiles"),
+        ("tile", "slides", "--slides-csv"),
+        ("import",),
+        ("export", "--format", "stamp", "--bags"),
+    ],
+)
+def test_what_is_no_slide_is_not_read_from_addresses(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*command, "s3://bucket/made") == 2
+    assert "`aws s3 cp s3://bucket/made .`" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize("command", [("train",), ("crossval",), ("evaluate",), ("distances",), ("import", "features")])
+def test_slides_are_not_fetched_only_to_be_asked_for_their_resolution(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*command, "--slides", "s3://bucket/slides") == 2
+    assert "s3://bucket/slides: slides are not fetched whole" in (told := capsys.readouterr().err)
+    assert "um/px by --slides-csv or --mpp" in told
 
 
 def test_what_is_not_there_and_what_is_empty_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,6 +53,22 @@ class ToyStage:
         attrs = {"status": "empty" if data.size == 0 else "done", "tissue_mm2": float(data.size)}
         big = np.resize(data if data.size else np.zeros(1, np.int64), 200_000) * self.params.factor
         return Result(store.Artifact({"coords": data, "big": big}, attrs), data.size, {".txt": b"beside"})
+
+
+class ToyCrew:
+    """Notes on disk that it was made, and counts how many of its tasks are at work at once."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / f"made-{os.getpid()}-{time.monotonic_ns()}").touch()
+        self.changing, self.busy = threading.Lock(), 0
+
+    def work(self, _: object) -> tuple[int, int]:
+        with self.changing:
+            self.busy += 1
+        time.sleep(0.1)
+        with self.changing:
+            seen, self.busy = self.busy, self.busy - 1
+        return os.getpid(), seen
 
 
 def items(folder: Path) -> list[Item]:

@@ -10,6 +10,7 @@ import typer
 
 from wsi_mil import __version__
 from wsi_mil.errors import OptionError
+from wsi_mil.remote.urls import require_copied, require_local, require_slides_here
 
 if TYPE_CHECKING:
     from wsi_mil.interop import PeerOptions
@@ -59,18 +60,28 @@ def _print_version(wanted: bool) -> bool:
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
 ]
-Out = Annotated[Path, typer.Option("--out", help="Where the artifacts go.")]
-Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.")]
+_HERE: dict[str, Any] = {"metavar": "PATH", "parser": require_copied}
+"""Of what is read, and lies on this machine."""
+Out = Annotated[Path, typer.Option("--out", metavar="PATH", parser=require_local, help="Where the artifacts go.")]
+Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.", **_HERE)]
 Bags = Annotated[
-    Path, typer.Option("--bags", help="Features: a folder of `wsimil extract`, TRIDENT, CLAM, STAMP or AtlasPatch.")
+    Path,
+    typer.Option("--bags", help="Features: a folder of `wsimil extract`, TRIDENT, CLAM, STAMP or AtlasPatch.", **_HERE),
 ]
 BagSlides = Annotated[
     Path | None,
-    typer.Option("--slides", help="Folder of the slides, which tell their um/px where other programs' bags do not."),
+    typer.Option(
+        "--slides",
+        metavar="PATH",
+        parser=require_slides_here,
+        help="Folder of the slides, which tell their um/px where other programs' bags do not.",
+    ),
 ]
 BagTable = Annotated[
     Path | None,
-    typer.Option("--slides-csv", help="Table slide,mpp: um/px of slides where other programs' bags tell none."),
+    typer.Option(
+        "--slides-csv", help="Table slide,mpp: um/px of slides where other programs' bags tell none.", **_HERE
+    ),
 ]
 BagMpp = Annotated[
     float | None,
@@ -81,10 +92,13 @@ BagMpp = Annotated[
 BagEncoder = Annotated[
     str | None, typer.Option("--encoder", help="The encoder of other programs' bags: its name, or which of several.")
 ]
-Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].")]
-Distances = Annotated[Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.")]
+Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].", **_HERE)]
+Distances = Annotated[
+    Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.", **_HERE)
+]
 Patients = Annotated[
-    Path | None, typer.Option("--patients", help="Table slide_id,patient_id: whose the slides are, where it matters.")
+    Path | None,
+    typer.Option("--patients", help="Table slide_id,patient_id: whose the slides are, where it matters.", **_HERE),
 ]
 JsonTo = Annotated[
     str | None,
@@ -146,7 +160,7 @@ StainMethod = Annotated[
     Stain, typer.Option("--stain", help="Bring each slide's colours to a reference before the encoder.")
 ]
 For = Annotated[str | None, typer.Option("--for", metavar="ENCODER", help="Tiles as that encoder's authors made them.")]
-Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder that holds it.")]
+Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder that holds it.", **_HERE)]
 Target = Annotated[str, typer.Option("--target", metavar="COLUMN", help="The column of --labels to learn.")]
 Positive = Annotated[
     str | None,
@@ -156,7 +170,8 @@ UnitName = Annotated[
     Unit, typer.Option("--unit", help="A bag is a slide, or all slides of a patient (no distance between slides).")
 ]
 SlidesTable = Annotated[
-    Path | None, typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.")
+    Path | None,
+    typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.", **_HERE),
 ]
 By = Annotated[
     list[str] | None, typer.Option("--by", metavar="COLUMN", help="Figures for each value of this column, too.")
@@ -191,7 +206,9 @@ MaxBlack = Annotated[float, typer.Option("--max-black", help="Largest share of a
 MinSaturation = Annotated[float, typer.Option("--min-saturation", help="Least share of a tile that has colour.")]
 Regions = Annotated[
     Path | None,
-    typer.Option("--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile."),
+    typer.Option(
+        "--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile.", **_HERE
+    ),
 ]
 Include = Annotated[
     list[str] | None, typer.Option("--include", metavar="CLASS", help="Tile only regions of this class.")
@@ -200,7 +217,9 @@ Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="CLASS",
 Annotations = Annotated[
     Path | None,
     typer.Option(
-        "--annotations", help="Folder of polygons, likewise: what share of each tile each class covers is kept."
+        "--annotations",
+        help="Folder of polygons, likewise: what share of each tile each class covers is kept.",
+        **_HERE,
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]

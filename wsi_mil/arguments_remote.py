@@ -35,9 +35,6 @@ ManySlides = Annotated[
     list[Place] | None,
     typer.Argument(parser=parse_place, help="Slides, or folders of slides; or their URLs."),
 ]
-LocalOut = Annotated[
-    Path, typer.Option("--out", metavar="PATH", parser=require_local, help="Where the artifacts go; a local folder.")
-]
 LocalRoot = Annotated[
     Path,
     typer.Option(
@@ -46,9 +43,6 @@ LocalRoot = Annotated[
         parser=require_local,
         help="Where tiles/, feats/, distances/ and model/ go; a local folder.",
     ),
-]
-LocalTiles = Annotated[
-    Path, typer.Option("--tiles", metavar="PATH", parser=require_local, help="Folder of `wsimil tile`.")
 ]
 Cache = Annotated[
     Path | None,
@@ -75,9 +69,7 @@ __all__ = [
     "DEFAULT_SIZE",
     "Cache",
     "CacheSize",
-    "LocalOut",
     "LocalRoot",
-    "LocalTiles",
     "ManySlides",
     "Place",
     "SlidesAt",

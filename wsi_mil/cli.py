@@ -37,6 +37,7 @@ from wsi_mil.arguments import (
     Store,
     TileMpp,
     TilePx,
+    Tiles,
     TileUm,
     TrustCheckpoint,
     Version,
@@ -51,9 +52,7 @@ from wsi_mil.arguments_remote import (
     DEFAULT_SIZE,
     Cache,
     CacheSize,
-    LocalOut,
     LocalRoot,
-    LocalTiles,
     SlidesAt,
     SlidesNow,
     cache_params,
@@ -94,8 +93,8 @@ app.command()(cli_tile.tile)
 @app.command()
 def extract(
     model: Encoders,
-    tiles: LocalTiles = Path("tiles"),
-    out: LocalOut = Path("feats"),
+    tiles: Tiles = Path("tiles"),
+    out: Out = Path("feats"),
     weights: WeightsOf = None,
     slides: SlidesNow = None,
     device: Device = "auto",

@@ -6,13 +6,16 @@ from typing import Annotated
 import typer
 
 from wsi_mil.arguments import Quick, Seed, Workers
+from wsi_mil.remote.urls import require_local
 
 app = typer.Typer()
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PATH", parser=require_local, help="Where everything goes.")
+    ] = Path("demo"),
     seeds: Annotated[int, typer.Option("--seeds", help="Trainings per model.")] = 3,
     quick: Quick = False,
     workers: Workers = 0,

@@ -18,6 +18,7 @@ from wsi_mil.arguments import (
     peer_options,
     run_options,
 )
+from wsi_mil.remote.urls import require_copied
 from wsi_mil.screen import leave
 
 app = typer.Typer()
@@ -25,7 +26,12 @@ app = typer.Typer()
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="Features of TRIDENT, CLAM, STAMP or AtlasPatch: a folder or a file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            parser=require_copied, help="Features of TRIDENT, CLAM, STAMP or AtlasPatch: a folder or a file."
+        ),
+    ],
     out: Out = Path("feats"),
     slides: BagSlides = None,
     table: BagTable = None,
@@ -45,9 +51,12 @@ def import_(
 @app.command()
 def export(
     format_: Annotated[str, typer.Option("--format", help="stamp; TRIDENT, CLAM and torchmil read feats/ as it is.")],
-    bags: Annotated[Path, typer.Option("--bags", help="Folder of `wsimil extract` or `wsimil import`.")] = Path(
-        "feats"
-    ),
+    bags: Annotated[
+        Path,
+        typer.Option(
+            "--bags", metavar="PATH", parser=require_copied, help="Folder of `wsimil extract` or `wsimil import`."
+        ),
+    ] = Path("feats"),
     out: Out = Path("export"),
     overwrite: Overwrite = False,
     workers: Workers = 0,

@@ -13,6 +13,7 @@ from wsi_mil.arguments import (
     Batch,
     Device,
     JsonTo,
+    Out,
     Overwrite,
     Patients,
     Scheduler,
@@ -21,9 +22,9 @@ from wsi_mil.arguments import (
     Workers,
     peer_options,
 )
-from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, LocalOut, ManySlides, Place, cache_params
+from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, ManySlides, Place, cache_params
 from wsi_mil.errors import OptionError
-from wsi_mil.remote.urls import parse_place
+from wsi_mil.remote.urls import parse_place, require_copied
 from wsi_mil.screen import show_answers, show_learnt
 from wsi_mil.typed import typed
 
@@ -33,8 +34,14 @@ if TYPE_CHECKING:
     from wsi_mil.remote import CacheParams
 
 app = typer.Typer()
-OtherBags = Annotated[Path | None, typer.Option("--bags", help="Features instead, of whatever program.")]
-Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.")]
+OtherBags = Annotated[
+    Path | None,
+    typer.Option("--bags", metavar="PATH", parser=require_copied, help="Features instead, of whatever program."),
+]
+Model = Annotated[
+    Path,
+    typer.Option("--model", metavar="PATH", parser=require_copied, help="Checkpoint, or the folder of `wsimil train`."),
+]
 Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
 SlidesOfBags = Annotated[
     Place | None,
@@ -49,6 +56,8 @@ TilesOfBags = Annotated[
     Path | None,
     typer.Option(
         "--tiles",
+        metavar="PATH",
+        parser=require_copied,
         help="Of --bags, to explain: their tiles, which know their quality and the tissue.  [default: tiles, if there]",
     ),
 ]
@@ -59,7 +68,7 @@ def predict(
     slides: ManySlides = None,
     bags: OtherBags = None,
     model: Model = Path("model"),
-    out: LocalOut = Path("predictions"),
+    out: Out = Path("predictions"),
     explain: Explain = False,
     weights: Weights = None,
     slide_mpp: BagMpp = None,
@@ -100,7 +109,7 @@ def explain(
     slides: ManySlides = None,
     bags: OtherBags = None,
     model: Model = Path("model"),
-    out: LocalOut = Path("predictions"),
+    out: Out = Path("predictions"),
     top: Annotated[int, typer.Option("--top", help="Tiles whose strongest partners are told.")] = 12,
     partners: Annotated[int, typer.Option("--partners", help="Partners of each of them.")] = 5,
     occlusions: Annotated[

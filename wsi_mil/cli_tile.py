@@ -19,6 +19,7 @@ from wsi_mil.arguments import (
     MinSaturation,
     MinSharpness,
     Mpp,
+    Out,
     Overlap,
     Overwrite,
     Pens,
@@ -36,14 +37,15 @@ from wsi_mil.arguments import (
     tile_params,
     with_regions,
 )
-from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, LocalOut, SlidesAt, cache_params
+from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, SlidesAt, cache_params
 from wsi_mil.errors import OptionError
+from wsi_mil.remote.urls import require_copied
 from wsi_mil.screen import leave, show_estimate
 
 
 def tile(
     slides: SlidesAt,
-    out: LocalOut = Path("tiles"),
+    out: Out = Path("tiles"),
     for_: For = None,
     tile_px: TilePx = None,
     tile_um: TileUm = None,
@@ -59,7 +61,12 @@ def tile(
     max_white: MaxWhite = 1.0,
     max_black: MaxBlack = 0.5,
     min_saturation: MinSaturation = 0.0,
-    table: Annotated[Path | None, typer.Option("--slides-csv", help="Table slide[,mpp][,min_coverage ...].")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--slides-csv", metavar="PATH", parser=require_copied, help="Table slide[,mpp][,min_coverage ...]."
+        ),
+    ] = None,
     slide_mpp: Mpp = None,
     regions: Regions = None,
     include: Include = None,

@@ -7,6 +7,7 @@ scheduler deals them out, gives those of a worker that died to others, and says 
 import logging
 import pickle
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import islice
@@ -29,6 +30,7 @@ _PAUSE_S = 0.02  # between looks at what is done
 _LOOK_S = 1.0  # between looks at which workers there are
 _TELL_S = 60.0  # between words about there being none
 _AHEAD = 2  # tasks for each thread of the cluster: one that runs, one that waits beside it
+_DECLARES = '--nthreads 8 --resources "GPU=1"'
 _GPU_SHARE = 0.25  # of a GPU that a slide asks for: while one is encoded, the next ones are opened and read
 
 
@@ -70,7 +72,7 @@ class Cluster:
         if name == "cuda" and not has_gpu:
             raise ClusterError(
                 f"--device cuda: no worker of {self._address} declares a GPU: start one with `dask worker"
-                f' {self._address} --nthreads 8 --resources "GPU=1"`, or give --device cpu'
+                f" {self._address} {_DECLARES}`, or give --device cpu"
             )
         return "cuda" if has_gpu else "cpu"
 
@@ -117,7 +119,7 @@ class Cluster:
         ready = as_completed(loop=self._client.loop)
         try:
             while True:
-                for argument in islice(source, self._room(len(pending))):
+                for argument in islice(source, self._room(job.device, len(pending))):
                     future = send(argument)
                     pending[future] = argument
                     ready.add(future)
@@ -139,7 +141,8 @@ class Cluster:
         resources = {"GPU": _GPU_SHARE} if job.device.startswith("cuda") else None
 
         def send(argument: Any) -> "Future":
-            return self._client.submit(worker.work, recipe, need, method, argument, pure=False, resources=resources)
+            with self._reached():
+                return self._client.submit(worker.work, recipe, need, method, argument, pure=False, resources=resources)
 
         return send
 
@@ -151,8 +154,9 @@ class Cluster:
         """
         if len(data) <= _SMALL_RECIPE:
             return data
-        made = self._client.submit(worker.keep, data, pure=False)
-        self._client.replicate([made])
+        with self._reached():
+            made = self._client.submit(worker.keep, data, pure=False)
+            self._client.replicate([made])
         return made
 
     def _outcome(self, future: "Future") -> Any:
@@ -164,7 +168,8 @@ class Cluster:
         from distributed import KilledWorker
 
         if future.status == "finished":
-            return future.result()
+            with self._reached():  # what a worker said lies with the scheduler until it is asked for
+                return future.result()
         if future.status != "error":
             raise self._gone()
         error = future.exception()
@@ -183,37 +188,72 @@ class Cluster:
             " again, which goes on from what is finished"
         )
 
-    def _room(self, pending: int) -> int:
+    @contextmanager
+    def _reached(self) -> Generator[None]:
+        """Whoever asks the scheduler within it learns that it is gone.
+
+        Raises:
+            ClusterError: it is.
+        """
+        from distributed.client import CancelledError as Dropped
+        from distributed.client import ClosedClientError
+
+        try:
+            yield
+        except (OSError, ClosedClientError, CancelledError, Dropped) as error:  # what lost connections turn into
+            raise self._gone() from error
+
+    def _room(self, device: str, pending: int) -> int:
         """How many more tasks may be sent."""
         now = time.monotonic()
         if now - self._looked > _LOOK_S:
-            try:
-                self._looked, self._threads = now, sum(self._client.nthreads().values())
-            except OSError as error:  # what lost connections turn into
-                raise self._gone() from error
+            with self._reached():
+                self._looked, self._threads = now, self._threads_for(device)
             if not self._threads and now - self._told > _TELL_S:
-                self._tell_none()
+                self._tell_none(device)
         return max(0, _AHEAD * max(self._threads, 1) - pending)
 
-    def _tell_none(self) -> None:
+    def _threads_for(self, device: str) -> int:
+        """Threads of the workers that may take a task: for GPUs, of those that declare one."""
+        threads = self._client.nthreads()
+        if device == "cpu":
+            return sum(threads.values())
+        told = self._client.scheduler_info(n_workers=-1)["workers"]
+        return sum(count for address, count in threads.items() if told.get(address, {}).get("resources", {}).get("GPU"))
+
+    def _tell_none(self, device: str) -> None:
         self._told = time.monotonic()
-        log.warning("no worker is at %s: waiting for one, as `dask worker %s` starts", self._address, self._address)
+        kind, words = ("worker", "") if device == "cpu" else ("worker that declares a GPU", f" {_DECLARES}")
+        told = "no %s is at %s: waiting for one, as `dask worker %s%s` starts"
+        log.warning(told, kind, self._address, self._address, words)
 
     def _look(self, need: worker.Need) -> dict[str, worker.Seen]:
         """What each worker is and sees, by address; waits for the first one."""
-        if not self._client.nthreads():
-            self._tell_none()
-            first = self._client.submit(int, pure=False)  # a cluster that grows with its work starts one for this
-            while not first.done():
-                time.sleep(_PAUSE_S)
-        found = self._client.run(worker.look, need, on_error="return")
-        for address, seen in found.items():
-            if isinstance(seen, BaseException):
-                raise ClusterError(
-                    f"worker {address} cannot run wsimil ({one_line(seen)}): pip install"
-                    f" 'wsi-mil[cluster]=={__version__}' there"
-                )
-        return found
+        while True:
+            with self._reached():
+                if not self._client.nthreads():
+                    self._wait_for_one()
+                found = self._client.run(worker.look, need, on_error="return")
+                if lost := {address for address, seen in found.items() if isinstance(seen, OSError)}:
+                    time.sleep(_LOOK_S)  # until the scheduler knows, too, who has left while being asked
+                    lost -= self._client.nthreads().keys()
+            here = {address: seen for address, seen in found.items() if address not in lost}
+            for address, seen in here.items():
+                if isinstance(seen, BaseException):
+                    raise ClusterError(
+                        f"worker {address} cannot run wsimil ({one_line(seen)}): pip install"
+                        f" 'wsi-mil[cluster]=={__version__}' there"
+                    )
+            if here:
+                return here
+
+    def _wait_for_one(self) -> None:
+        """Wait for a worker; a cluster that grows with its work starts one for what is asked."""
+        self._tell_none("cpu")
+        first = self._client.submit(int, pure=False)
+        while not first.done():
+            time.sleep(_PAUSE_S)
+        self._outcome(first)
 
 
 @contextmanager
@@ -245,9 +285,17 @@ def connected(address: str) -> Generator[Cluster]:
             f"--scheduler {address}: no Dask scheduler answers there ({one_line(error)}): start one with `dask"
             " scheduler` and give the address that it prints"
         ) from error
+    for name in ("distributed", "distributed.client"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_is_news)
     with client:
         client.subscribe_topic(worker.TOPIC, _repeat)
         yield Cluster(client, address)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether Dask's log tells what our error does not: not that its client ends its search for a lost scheduler."""
+    return not (isinstance(record.msg, CancelledError) or str(record.msg).startswith("Failed to reconnect"))
 
 
 def _repeat(event: tuple[float, tuple[int, str]]) -> None:

@@ -57,17 +57,17 @@ class Seen(NamedTuple):
             return f"{own}: pip install 'wsi-mil=={need.version}' there"
         if self.absent:
             return (
-                f"does not see {self.absent[0]}, or may not write there: slides and artifacts must lie on a file system"
-                " that all workers share under the same path"
+                f"does not see {self.absent[0]}, or may not read or write there: slides and artifacts must lie on a"
+                " file system that all workers share under the same path"
             )
         return ""
 
 
 def look(need: Need, dask_worker: Any) -> Seen:
     """Tell what a worker is and sees of what is needed."""
-    absent = [path for path in need.paths if not Path(path).exists()]
+    absent = [path for path in need.paths if not os.access(path, os.R_OK)]
     mark = Path(need.mark)
-    if need.mark and not (mark.exists() and os.access(mark.parent, os.W_OK)):
+    if need.mark and not (os.access(mark, os.F_OK) and os.access(mark.parent, os.W_OK)):
         absent.append(str(mark.parent))
     gpus = float(dask_worker.state.total_resources.get("GPU", 0.0))
     return Seen(__version__, tuple(absent), gpus)

@@ -100,6 +100,7 @@ class _Training:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(plain, lambda step: _warmup_cosine(step, steps))
         self.plain = plain
         self.optimiser: Any = fabric.setup_optimizers(plain)
+        ranks.begin_scaling(fabric)
         self.history: list[Epoch] = []
         self.best_state = deepcopy(self.model.state_dict())
         self.epoch, self.step, self.loss, self.lr = 0, 0, 0.0, params.lr

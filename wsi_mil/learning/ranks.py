@@ -244,6 +244,12 @@ def add_up_gradients(fabric: "Fabric", parameters: list[torch.nn.Parameter]) -> 
         parameter.grad = gradient.view_as(parameter).clone() if count else None
 
 
+def begin_scaling(fabric: "Fabric") -> None:
+    """Let this rank take a step before it had a bag: the scaler of fp16 begins with the first loss that it is given."""
+    if scaler := getattr(fabric.strategy.precision, "scaler", None):
+        scaler.scale(torch.zeros(1, device=fabric.device))
+
+
 def agree(fabric: "Fabric", wanted: bool) -> bool:
     """What rank 0 wants, on every rank."""
     mine = float(wanted and fabric.global_rank == 0)

@@ -78,7 +78,8 @@ def _wait_for_room(slide: RemoteSlide, cache: Path, bound: int, waiting: Waiting
                 return mark
         if not said and time.monotonic() - began > _SAY_AFTER_S:
             said = True
-            log.info("%s waits for room in %s: all that is there is in use (--cache-size %s)", slide, cache, bound)
+            told = "%s waits for room in %s: all that is there is in use (--cache-size %s)"
+            log.info(told, slide, cache, slide.cache.size)
         waiting.pause(_LOOK_S)
 
 

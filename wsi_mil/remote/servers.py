@@ -16,9 +16,11 @@ from wsi_mil.remote.trouble import Waiting, no_package, patiently
 from wsi_mil.remote.urls import WEB, Url
 
 _MARKS = ("ETag", "etag", "generation", "md5Hash")
-_TIMES = ("Last-Modified", "LastModified", "updated", "mtime", "created")
+_TIMES = ("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
 """What tells contents of one address apart, the best first; each protocol has one of them."""
-_OF_S3 = ("ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32")
+_OF_S3 = ("ChecksumCRC64NVME", "ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32C", "ChecksumCRC32")
+_LENGTHS = {"md5": 16, "crc64nvme": 8, "sha256": 32, "sha1": 20, "crc32c": 4, "crc32": 4}
+_DIRECTORY_BUCKET = "--x-s3"
 _HOSTS_WITH_RANGES: set[str] = set()
 
 
@@ -162,20 +164,43 @@ def _moment(value: Any) -> str:
 def _head_of_s3(system: Any, path: str) -> dict[str, Any]:
     bucket, key, _ = system.split_path(path)
     head = system.call_s3("head_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-    return {**head, "size": head["ContentLength"]}
+    return {**head, "size": head["ContentLength"], "bucket": bucket}
 
 
 def _checksums(info: Mapping[str, Any]) -> dict[str, str]:
     """Those of the whole content: not those of S3's objects in parts, which are digests of digests."""
-    found: dict[str, str] = {}
-    tag = str(info.get("ETag", "")).strip('"')
-    # Of objects encrypted with keys of one's own the ETag is no MD5. Only an answer to HEAD tells.
-    plain = "ContentLength" in info and info.get("ServerSideEncryption", "AES256") == "AES256"
-    if plain and not info.get("SSECustomerAlgorithm") and len(tag) == 32 and not tag.strip("0123456789abcdef"):
-        found["md5"] = tag
-    coded = {key.removeprefix("Checksum").lower(): info.get(key) for key in _OF_S3}
-    coded |= {"md5": info.get("md5Hash") or info.get("Content-MD5") or None}
-    for name, value in coded.items():
-        if isinstance(value, str) and "-" not in value:
-            found[name] = b64decode(value).hex()
+    coded: dict[str, Any] = {"md5": info.get("md5Hash") or info.get("Content-MD5"), "crc32c": info.get("crc32c")}
+    if info.get("ChecksumType") != "COMPOSITE":
+        coded |= {key.removeprefix("Checksum").lower(): info[key] for key in _OF_S3 if info.get(key)}
+    found = {name: digits for name, text in coded.items() if (digits := _decoded(name, text))}
+    if md5 := _md5_of_azure(info) or _md5_of_s3(info):
+        found["md5"] = md5
     return found
+
+
+def _decoded(name: str, text: Any) -> str:
+    """Hexadecimal digits of what is told in base 64; none where it is no such checksum, as one of parts (``-3``)."""
+    try:
+        data = b64decode(text, validate=True) if isinstance(text, str) else b""
+    except ValueError:
+        return ""
+    return data.hex() if len(data) == _LENGTHS[name] else ""
+
+
+def _md5_of_s3(info: Mapping[str, Any]) -> str:
+    """The ETag where it is an MD5: not of parts, of directory buckets, or encrypted with keys of one's own.
+
+    Only an answer to HEAD tells how an object is kept.
+    """
+    tag, keeps = str(info.get("ETag", "")).strip('"'), info.get("ServerSideEncryption", "AES256")
+    if "ContentLength" not in info or keeps != "AES256" or info.get("SSECustomerAlgorithm"):
+        return ""
+    if str(info.get("bucket", "")).endswith(_DIRECTORY_BUCKET):
+        return ""
+    return tag if len(tag) == 32 and not tag.strip("0123456789abcdef") else ""
+
+
+def _md5_of_azure(info: Mapping[str, Any]) -> str:
+    """What whoever uploaded a blob said of its content, if they did: bytes, in an object of Azure's own."""
+    told = getattr(info.get("content_settings"), "content_md5", None)
+    return bytes(told).hex() if told else ""

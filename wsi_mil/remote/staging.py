@@ -6,14 +6,12 @@ be verified), and is still the same version when the last byte has come. The xxh
 it, and are verified when it is first used again in a process; what is damaged is fetched anew.
 """
 
-import hashlib
 import json
 import logging
 import threading
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -26,6 +24,9 @@ from wsi_mil.remote.room import RECORD, admit, remove, staged
 from wsi_mil.remote.sizes import show_size
 from wsi_mil.remote.slide import RemoteFile, RemoteSlide
 from wsi_mil.remote.trouble import Waiting, full
+
+if TYPE_CHECKING:
+    from wsi_mil.remote.sums import Digest
 
 log = logging.getLogger(__name__)
 
@@ -164,29 +165,10 @@ def _require_same(file: RemoteFile, waiting: Waiting) -> servers.Facts:
     return facts
 
 
-@runtime_checkable
-class _Digest(Protocol):
-    def update(self, data: bytes, /) -> object: ...
-    def hexdigest(self) -> str: ...
+def _digests_for(names: Mapping[str, str]) -> "dict[str, Digest]":
+    from wsi_mil.remote.sums import digest  # here, since NumPy is not needed to show help
 
-
-class _Crc32:
-    """zlib's, as hashlib has them."""
-
-    value = 0
-
-    def update(self, data: bytes, /) -> None:
-        self.value = zlib.crc32(data, self.value)
-
-    def hexdigest(self) -> str:
-        return f"{self.value:08x}"
-
-
-def _digests_for(names: Mapping[str, str]) -> dict[str, _Digest]:
-    made: dict[str, _Digest] = {"xxh3": xxhash.xxh3_128()}
-    for name in names:
-        made[name] = _Crc32() if name == "crc32" else hashlib.new(name, usedforsecurity=False)
-    return made
+    return {"xxh3": xxhash.xxh3_128(), **{name: digest(name) for name in names}}
 
 
 def _copy(file: RemoteFile, path: Path, checksums: Mapping[str, str], waiting: Waiting) -> dict[str, str]:

@@ -82,15 +82,46 @@ def parse_place(text: str | Path) -> Path | Url:
 
 
 def require_local(text: str | Path) -> Path:
-    """A path of this machine, for what is not read from, or written to, servers.
+    """A path of this machine, for what is not written to servers.
 
     Raises:
-        OptionError: it is an address; how to copy what lies there is told.
+        OptionError: it is an address; how to copy to what lies there is told.
     """
+    return _local(
+        text,
+        "only slides are read from servers, artifacts lie in a local folder: name one, and copy it with your provider's"
+        " tool, such as `aws s3 sync FOLDER {place}` (docs/remote.md)",
+    )
+
+
+def require_copied(text: str | Path) -> Path:
+    """A path of this machine, for what is not read from servers.
+
+    Raises:
+        OptionError: it is an address; how to copy from what lies there is told.
+    """
+    return _local(
+        text,
+        "only slides are read from servers: copy what lies there with your provider's tool, such as `aws s3 cp {place}"
+        " .` (of a folder with --recursive), and name the copy (docs/remote.md)",
+    )
+
+
+def require_slides_here(text: str | Path) -> Path:
+    """A path of this machine, for slides that are asked for their um/px, and drawn, and not worked on.
+
+    Raises:
+        OptionError: it is an address; what is to be given instead is told.
+    """
+    return _local(
+        text,
+        "slides are not fetched whole only to be asked for their um/px, or for a picture: give a folder of this"
+        " machine, um/px by --slides-csv or --mpp, or leave --slides out (docs/remote.md)",
+    )
+
+
+def _local(text: str | Path, remedy: str) -> Path:
     place = parse_place(text)
     if isinstance(place, Url):
-        raise OptionError(
-            f"{place}: only slides are read from servers, artifacts lie in a local folder: name one, and copy it with"
-            f" your provider's tool, such as `aws s3 sync FOLDER {place}` (docs/remote.md)"
-        )
+        raise OptionError(f"{place}: {remedy.format(place=place)}")
     return place
