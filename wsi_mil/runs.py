@@ -25,6 +25,7 @@ from wsi_mil.remote import CacheParams
 log = logging.getLogger(__name__)
 
 _TIMED = ("seconds", "tiles_per_s", "decode_s", "waiting_share", "busy_share")
+_SUMMED = ("status", "tiles", "tissue_mm2", "reason", "excluded")
 _MOMENT = "%Y%m%dT%H%M%S.%f"
 _RUN_ID = re.compile(r"\d{8}T\d{6}\.\d{6}")
 Named = TypeVar("Named", bound=tuple[object, ...])
@@ -216,7 +217,7 @@ def _summary(folder: Path) -> list[Row]:
     for slide_id, path in artifacts(folder):
         timed: dict[str, Any] = {name: getattr(latest[slide_id], name) for name in _TIMED if slide_id in latest}
         try:
-            attrs = store.read_attrs(path)
+            attrs = store.read_attrs(path, _SUMMED)
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
             made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
             rows.append(made._replace(**timed))
