@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from wsi_mil import store
 from wsi_mil.bags import FEATURE_STAGES
 from wsi_mil.distances import DistanceParams, DistanceStage
-from wsi_mil.errors import SlideError, one_line
+from wsi_mil.errors import OptionError, SlideError, one_line
 from wsi_mil.progress import progress
 from wsi_mil.slides import Slide, open_slide, slide_bytes
 from wsi_mil.stage import Item, Result, attempt
@@ -94,13 +94,18 @@ def estimate(stage: TileStage, items: Sequence[Item], dim: int, count: int = SAM
 
     Args:
         stage: which tiles are made, and how.
-        items: the cohort; not empty.
+        items: the cohort.
         dim: length of the feature vectors that will be stored.
         count: how many slides are measured.
 
     Raises:
+        OptionError: there are no items, or this system does not tell what is read.
         SlideError: not one of the slides that were tried can be tiled.
     """
+    if not items:
+        raise OptionError("--shard: this part of the cohort holds no slide: leave it out")
+    if not _IO.exists():
+        raise OptionError(f"--dry-run: only Linux tells what a process reads ({_IO}), and this system does not")
     sizes = {item.slide_id: slide_bytes(item.source) for item in items}
     chosen = _evenly(sorted(items, key=lambda item: (sizes[item.slide_id], item.slide_id)), count)
     found, failed = list[Measured](), dict[str, Exception]()
