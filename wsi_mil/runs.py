@@ -171,10 +171,21 @@ def artifact_path(folder: Path, slide_id: str) -> Path:
 
 
 def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The artifacts in a folder with their slide_ids, those that are being written left out."""
-    for path in folder.rglob("*.h5"):
-        if not path.name.startswith("."):
-            yield path.relative_to(folder).as_posix().removesuffix(".h5"), path
+    """The artifacts in a folder with their slide_ids, those that are being written left out.
+
+    Folders that are links are followed, each place once: so parts of a cohort are put together.
+    """
+    visited: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in visited:  # a loop, or a second link
+            folders.clear()
+            continue
+        visited.add(place)
+        for name in files:
+            if name.endswith(".h5") and not name.startswith("."):
+                path = Path(parent, name)
+                yield path.relative_to(folder).as_posix().removesuffix(".h5"), path
 
 
 def write_tables(folder: Path, rows: list[Row]) -> None:
