@@ -439,3 +439,11 @@ def test_what_torch_writes_is_looked_through_and_read(tmp_path):
         path.write_bytes(torch_bytes({"state_dict": state, "told": [text, {"k": (1, 2.5, None, text)}]}, **options))
         require_short_words(path)
         assert read_state(path).keys() == state.keys()
+
+
+def test_an_archive_whose_directory_points_before_its_beginning_is_refused(tmp_path):
+    data = torch_bytes(STATE)
+    path = tmp_path / "w.pth"
+    path.write_bytes(data[:40] + data[400:])
+    with pytest.raises(WeightsError, match=r"w\.pth is truncated.*fetch it again"):
+        read_state(path)

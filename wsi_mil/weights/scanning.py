@@ -36,8 +36,15 @@ def require_short_words(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.filename.rpartition("/")[2] == "data.pkl":
-                with archive.open(part) as packed:
-                    _follow(BufferedReader(packed))  # ty: ignore[invalid-argument-type]
+                _follow_packed(archive, part)
+
+
+def _follow_packed(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
+    try:
+        with archive.open(part) as packed:
+            _follow(BufferedReader(packed))  # ty: ignore[invalid-argument-type]
+    except OSError as error:  # its directory points to before the file's beginning
+        raise ValueError(f"its archive: {error.strerror or error}") from error
 
 
 def _follow(file: BufferedReader) -> None:
