@@ -1,3 +1,4 @@
+import errno
 import importlib
 import importlib.metadata
 import importlib.util
@@ -213,7 +214,7 @@ def test_the_cache_folder_is_told_with_its_size(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize(("free", "status"), [(100 * GIB, OK), (5 * GIB, WARN), (1 << 20, FAIL)])
-@pytest.mark.parametrize("name", ["disk of the cache", "disk of the working folder"])
+@pytest.mark.parametrize("name", ["disk of the cache", "disk of the working folder", "disk of the temporary folder"])
 def test_free_disk_is_told(name: str, free: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, free))
     assert of(name).status == status
@@ -352,3 +353,40 @@ def test_the_doctor_comes_where_libraries_do_not_load() -> None:
     assert done.returncode == 0, done.stderr
     lines = set(done.stdout.splitlines())
     assert {"ok python", "ok CPU", "FAIL OpenSlide", "FAIL CUDA", "ok working folder"} <= lines, done.stdout
+
+
+def test_a_full_disk_is_noticed_though_an_empty_file_can_be_made_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of("working folder").status == OK
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    found = of("working folder")
+    assert (found.status, "No space left" in found.told, "--out" in found.remedy) == (WARN, True, True)
+
+
+def test_without_a_temporary_folder_all_else_is_looked_at_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    for name in ("temporary folder", "disk of the temporary folder"):
+        assert (of(name).status, "TMPDIR" in of(name).remedy) == (FAIL, True)
+    (found,) = round_trip()
+    assert (found.status, found.group, "TMPDIR" in found.remedy) == (FAIL, "round trip", True)
+    assert "No usable temporary directory" in found.told
+
+
+@pytest.mark.parametrize("error", [ValueError("Unknown scheme for proxy URL"), OSError("gone"), KeyError("x")])
+def test_whatever_the_network_ends_in_is_told_and_not_waited_for(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ends)
+    found = of("network")
+    assert (found.status, str(error) in found.told) == (WARN, True)
+    assert found.seconds < 4

@@ -103,5 +103,12 @@ def test_the_command_prints_it_and_writes_nothing(
     assert call("tile", "slides", "--dry-run", "--min-coverage", "0") == 2
     assert call("tile", "slides", "--dry-run", "--scheduler", "tcp://127.0.0.1:9") == 2
     assert "leave --scheduler out" in capsys.readouterr().err
-    assert call("tile", "slides", "--dry-run", "--shard", "3/3") == 2
-    assert "leave --shard out" in capsys.readouterr().err
+
+
+def test_a_part_without_slides_is_refused(
+    make_slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_slide("slides/a.tif")
+    assert call("tile", "slides", "--dry-run", "--shard", "2/2") == 2
+    assert "--shard: this part of the cohort holds no slide" in capsys.readouterr().err

@@ -321,3 +321,14 @@ def test_annotations_become_columns(tmp_path: Path) -> None:
         "annotation_Stroma": [0.25, 0.0],
         "annotation_Tumor": [1.0, 0.5],
     }
+
+
+@pytest.mark.parametrize("pictures", [None, [], "yes", {}])
+def test_a_manifest_that_does_not_say_whether_there_are_pictures_says_that_there_are_none(
+    pictures: object, tmp_path: Path
+) -> None:
+    write(tmp_path / "a", Plain())
+    told = json.loads((tmp_path / "a" / MANIFEST).read_text())
+    (tmp_path / "a" / MANIFEST).write_text(json.dumps(told | {"pictures": pictures}))
+    assert not is_explained(tmp_path / "a", told["fingerprint"], True)
+    assert is_explained(tmp_path / "a", told["fingerprint"], False)

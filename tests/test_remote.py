@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -732,3 +733,22 @@ def test_denied_and_anonymous_access_say_what_to_set() -> None:
         with pytest.raises(RemoteError, match=r"s3://b/a: access is denied.*AWS_PROFILE") as caught:
             trouble.patiently(Url("s3://b/a"), fail(error))
         assert "ABCDEFG" not in str(caught.value)
+
+
+def test_slides_in_the_cache_are_the_users_alone(cache: Path) -> None:
+    slide, before = in_memory("s/a.svs", noise(KB), cache), os.umask(0o022)
+    try:
+        hold(slide).release()
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(place.stat().st_mode) for place in (cache, cache / "staged")] == [0o700, 0o700]
+
+
+def test_a_mark_that_is_a_link_is_not_followed(cache: Path, tmp_path: Path) -> None:
+    slide = in_memory("s/a.svs", noise(KB), cache)
+    (cache / "staged").mkdir(parents=True)
+    (tmp_path / "mine").write_text("mine")
+    (cache / "staged" / f"{slide.key}.mark").symlink_to(tmp_path / "mine")
+    with pytest.raises(RemoteError, match="--cache"):
+        hold(slide)
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -273,7 +273,7 @@ def test_json_nested_to_exhaustion_is_damage() -> None:
     assert parse_json('{"a": [1]}') == {"a": [1]}
 
 
-def _workbook(path: Path, sheet: str, filler: int = 0) -> Path:
+def _workbook(path: Path, sheet: str, filler: int = 0, name: str = "sheet1.xml") -> Path:
     from openpyxl import Workbook
 
     book = Workbook()
@@ -282,7 +282,9 @@ def _workbook(path: Path, sheet: str, filler: int = 0) -> Path:
     book.save(path)
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
-    parts["xl/worksheets/sheet1.xml"] = sheet.encode() or parts["xl/worksheets/sheet1.xml"]
+    parts[f"xl/worksheets/{name}"] = sheet.encode() or parts["xl/worksheets/sheet1.xml"]
+    for told in ("xl/_rels/workbook.xml.rels", "[Content_Types].xml"):
+        parts[told] = parts[told].replace(b"sheet1.xml", name.encode())
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts.items():
             archive.writestr(name, data)
@@ -310,6 +312,14 @@ def test_a_workbook_that_is_a_bomb_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TableError, match=message):
             read_table(_workbook(tmp_path / "bad.xlsx", sheet, filler), ("slide_id", "label"), ())
     assert _peak() - before < 150_000  # kB
+
+
+@pytest.mark.parametrize("name", ["sheet1.xml", "sheet1.bin", "sheet1.png", "sheet1"])
+def test_xml_in_a_workbook_is_looked_at_whatever_its_part_is_called(name: str, tmp_path: Path) -> None:
+    assert len(read_table(_workbook(tmp_path / "good.xlsx", "", 0, name), ("slide_id", "label"), ())) == 1
+    path = _workbook(tmp_path / "bad.xlsx", XML["external entity"], 0, name)
+    with pytest.raises(TableError, match="document type"):
+        read_table(path, ("slide_id", "label"), ())
 
 
 def test_the_contact_sheet_and_the_page_of_predictions_escape_every_name() -> None:

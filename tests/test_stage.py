@@ -323,3 +323,13 @@ def test_a_stage_with_other_version_makes_other_fingerprints(source: Path, tmp_p
     run(ToyStage(), items(source), tmp_path / "out")
     with pytest.raises(ArtifactStale):
         run(dataclasses.replace(ToyStage(), version=2), items(source), tmp_path / "out")
+
+
+def test_parts_of_a_cohort_are_put_together_by_links_and_loops_end(source: Path, tmp_path: Path) -> None:
+    run(ToyStage(), items(source), tmp_path / "site")
+    names = [item.slide_id for item in artifact_items(tmp_path / "site")]
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "a").symlink_to(tmp_path / "site")
+    (tmp_path / "all" / "loop").symlink_to(tmp_path / "all")
+    assert names
+    assert [item.slide_id for item in artifact_items(tmp_path / "all")] == [f"a/{name}" for name in names]

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
+from wsi_mil.guards import hdf5
 
 
 def example() -> store.Artifact:
@@ -189,3 +190,40 @@ def test_a_folder_that_fails_leaves_the_one_that_was_there(tmp_path: Path) -> No
         _fail_while_writing(tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a" / "x").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "ü", "x" * 60_000, np.array("a", h5py.string_dtype("ascii")), np.bytes_(b"fixed"), True, np.bool_(False)]
+    + [np.array(1, kind) for kind in ("<i8", ">i4", "u1", "<u8", "<f2", ">f8", "<f4", "c16")]
+    + [np.nan, np.zeros(0), np.arange(3), np.array(["x", "y"], h5py.string_dtype()), h5py.Empty("f4")],
+    ids=repr,
+)
+def test_attributes_are_read_as_h5py_gives_them(value: object, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = np.zeros(3)
+        for place in (file, file["data"]):
+            place.attrs["ö"] = value
+            found, given = hdf5.attributes(place)["ö"], hdf5.plain(place.attrs["ö"])
+            assert type(found) is type(given)
+            assert repr(found) == repr(given)
+
+
+@pytest.mark.parametrize("groups", ["", "a/b/"])
+def test_where_data_lie_is_known_and_all_else_is_searched_for_heaps(groups: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file[f"{groups}whole"] = np.frombuffer(b"GCOL" + bytes(60), np.uint8)  # data may look like a heap
+        file.create_dataset(f"{groups}parts", data=np.frombuffer(b"GCOL" + bytes(60), np.uint8), chunks=(16,))
+        file[f"{groups}again"] = h5py.SoftLink(f"/{groups}whole")
+        file.attrs["told"] = "x"
+    with h5py.File(path) as file:
+        places = dict(hdf5.places_of_data(path, file))
+    assert sorted(places.values()) == [16, 16, 16, 16, 64]
+    data = path.read_bytes()
+    assert all(data[at : at + 4] == b"GCOL" for at, count in places.items() if count == 64)
+    assert store.read_attrs(path) == {"told": "x"}
+    heap = next(at for at in range(len(data)) if data.startswith(b"GCOL\1", at))
+    path.write_bytes(data[: heap + 16] + bytes(16) + data[heap + 32 :])
+    with pytest.raises(ArtifactCorrupt, match="does not add up"):
+        store.read_attrs(path)

@@ -4,6 +4,8 @@ import argparse
 import gzip
 import io
 import pickle
+import struct
+import time
 import zipfile
 from contextlib import suppress
 
@@ -23,11 +25,13 @@ from wsi_mil.weights import (
     load_tensors,
     own_part,
     read_state,
+    read_tensor,
     read_weights,
     save_tensors,
     sniff,
     state_sha256,
 )
+from wsi_mil.weights.scanning import require_short_words
 
 STATE = {"a": torch.arange(600.0).reshape(20, 30), "b.c": torch.tensor([1, 2], dtype=torch.int64)}
 
@@ -394,3 +398,52 @@ def test_conversion_refuses_what_it_would_overwrite_or_cannot_write(tmp_path):
     with pytest.raises(WeightsError, match="holds tensors that safetensors cannot"):
         convert(source, target, overwrite=True)
     assert state_sha256(load_tensors(target)[0]) == state_sha256(STATE)
+
+
+WORD = b"x" * 60_000  # the search in torch's message takes 4 s for each of these, and grows with the square
+SLOW = {
+    "a name": b"c" + WORD + b"\nname\n)R",
+    "a name beyond ASCII": b"c" + "ü".encode() * 30_000 + b"\nname\n)R",
+    "a text that is called": b"X" + struct.pack("<I", len(WORD)) + WORD + b"q\x00h\x00)R",
+    "a text that is built": b"X" + struct.pack("<I", len(WORD)) + WORD + b")\x81",
+    "a tuple that is called": b"(X" + struct.pack("<I", len(WORD)) + WORD + b"t)R",
+}
+
+
+@pytest.mark.parametrize("options", [{}, OLD], ids=["zip", "old"])
+@pytest.mark.parametrize("kind", SLOW)
+def test_damage_that_becomes_a_long_word_is_refused_at_once(kind, options, tmp_path):
+    path, pickled = tmp_path / "w.pth", b"\x80\x02" + SLOW[kind] + b"."
+    whole = torch_bytes(STATE, **options)
+    if options:  # the first of five pickles
+        path.write_bytes(pickled + whole)
+    else:
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(path, "w") as new:
+            for part in old.infolist():
+                new.writestr(part, pickled if part.filename.endswith("data.pkl") else old.read(part))
+    started = time.process_time()
+    for read in (read_state, read_tensor):
+        with pytest.raises(WeightsError, match=r"w\.pth (is damaged, or|holds more than a tensor)") as caught:
+            read(path)
+        assert len(str(caught.value)) < 500
+    assert time.process_time() - started < 1
+
+
+def test_what_torch_writes_is_looked_through_and_read(tmp_path):
+    parameter = nn.Parameter(torch.ones(2))
+    views = torch.arange(6.0)
+    state = {"p": parameter, "a": views[:3], "b": views[3:], "half": torch.ones(2, dtype=torch.bfloat16)}
+    text = "x" * 100_000  # long texts are no fault
+    for options in ({}, OLD):
+        path = tmp_path / "w.pth"
+        path.write_bytes(torch_bytes({"state_dict": state, "told": [text, {"k": (1, 2.5, None, text)}]}, **options))
+        require_short_words(path)
+        assert read_state(path).keys() == state.keys()
+
+
+def test_an_archive_whose_directory_points_before_its_beginning_is_refused(tmp_path):
+    data = torch_bytes(STATE)
+    path = tmp_path / "w.pth"
+    path.write_bytes(data[:40] + data[400:])
+    with pytest.raises(WeightsError, match=r"w\.pth is truncated.*fetch it again"):
+        read_state(path)

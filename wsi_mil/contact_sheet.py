@@ -48,7 +48,7 @@ def write_contact_sheet(folder: Path) -> Path:
     known: dict[str, dict[str, Any]] = {}
     for item in artifact_items(folder):
         try:
-            attrs = store.read_attrs(item.source)
+            attrs = store.read_attrs(item.source, {*_SAID, "stage", "stage_version"})
             if attrs.get("stage") != TileStage.name:
                 continue
             if attrs.get("stage_version") == TileStage.version:

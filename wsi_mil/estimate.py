@@ -99,11 +99,13 @@ def estimate(stage: TileStage, items: Sequence[Item], dim: int, count: int = SAM
         count: how many slides are measured.
 
     Raises:
+        OptionError: there are no items, or this system does not tell what is read.
         SlideError: not one of the slides that were tried can be tiled.
-        OptionError: there is none.
     """
     if not items:
-        raise OptionError("--dry-run --shard: this part of the cohort has no slides: leave --shard out")
+        raise OptionError("--shard: this part of the cohort holds no slide: leave it out")
+    if not _IO.exists():
+        raise OptionError(f"--dry-run: only Linux tells what a process reads ({_IO}), and this system does not")
     sizes = {item.slide_id: slide_bytes(item.source) for item in items}
     chosen = _evenly(sorted(items, key=lambda item: (sizes[item.slide_id], item.slide_id)), count)
     found, failed = list[Measured](), dict[str, Exception]()

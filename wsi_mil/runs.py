@@ -25,6 +25,7 @@ from wsi_mil.remote import CacheParams
 log = logging.getLogger(__name__)
 
 _TIMED = ("seconds", "tiles_per_s", "decode_s", "waiting_share", "busy_share")
+_SUMMED = ("status", "tiles", "tissue_mm2", "reason", "excluded")
 _MOMENT = "%Y%m%dT%H%M%S.%f"
 _RUN_ID = re.compile(r"\d{8}T\d{6}\.\d{6}")
 Named = TypeVar("Named", bound=tuple[object, ...])
@@ -170,10 +171,21 @@ def artifact_path(folder: Path, slide_id: str) -> Path:
 
 
 def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The artifacts in a folder with their slide_ids, those that are being written left out."""
-    for path in folder.rglob("*.h5"):
-        if not path.name.startswith("."):
-            yield path.relative_to(folder).as_posix().removesuffix(".h5"), path
+    """The artifacts in a folder with their slide_ids, those that are being written left out.
+
+    Folders that are links are followed, each place once: so parts of a cohort are put together.
+    """
+    visited: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in visited:  # a loop, or a second link
+            folders.clear()
+            continue
+        visited.add(place)
+        for name in files:
+            if name.endswith(".h5") and not name.startswith("."):
+                path = Path(parent, name)
+                yield path.relative_to(folder).as_posix().removesuffix(".h5"), path
 
 
 def write_tables(folder: Path, rows: list[Row]) -> None:
@@ -216,7 +228,7 @@ def _summary(folder: Path) -> list[Row]:
     for slide_id, path in artifacts(folder):
         timed: dict[str, Any] = {name: getattr(latest[slide_id], name) for name in _TIMED if slide_id in latest}
         try:
-            attrs = store.read_attrs(path)
+            attrs = store.read_attrs(path, _SUMMED)
             area, reason = attrs.get("tissue_mm2"), attrs.get("reason", "")
             made = Row(slide_id, attrs["status"], attrs["tiles"], area, error=reason, excluded=_excluded(attrs))
             rows.append(made._replace(**timed))

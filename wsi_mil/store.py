@@ -128,16 +128,19 @@ def read(path: Path) -> Artifact:
     with _opened(path) as file:
         found = hdf5.datasets(path, file)
         arrays = {name: item[()] for name, item in found.items()}
-        array_attrs = {name: _plain(item.attrs) for name, item in found.items()}
-        artifact = Artifact(arrays, _plain(file.attrs), array_attrs)
+        array_attrs = {name: hdf5.attributes(item) for name, item in found.items()}
+        artifact = Artifact(arrays, hdf5.attributes(file), array_attrs)
     _verify(path, artifact)
     return artifact
 
 
-def read_attrs(path: Path) -> dict[str, Any]:
-    """Read the root attributes of an artifact without its arrays; the checksum is not verified."""
+def read_attrs(path: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+    """Read the root attributes of an artifact, or ``only`` some as far as they are there, without its arrays.
+
+    The checksum is not verified.
+    """
     with _opened(path) as file:
-        return _plain(file.attrs)
+        return hdf5.attributes(file, only)
 
 
 def survey(path: Path) -> Survey:
@@ -150,10 +153,10 @@ def survey(path: Path) -> Survey:
     with _opened(path, _FOREIGN_REMEDY) as file:
         datasets = dict(hdf5.all_datasets(path, file))
         return Survey(
-            _plain(file.attrs),
+            hdf5.attributes(file),
             {name: tuple(item.shape) for name, item in datasets.items()},
             {name: str(item.dtype) for name, item in datasets.items()},
-            {name: _plain(item.attrs) for name, item in datasets.items()},
+            {name: hdf5.attributes(item) for name, item in datasets.items()},
         )
 
 
@@ -177,10 +180,10 @@ def digest(path: Path, names: Collection[str]) -> str:
     """
     found = xxhash.xxh3_128()
     with _opened(path, _FOREIGN_REMEDY) as file:
-        found.update(repr(sorted(_plain(file.attrs).items())).encode())
+        found.update(repr(sorted(hdf5.attributes(file).items())).encode())
         for name in sorted(names):
             data = hdf5.dataset(path, file, name)
-            found.update(repr((name, data.dtype.str, data.shape, sorted(_plain(data.attrs).items()))).encode())
+            found.update(repr((name, data.dtype.str, data.shape, sorted(hdf5.attributes(data).items()))).encode())
             rows = max(1, _BLOCK_BYTES * max(1, len(data)) // max(1, data.nbytes)) if data.shape else 1
             for start in range(0, len(data) if data.shape else 0, rows):
                 found.update(data[start : start + rows].tobytes())
@@ -247,16 +250,5 @@ def _verify(path: Path, artifact: Artifact) -> None:
     _verified.add(key)
 
 
-def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """HDF5 attributes as plain Python values, so that they compare and serialise."""
-    return {key: _plain_value(value) for key, value in attrs.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
 def _canonical(attrs: Mapping[str, Any]) -> bytes:
-    return json.dumps({key: _plain_value(value) for key, value in attrs.items()}, sort_keys=True).encode()
+    return json.dumps({key: hdf5.plain(value) for key, value in attrs.items()}, sort_keys=True).encode()

@@ -213,9 +213,8 @@ def _require_small(path: Path) -> None:
             size = sum(part.file_size for part in archive.infolist())
             if size > _MOST_UNPACKED:
                 raise TableError(f"{path} would unpack to {size >> 20:,} MB, no table of labels does: save it as CSV")
-            for part in archive.infolist():
-                if part.filename.lower().endswith((".xml", ".rels")):
-                    require_plain_xml(archive.read(part))
+            for part in archive.infolist():  # all: what is XML, and of which kind, says no name but another part
+                require_plain_xml(archive.read(part))
     except (
         BadZipFile,
         EOFError,

@@ -425,7 +425,3 @@ def test_what_it_was_made_from_has_changed(
         shutil.rmtree(folder / name)
         shutil.copytree(reference.folder / name, folder / name)
     require_recovery(reference, step, folder, "--overwrite")
-
-
-# A Dask worker that is killed: give `tile`, `extract` and `distances` a ``--scheduler`` here, kill a worker by its pid
-# while the command runs, and require as above that the command ends with 0 and its artifacts are equal.

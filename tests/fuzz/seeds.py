@@ -211,7 +211,10 @@ def weights_torch(folder: Path) -> list[Path]:
 
 
 def explanation(folder: Path) -> list[Path]:
-    told = {"slide_id": "a", "files": {"a.png": "attention"}, "fingerprint": "f", "pictures": True}
+    shares = {"x": 0.5, "y": 0.5}
+    told = {"slide_id": "a", "files": {"a.png": "attention"}, "fingerprint": "f", "pictures": True, "model": "m"}
+    told |= {"classes": ["x", "y"], "predicted": "x", "told_classes": ["y"], "mpp": [1, 1], "warnings": ["a"]}
+    told |= {"notes": [], "together": [], "probabilities": shares, "evidence": shares, "base": shares, "given": shares}
     path = _text(folder / "a" / "explanation.json", json.dumps(told))
     Image.new("RGB", (8, 8)).save(folder / "a" / "a.png")
     return [path]

@@ -10,6 +10,8 @@ from wsi_mil.errors import one_line
 log = logging.getLogger(__name__)
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
+NO_TEMPORARY = "make room in /tmp, or name a folder that you may write to by TMPDIR"
+"""What to do where there is no temporary folder."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from wsi_mil.doctor.findings import FAIL, OK, WARN, Check, Finding
+from wsi_mil.doctor.findings import FAIL, NO_TEMPORARY, OK, WARN, Check, Finding
 
 _GIB = 1 << 30
 _LITTLE_MEMORY, _LITTLE_DISK, _NO_DISK = 4 * _GIB, 20 * _GIB, _GIB // 2
 _NVIDIA = Path("/proc/driver/nvidia/version")
+_TRIED = 1 << 16  # bytes
 
 
 def devices() -> list[Check]:
@@ -30,7 +31,10 @@ def places() -> list[Check]:
         Check("places", "disk of the cache", lambda: _disk(_existing(_home()), "WSIMIL_HOME")),
         Check("places", "working folder", partial(_writable, Path())),
         Check("places", "disk of the working folder", lambda: _disk(Path().absolute(), "--out")),
-        Check("places", "temporary folder", lambda: _writable(Path(tempfile.gettempdir()), "TMPDIR")),
+        Check("places", "temporary folder", lambda: _writable(Path(tempfile.gettempdir()), "TMPDIR"), NO_TEMPORARY),
+        Check(
+            "places", "disk of the temporary folder", lambda: _disk(Path(tempfile.gettempdir()), "TMPDIR"), NO_TEMPORARY
+        ),
     ]
 
 
@@ -101,10 +105,13 @@ def _cache() -> Finding:
 
 
 def _writable(folder: Path, option: str = "--out") -> Finding:
-    """Whether a file can be made there: only trying tells, where disks are full or read-only."""
+    """Whether something can be written there: only trying tells; a full disk still has room for an empty file."""
     place = folder.absolute()
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(_TRIED))
+            file.flush()
+            os.fsync(file.fileno())
             return Finding(OK, f"{place} can be written to")
     except OSError as error:
         return Finding(WARN, f"{place} cannot be written to ({error.strerror})", f"name another folder by {option}")

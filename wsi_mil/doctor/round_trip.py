@@ -6,7 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from wsi_mil.doctor.findings import FAIL, OK, WARN, Check, Finding, check
+from wsi_mil.doctor.findings import FAIL, NO_TEMPORARY, OK, WARN, Check, Finding, check
+from wsi_mil.errors import one_line
 
 if TYPE_CHECKING:
     from wsi_mil.workflow import Folders
@@ -18,16 +19,25 @@ _WORKERS = 2
 
 def round_trip() -> Iterator[Finding]:
     """Yield what became of each stage; after one that fails, the others cannot be tried."""
+    try:
+        place = TemporaryDirectory(prefix="wsimil-doctor-", ignore_cleanup_errors=True)
+    except OSError as error:  # a full disk, or no folder that this user may write to
+        yield Finding(FAIL, one_line(error), NO_TEMPORARY, _GROUP, "folder")
+        return
+    with place as folder:
+        yield from _go(_Trip(Path(folder)))
+
+
+def _go(trip: "_Trip") -> Iterator[Finding]:
     failed = ""
-    with TemporaryDirectory(prefix="wsimil-doctor-") as folder:
-        for name, stage in _Trip(Path(folder)).stages().items():
-            if failed:
-                yield Finding(WARN, f"not tried, since {failed} failed", _REMEDY, _GROUP, name)
-                continue
-            found = check(Check(_GROUP, name, stage, _REMEDY))
-            if found.status == FAIL:
-                failed = name
-            yield replace(found, told=f"{found.told} in {found.seconds:.1f} s" if found.status == OK else found.told)
+    for name, stage in trip.stages().items():
+        if failed:
+            yield Finding(WARN, f"not tried, since {failed} failed", _REMEDY, _GROUP, name)
+            continue
+        found = check(Check(_GROUP, name, stage, _REMEDY))
+        if found.status == FAIL:
+            failed = name
+        yield replace(found, told=f"{found.told} in {found.seconds:.1f} s" if found.status == OK else found.told)
 
 
 @dataclass(frozen=True)

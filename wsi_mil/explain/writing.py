@@ -108,7 +108,7 @@ def is_explained(folder: Path, key: str, pictures: bool, overwrite: bool = False
     try:
         there = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         known = {MANIFEST, *there["files"]}
-        found, has_pictures = there["fingerprint"], there["pictures"]
+        found, has_pictures = there["fingerprint"], there["pictures"] is True
     except (OSError, ValueError, KeyError, TypeError) as error:
         if folder.is_dir() and not any(folder.iterdir()):
             return False

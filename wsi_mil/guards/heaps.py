@@ -5,13 +5,14 @@ it stays at an object of size 0 for ever. So whatever is not data of a dataset i
 here first. Format: "HDF5 File Format Specification", III.E, Global Heap.
 """
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from wsi_mil.errors import ArtifactCorrupt
-from wsi_mil.guards.hdf5 import File, all_datasets
+from wsi_mil.guards.hdf5 import File, places_of_data
 
 _MAGIC = b"GCOL"
 _HEAD = struct.Struct("<4xB3xQ")  # version, size of the whole
@@ -26,21 +27,10 @@ def require_sound_heaps(path: Path, file: File) -> None:
         ArtifactCorrupt: it has one.
     """
     with path.open("rb") as raw:
-        for start, end in _between(_data(path, file), path.stat().st_size):
+        for start, end in _between(places_of_data(path, file), os.fstat(raw.fileno()).st_size):
             for at in _heaps(raw, start, end):
                 if not _adds_up(raw, at):
                     raise ArtifactCorrupt(f"{path} is damaged (its text at byte {at:,} does not add up): copy it again")
-
-
-def _data(path: Path, file: File) -> Iterator[tuple[int, int]]:
-    """Where data of datasets lie: begin, and bytes."""
-    for _, found in all_datasets(path, file):
-        if found.chunks:
-            parts: list[tuple[int, int]] = []
-            found.id.chunk_iter(lambda chunk, parts=parts: parts.append((chunk.byte_offset, chunk.size)))
-            yield from parts
-        elif (offset := found.id.get_offset()) is not None:
-            yield offset, found.id.get_storage_size()
 
 
 def _between(data: Iterator[tuple[int, int]], file_bytes: int) -> Iterator[tuple[int, int]]:

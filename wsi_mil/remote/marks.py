@@ -44,7 +44,7 @@ class Mark:
 def try_mark(path: Path, shared: bool, create: bool = False) -> Mark | None:
     """Lock a file, together with others or alone; None where others prevent it, or it is not there."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         return None
     mark = Mark(path, handle)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
 _SAY_AFTER_S = 30.0
+_PRIVATE = 0o700  # slides come by the user's own credentials: nobody else on the machine is to read them
 RECORD = "entry.json"
 
 
@@ -56,7 +57,8 @@ def admit(slide: RemoteSlide, waiting: Waiting) -> Mark:
             " --cache-size"
         )
     try:
-        staged(cache).mkdir(parents=True, exist_ok=True)
+        cache.mkdir(_PRIVATE, parents=True, exist_ok=True)
+        staged(cache).mkdir(_PRIVATE, exist_ok=True)
         return _wait_for_room(slide, cache, bound, waiting)
     except OSError as error:
         raise full(f"--cache {cache}", error) from error

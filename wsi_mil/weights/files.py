@@ -7,6 +7,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from wsi_mil.errors import OptionError, WeightsError, one_line
 from wsi_mil.publishing import write_bytes
+from wsi_mil.weights.scanning import require_short_words
 from wsi_mil.weights.sniffing import sniff
 from wsi_mil.weights.states import State, Unwrapped, some, unwrap, warn_of_student
 
@@ -27,7 +29,7 @@ _METADATA, _CHECKSUM, _BLOCK_BYTES = "__metadata__", "checksum", 1 << 24
 # What torch's readers turn a flipped byte into.
 _DAMAGE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
-    MemoryError, struct.error, zipfile.BadZipFile,
+    MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -195,6 +197,8 @@ def _unpickled(path: Path, trust: bool) -> Any:
 
 
 def _load(path: Path, weights_only: bool) -> Any:
+    if weights_only:
+        require_short_words(path)
     with path.open("rb") as file:  # given a path, torch goes by its suffix and not by what the file is
         return torch.load(file, map_location="cpu", weights_only=weights_only)
 
