@@ -63,7 +63,7 @@ class DistanceStage:
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of the features."""
-        attrs = store.read_attrs(item.source)
+        attrs = store.read_attrs(item.source, {"stage", "fingerprint"})
         if attrs.get("stage") not in FEATURE_STAGES:
             raise ArtifactError(f"{item.source} holds no features: make them with `wsimil extract`")
         return attrs["fingerprint"]
@@ -216,9 +216,10 @@ def _params_before(path: Path) -> DistanceParams:
 
 
 def _is_current(item: Item, path: Path) -> bool:
-    attrs = attempt(store.read_attrs, path) if path.exists() else None
-    current = (*_MADE_BY, store.read_attrs(item.source)["fingerprint"])
-    return isinstance(attrs, dict) and tuple(map(attrs.get, ("stage", "stage_version", "upstream"))) == current
+    said = ("stage", "stage_version", "upstream")
+    attrs = attempt(store.read_attrs, path, said) if path.exists() else None
+    current = (*_MADE_BY, store.read_fingerprint(item.source))
+    return isinstance(attrs, dict) and tuple(map(attrs.get, said)) == current
 
 
 def write_summary(folder: Path) -> None:

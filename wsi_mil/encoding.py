@@ -128,7 +128,7 @@ def extract_features(
 
 def _require_resolution(encoding: Encoding, items: list[Item]) -> None:
     """Check tiles that were made already; what cannot be read is told by the loop, slide by slide."""
-    attrs = {item.source: attempt(store.read_attrs, item.source) for item in items}
+    attrs = {item.source: attempt(store.read_attrs, item.source, {"tile_um", "tile_px"}) for item in items}
     sizes = {
         path: TileSize(found["tile_um"], found["tile_px"])
         for path, found in attrs.items()

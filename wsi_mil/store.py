@@ -143,6 +143,11 @@ def read_attrs(path: Path, only: Collection[str] | None = None) -> dict[str, Any
         return hdf5.attributes(file, only)
 
 
+def read_fingerprint(path: Path) -> str:
+    """Read the fingerprint of an artifact, and nothing else."""
+    return read_attrs(path, {"fingerprint"})["fingerprint"]
+
+
 def survey(path: Path) -> Survey:
     """Tell what a file holds that anybody may have written.
 

@@ -184,7 +184,7 @@ def evaluate_model(
 
 def _inputs(model: str, cohort: Cohort, feats: Path, asked: Asked, how: Resampling) -> dict[str, str]:
     """Everything that decides an evaluation."""
-    prints = [store.read_attrs(artifact_path(feats, member.slide_id))["fingerprint"] for member in cohort.members]
+    prints = [store.read_fingerprint(artifact_path(feats, member.slide_id)) for member in cohort.members]
     groups = {column: dict(values) for column, values in cohort.groups.items()}
     return {
         "command": "evaluate",

@@ -2,6 +2,7 @@
 
 import functools
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,27 @@ from wsi_mil.stage import artifact_path
 
 _MEMORY_FOR_BAGS = 4 << 30
 _SHARE_FOR_BAGS = 0.25
+
+
+class Facts(NamedTuple):
+    """What a training asks again and again about a slide's features."""
+
+    tiles: int
+    mpp: float
+    """Micrometres per pixel of its level 0; nan without tiles."""
+
+
+def facts_of(path: Path) -> Facts:
+    """Facts of a features artifact; this version of the file is opened once, however many rounds ask for them."""
+    status = path.stat()
+    return _facts_of(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _facts_of(path: Path, inode: int, mtime_ns: int, size: int) -> Facts:
+    said = store.survey(path)
+    tiles = said.shapes["features"][0]
+    return Facts(tiles, float(said.attrs["mpp_x"]) if tiles else math.nan)
 
 
 class Bags:
@@ -75,7 +97,7 @@ class Bags:
 
     def tiles(self, bag_id: str) -> int:
         """How many tiles a bag has, without reading their features."""
-        return sum(store.survey(path).shapes["features"][0] for path in self.paths[bag_id])
+        return sum(facts_of(path).tiles for path in self.paths[bag_id])
 
     def _files(self) -> Iterator[Path]:
         return (path for paths in self.paths.values() for path in paths)
@@ -170,6 +192,6 @@ def slide_facts_of(bags: Bags, units: Iterable[Unit]) -> list[SlideFacts]:
     """What the slides of some units are like, read one bag after the other."""
     facts = []
     for unit in units:
-        filled = (path for path in bags.paths[unit.bag_id] if store.survey(path).shapes["features"][0])
-        facts += slides_of(bags[unit.bag_id], [store.read_attrs(path)["mpp_x"] for path in filled])
+        slides = map(facts_of, bags.paths[unit.bag_id])
+        facts += slides_of(bags[unit.bag_id], [slide.mpp for slide in slides if slide.tiles])
     return facts

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _AS_FILES_SAY = PeerOptions()
 _ONE_DEVICE = RunParams()
+_MATCHED = {"stage", "status", "reason", "upstream"}  # what tells which slides a training can use
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def run_all(
 
 def labelled(labels: LabelTable, folders: Folders) -> Cohort:
     """Read the labels and match them with what the stages have seen."""
-    features = {item.slide_id: store.read_attrs(item.source) for item in bag_items(folders.feats)}
+    features = {item.slide_id: store.read_attrs(item.source, _MATCHED) for item in bag_items(folders.feats)}
     _refuse_other_features(folders, features)
     if all(attrs["stage"] == "import" for attrs in features.values()):
         folders = replace(folders, tiles=folders.feats)  # what tiles of ours there are says nothing of these
@@ -211,11 +212,7 @@ def _refuse_other_features(folders: Folders, features: dict[str, dict[str, Any]]
                 f"{path} holds no features of wsimil: name a folder that `wsimil extract` made, by --bags"
             )
         tiles = artifact_path(folders.tiles, slide_id)
-        if (
-            attrs["stage"] == "extract"
-            and tiles.exists()
-            and store.read_attrs(tiles)["fingerprint"] != attrs["upstream"]
-        ):
+        if attrs["stage"] == "extract" and tiles.exists() and store.read_fingerprint(tiles) != attrs["upstream"]:
             path = artifact_path(folders.feats, slide_id)
             raise ArtifactStale(
                 f"{path} was made from other tiles than {tiles}: run `wsimil extract --overwrite`, or name the right"
