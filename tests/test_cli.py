@@ -10,7 +10,7 @@ import pytest
 
 from wsi_mil import (
     __version__,
-    arguments,
+    arguments_together,
     cli,
     cli_demo,
     cli_doctor,
@@ -117,8 +117,8 @@ def test_defaults_are_those_of_the_parameters() -> None:
     tile |= {"overlap": tile.pop("overlap_px"), "holes": tile.pop("holes_mm2")}
     for name in tile.keys() - {"tile_px", "tile_um", "include", "exclude"}:
         assert _default(cli_tile.tile, name) == tile[name], name
-    assert arguments.tile_params(None, None, None) == TileParams()
-    assert arguments.tile_params(256, None, 0.5).tile_um == 128.0
+    assert arguments_together.tile_params(None, None, None) == TileParams()
+    assert arguments_together.tile_params(256, None, 0.5).tile_um == 128.0
     looks = {field.name: field.default for field in dataclasses.fields(LookOptions)}
     for name in looks:
         assert _default(cli_predict.explain, name) == looks[name], name
@@ -139,15 +139,15 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
 def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     giga = EncoderSpec("giga", 1, 224, 128.0, "", resize_px=256)
     monkeypatch.setitem(table.ENCODERS, "giga", giga)
-    assert arguments.tile_params(None, None, None, "giga") == TileParams(256, 128.0, 0.5)
-    assert arguments.tile_params(None, None, None, "uni", min_coverage=0.3) == TileParams(224, 128.0, 0.3)
-    assert arguments.tile_params(None, None, None, "morphology") == TileParams()
+    assert arguments_together.tile_params(None, None, None, "giga") == TileParams(256, 128.0, 0.5)
+    assert arguments_together.tile_params(None, None, None, "uni", min_coverage=0.3) == TileParams(224, 128.0, 0.3)
+    assert arguments_together.tile_params(None, None, None, "morphology") == TileParams()
 
 
 def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a=b.pth").touch()
-    weights = arguments.encoder_weights
+    weights = arguments_together.encoder_weights
     assert weights(["uni"], None) == {"uni": None}
     assert weights(["uni"], ["a=b.pth"]) == {"uni": "a=b.pth"}
     assert weights(["uni"], ["uni=b.pth"]) == {"uni": "b.pth"}
@@ -241,4 +241,4 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_aggregator_options_are_read_as_values() -> None:
     words = ["heads=8", "dropout=0.1", "pooling=max", "self_bias=true", "length_scales_um=[1, 2.5]"]
     expected = {"heads": 8, "dropout": 0.1, "pooling": "max", "self_bias": True, "length_scales_um": [1, 2.5]}
-    assert arguments.key_values(words) == expected
+    assert arguments_together.key_values(words) == expected

@@ -29,6 +29,7 @@ from wsi_mil.distances import DistanceParams
 from wsi_mil.encoding import Encoding
 from wsi_mil.errors import ArtifactStale, ClusterError, OptionError, SlideUnreadable
 from wsi_mil.executors import cluster as door
+from wsi_mil.executors import connection
 from wsi_mil.executors.worker import Need, Seen
 from wsi_mil.items import Item, Output, Published, Result, origin_of
 from wsi_mil.predictions import read_predictions
@@ -252,7 +253,7 @@ def test_a_scheduler_that_is_killed_ends_the_run_with_one_line_and_the_rerun_end
 @pytest.mark.slow
 def test_gpus_take_four_tasks_at_once_of_one_crew_and_other_workers_none(home: Path, tmp_path: Path) -> None:
     with_gpu = ("--nworkers", "1", "--nthreads", "6", "--resources", "GPU=1")
-    with cluster_of(tmp_path, with_gpu, TWO) as started, door.connected(started.file) as cluster:
+    with cluster_of(tmp_path, with_gpu, TWO) as started, connection.connected(started.file) as cluster:
         while cluster._threads_for("cpu") < 8:
             time.sleep(0.05)
         assert cluster._threads_for("cuda") == 6
@@ -330,7 +331,7 @@ def test_a_worker_of_another_version_or_that_sees_another_disk_is_named_before_a
 
 
 def test_a_gpu_that_no_worker_declares_is_asked_for_in_vain(scheduler: str) -> None:
-    with door.connected(scheduler) as cluster:
+    with connection.connected(scheduler) as cluster:
         assert (cluster.device("auto"), cluster.device("cpu")) == ("cpu", "cpu")
         with pytest.raises(ClusterError, match=r'--device cuda: no worker .* declares a GPU.*--resources "GPU=1"'):
             cluster.device("cuda")
@@ -378,7 +379,7 @@ def test_what_a_worker_lacks_is_said(version: str, absent: tuple[str, ...], word
 
 
 def test_without_scheduler_or_dask_one_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(door, "_CONNECT_S", 1.0)
+    monkeypatch.setattr(connection, "_CONNECT_S", 1.0)
     began = time.monotonic()
     with pytest.raises(ClusterError, match=r"no Dask scheduler answers there .*dask scheduler"):
         run(ToyStage(), [], tmp_path, RunOptions(scheduler="tcp://127.0.0.1:9"))

@@ -13,7 +13,7 @@ from PIL import Image
 from test_cli import call
 
 from wsi_mil import store
-from wsi_mil.arguments import with_regions
+from wsi_mil.arguments_together import with_regions
 from wsi_mil.errors import ArtifactStale, OptionError, PolygonError
 from wsi_mil.geometry import outline, to_geojson
 from wsi_mil.regions import Drawings, RegionParams, label_tiles, read_labels

@@ -43,10 +43,6 @@ from wsi_mil.arguments import (
     Version,
     WeightsOf,
     Workers,
-    encoder_weights,
-    peer_options,
-    run_options,
-    tile_params,
 )
 from wsi_mil.arguments_remote import (
     DEFAULT_SIZE,
@@ -56,6 +52,12 @@ from wsi_mil.arguments_remote import (
     SlidesAt,
     SlidesNow,
     cache_params,
+)
+from wsi_mil.arguments_together import (
+    encoder_weights,
+    peer_options,
+    run_options,
+    tile_params,
 )
 from wsi_mil.errors import WsiMilError, one_line
 from wsi_mil.screen import leave, leave_each, naming_failures, show_encoders, show_training

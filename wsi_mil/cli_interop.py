@@ -15,9 +15,8 @@ from wsi_mil.arguments import (
     Overwrite,
     Shard,
     Workers,
-    peer_options,
-    run_options,
 )
+from wsi_mil.arguments_together import peer_options, run_options
 from wsi_mil.remote.urls import require_copied
 from wsi_mil.screen import leave
 

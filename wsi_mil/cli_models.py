@@ -40,10 +40,8 @@ from wsi_mil.arguments import (
     UnitName,
     ValFraction,
     WeightDecay,
-    key_values,
-    label_table,
-    peer_options,
 )
+from wsi_mil.arguments_together import key_values, label_table, peer_options
 from wsi_mil.screen import show_study, show_training
 
 app = typer.Typer(rich_markup_mode=None)

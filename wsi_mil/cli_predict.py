@@ -20,9 +20,9 @@ from wsi_mil.arguments import (
     TrustCheckpoint,
     Weights,
     Workers,
-    peer_options,
 )
 from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, ManySlides, Place, cache_params
+from wsi_mil.arguments_together import peer_options
 from wsi_mil.errors import OptionError
 from wsi_mil.remote.urls import parse_place, require_copied
 from wsi_mil.screen import show_answers, show_learnt

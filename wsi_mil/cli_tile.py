@@ -33,11 +33,9 @@ from wsi_mil.arguments import (
     TilePx,
     TileUm,
     Workers,
-    run_options,
-    tile_params,
-    with_regions,
 )
 from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, SlidesAt, cache_params
+from wsi_mil.arguments_together import run_options, tile_params, with_regions
 from wsi_mil.errors import OptionError
 from wsi_mil.remote.urls import require_copied
 from wsi_mil.screen import leave, show_estimate

@@ -73,7 +73,8 @@ def executing(
         return
     if crew is None:
         raise ValueError(f"nothing says how a worker of {options.scheduler} makes itself what the stages need")
-    from wsi_mil.executors.cluster import Job, connected  # here, since dask takes a while to load
+    from wsi_mil.executors.cluster import Job  # here, since dask takes a while to load
+    from wsi_mil.executors.connection import connected
 
     with connected(options.scheduler) as cluster:
         first = next((item.source for item in items if isinstance(item.source, Path)), None)
@@ -96,7 +97,8 @@ def asking(scheduler: str, device: str) -> Generator[tuple[str, Callable[[Callab
     Raises:
         ClusterError: the cluster cannot be reached, a worker cannot do the work, or none has such a device.
     """
-    from wsi_mil.executors.cluster import Job, connected
+    from wsi_mil.executors.cluster import Job
+    from wsi_mil.executors.connection import connected
 
     with connected(scheduler) as cluster:
         found = cluster.device(device)
@@ -130,7 +132,8 @@ def each(
     Raises:
         ClusterError: as `asking`.
     """
-    from wsi_mil.executors.cluster import Job, connected
+    from wsi_mil.executors.cluster import Job
+    from wsi_mil.executors.connection import connected
 
     with connected(scheduler) as cluster:
         found = cluster.device(device)
