@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from wsi_mil.errors import OptionError
-from wsi_mil.executors import available_cores
+from wsi_mil.executors import available_cores, local_rank
 
 log = logging.getLogger(__name__)
 
@@ -16,14 +16,22 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:I`` into a device that is there; ``auto`` prefers a GPU."""
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:I`` into a device that is there; ``auto`` prefers a GPU.
+
+    Of processes that torchrun started each has a GPU of its own, where it sees those of the others too.
+
+    Raises:
+        OptionError: another word, or a GPU that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return pick_device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise OptionError(f"--device {name}: give auto, cpu, cuda or cuda:I")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are here: give --device cpu")
+    if name == "cuda" and 0 < local_rank() < torch.cuda.device_count():
+        return torch.device("cuda", local_rank())
     return torch.device(name)
 
 

@@ -86,6 +86,11 @@ def started_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def local_rank() -> int:
+    """Which of the processes that share a training on this machine this one is."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if started_ranks() > 1 else 0
+
+
 def is_first_rank() -> bool:
     """Whether this process, of those that share a training, is the one that writes and talks."""
     return started_ranks() == 1 or os.environ["RANK"] == "0"
