@@ -128,12 +128,24 @@ def test_defaults_are_those_of_the_parameters() -> None:
 
 
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(arguments: list[str]) -> None:
+    def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr("wsi_mil.encoders.list_encoders", interrupted)
+    assert call("encoders") == 130  # typer turns Ctrl-C within a command into an exit of its own
+    assert "type the same command to go on" in capsys.readouterr().err
+
+    monkeypatch.setattr(cli, "app", lambda words: interrupted())
     assert call("train") == 130
     assert "type the same command to go on" in capsys.readouterr().err
+
+
+def test_a_file_that_the_system_has_trouble_with_is_named_without_pythons_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wsi_mil.encoders.list_encoders", lambda: Path("/proc/none/m").mkdir())
+    assert call("encoders") == 1
+    assert "error: /proc/none/m: No such file or directory: name another" in capsys.readouterr().err
 
 
 def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

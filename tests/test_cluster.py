@@ -285,6 +285,18 @@ def test_that_no_gpu_is_left_is_said_though_other_workers_are(
     assert '--resources "GPU=1"' in told
 
 
+def test_a_worker_that_leaves_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(door, "_LOOK_S", -1.0)
+    threads = {"tcp://b:1": 2, "tcp://c:1": 2}
+    cluster = door.Cluster(SimpleNamespace(nthreads=lambda: dict(threads)), "tcp://a:1")
+    assert cluster._room("cpu", 0) == 8
+    del threads["tcp://c:1"]
+    assert [cluster._room("cpu", 0) for _ in range(3)] == [4, 4, 4]
+    assert caplog.messages == ["worker tcp://c:1 left: what it was at goes to others"]
+
+
 def test_a_worker_that_leaves_while_it_is_asked_is_no_error_and_one_that_cannot_answer_is() -> None:
     here, left = Seen("1", (), 0.0), OSError("Timed out during handshake")
     asked = iter([{"a": left}, {"a": left, "b": here}, {"b": ImportError("no wsi_mil")}])

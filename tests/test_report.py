@@ -93,6 +93,8 @@ def test_a_curve_has_signs_of_its_colour_on_it() -> None:
     assert all(place.x == pytest.approx(100 - place.y) for place in first)
     assert [tuple(place) for place in second] == [(0, 100), (100, 0)]
     assert chart.signs(steep, 0)[0] != chart.signs(steep, 1)[0]
+    steps = Curve("c", (0.0,) * 20 + (1.0,) * 20)
+    assert {place.y for place in chart.signs(steps, 0)} <= {0.0, 100.0}, "a sign stands where there is a point"
     assert [sign for sign, *_ in chart.named] == ["●", "■"]
     assert chart.signs(Curve("none", ()), 0) == []
 

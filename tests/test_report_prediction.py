@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,13 @@ def test_what_was_warned_of_is_on_the_page(told: Told, tmp_path: Path) -> None:
     assert "a/slide: unlike training: 3 tiles." in listed
     assert "a/slide: the slide was not at hand" in listed
     assert "a/slide: the tiles&#39; artifact was not at hand" in listed
+
+
+def test_few_validation_patients_are_told_beside_the_probabilities_that_they_made(told: Told) -> None:
+    training = {**told.model.training, "val_patients": {"far": 1, NASTY: 40}}
+    text = prediction_page([answer("a")], told._replace(model=replace(told.model, training=training))).decode()
+    listed = text[text.index("To bear in mind</h2>") :].partition("</ul>")[0]
+    assert "Temperature and threshold are not to be relied on: validation has few patients (1 of class far" in listed
 
 
 def test_what_could_not_be_explained_and_what_was_answered_before_is_on_the_page(told: Told) -> None:

@@ -79,6 +79,7 @@ app.add_typer(cli_interop.app)
 app.add_typer(cli_demo.app)
 app.add_typer(cli_doctor.app)
 _DEBUG = "--debug"
+_INTERRUPTED = 130  # the code of Ctrl-C, as shells have it; typer turns it into an exit with that code
 
 
 @app.callback()
@@ -205,6 +206,13 @@ def encoders(
     show_encoders(list_encoders(), as_json)
 
 
+def _told(error: WsiMilError | OSError) -> str:
+    """An error as one line, of a file that the system has trouble with its name and that trouble."""
+    if isinstance(error, OSError) and not isinstance(error, PermissionError | WsiMilError) and error.filename:
+        return f"{error.filename}: {error.strerror}: name another, or mend that, then type the same command again"
+    return one_line(error)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run ``wsimil``: errors of ours become one red line and their exit code; ``--debug`` shows the traceback."""
     from wsi_mil.executors import is_first_to_tell
@@ -216,15 +224,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with typing(words):
             app([word for word in words if word != _DEBUG])
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+            raise
         if is_first_to_tell():
             console.print("interrupted: what is finished stays; type the same command to go on", style="bold red")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except (WsiMilError, OSError) as error:  # a full disk or a forbidden folder is no bug either
         if debug:
             raise
         if is_first_to_tell():
-            console.print(f"error: {one_line(error)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"error: {_told(error)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", 1))
 
 

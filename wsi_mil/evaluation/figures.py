@@ -139,7 +139,7 @@ def judge(name: str, answers: Answers, how: Resampling) -> Judged:
 
 
 def _alike(figures: Mapping[str, Interval], answers: Answers) -> Iterator[str]:
-    """A word on figures without limits though there are patients to draw: resamples say nothing of others."""
+    """A word on figures without limits though there are patients to draw: all resamples are alike, or some lack it."""
     patients = np.asarray(answers.patients)
     if any(len(np.unique(patients[answers.labels == label])) < 2 for label in np.unique(answers.labels)):
         return  # which `small_sample_notes` tells
@@ -150,7 +150,10 @@ def _alike(figures: Mapping[str, Interval], answers: Answers) -> Iterator[str]:
     ]
     if names:
         exact = "" if _one_bag_each(answers) else "; an exact one asks for one bag a patient (train --unit patient)"
-        yield f"no interval of {', '.join(names)}, which is no certainty: resamples are all alike{exact}"
+        yield (
+            f"no interval of {', '.join(names)}, which does not make it certain: drawing patients anew gives always"
+            f" the same, or sometimes nothing{exact}"
+        )
 
 
 def _one_bag_each(answers: Answers) -> bool:

@@ -55,6 +55,7 @@ class Cluster:
         """Take a connection, and what the user called it."""
         self._client, self._address = client, address
         self._threads, self._looked, self._told = 0, 0.0, time.monotonic()
+        self._there = set[str]()
 
     def device(self, name: str) -> str:
         """Turn what ``--device`` says into what workers shall use; ``auto`` prefers GPUs, where some declare one.
@@ -215,6 +216,9 @@ class Cluster:
     def _threads_for(self, device: str) -> int:
         """Threads of the workers that may take a task: for GPUs, of those that declare one."""
         threads = self._client.nthreads()
+        for address in sorted(self._there - threads.keys()):
+            log.warning("worker %s left: what it was at goes to others", address)
+        self._there = set(threads)
         if device == "cpu":
             return sum(threads.values())
         told = self._client.scheduler_info(n_workers=-1)["workers"]

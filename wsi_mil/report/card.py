@@ -112,13 +112,17 @@ def _decisions(made: Checkpoint) -> str:
 
 
 def _doubts(made: Checkpoint) -> str:
-    """Of each model why they are not to be relied on; models with the same reason together."""
+    start = " But " if len(made.parts) == 1 else " "
+    return "".join(f"{start}{_text(doubt)}." for doubt in doubts_of(made))
+
+
+def doubts_of(made: Checkpoint) -> list[str]:
+    """Why temperature and threshold are not to be relied on, of models of an ensemble with the same reason together."""
     trainings = made.training.get("rounds", [made.training])
     pairs = zip(made.parts, trainings, strict=True)
-    told = [_text(doubts(part.temperature, training.get("val_patients", {}))) for part, training in pairs]
-    several = len(told) > 1
-    whose = [f" In {count} of {len(told)} models {doubt}." for doubt, count in Counter(filter(None, told)).items()]
-    return "".join(whose if several else [f" But {doubt}." for doubt in told if doubt])
+    told = [doubts(part.temperature, training.get("val_patients", {})) for part, training in pairs]
+    of = "In {} of {} models " if len(told) > 1 else ""
+    return [of.format(count, len(told)) + doubt for doubt, count in Counter(filter(None, told)).items()]
 
 
 def _provenance(made: Checkpoint) -> str:

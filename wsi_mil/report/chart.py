@@ -139,15 +139,15 @@ class Chart(NamedTuple):
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in self._corners(curve))
 
     def signs(self, curve: Curve, colour: int) -> list[Place]:
-        """Where the sign of a curve stands: at each of a few points, else evenly along it, each colour elsewhere."""
+        """Where the sign of a curve stands: at each of a few points, else at some along it, each colour elsewhere."""
         corners = self._corners(curve)
         if len(corners) <= _EACH:
             return [Place(*corner) for corner in corners]
         spread = _SPREAD if len(self.curves) <= 2 * COLOURS else 1
         shares = (np.arange(spread) + (colour + 0.5) / COLOURS) / spread
         along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(corners, axis=0).T))])
-        places = (np.interp(shares * along[-1], along, column) for column in np.transpose(corners))
-        return [Place(float(x), float(y)) for x, y in zip(*places, strict=True)]
+        nearest = np.abs(along - shares[:, None] * along[-1]).argmin(axis=1)  # a sign says that there is a point
+        return [Place(float(x), float(y)) for x, y in corners[np.unique(nearest)]]
 
     def shape(self, colour: int) -> str:
         """The sign of a colour as an SVG path."""
