@@ -23,7 +23,7 @@ import fsspec
 import pytest
 from far import BUCKET, in_memory, noise, s3_server, slide_at, taken, write
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsi_mil.errors import OptionError, RemoteError, SlideError, SlideUnreadable
@@ -141,6 +141,7 @@ files = st.lists(
 
 
 @settings(max_examples=40)
+@example([(["tiles", "a"], "a", ".h5"), (["tiles", "a"], "a", ".jpg")], "", True)
 @given(files, st.sampled_from(["", "tiles", "a"]), st.booleans())
 def test_the_same_folder_has_the_same_slides_here_and_far_away(
     tmp_path_factory: pytest.TempPathFactory, files: list[Any], stage: str, is_stage: bool

@@ -141,7 +141,7 @@ class _Tree:
             hidden = any(part.startswith(".") for part in path.parts)
             if hidden or not is_inside(name) or not name.lower().endswith(EXTENSIONS) or stages & (parents - {"."}):
                 continue
-            is_preview = "." in stages and "/" not in name and f"{name[:-4]}.h5" in self.files and name.endswith(".jpg")
+            is_preview = "." in stages and f"{name[:-4]}.h5" in self.files and name.endswith(".jpg")
             if not is_preview:
                 yield name
 
