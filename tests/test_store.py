@@ -227,3 +227,16 @@ def test_where_data_lie_is_known_and_all_else_is_searched_for_heaps(groups: str,
     path.write_bytes(data[: heap + 16] + bytes(16) + data[heap + 32 :])
     with pytest.raises(ArtifactCorrupt, match="does not add up"):
         store.read_attrs(path)
+
+
+@pytest.mark.parametrize("kind", ["list", "reference"])
+def test_attributes_at_which_hdf5_may_end_the_process_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        if kind == "list":
+            lists = np.array([np.arange(2), np.arange(3)], dtype=object)
+            file.attrs.create("stamp_version", lists, dtype=h5py.vlen_dtype(np.int64))
+        else:
+            file.attrs["stamp_version"] = file.ref
+    with pytest.raises(ArtifactCorrupt, match="its attribute stamp_version holds a list or a reference"):
+        store.survey(path)

@@ -20,6 +20,7 @@ from wsi_mil.errors import ArtifactCorrupt
 File = h5py.File
 _HARD_LINK, _SOFT_LINK = 0, 1  # H5L_TYPE_HARD, _SOFT; asking h5py whether a name is there would follow it
 _TEXT = h5py.h5t.py_create(h5py.string_dtype())
+_NO_VALUE = h5py.h5t.TypeVlenID | h5py.h5t.TypeReferenceID  # texts are a kind of their own
 _MOST_PACKED = 1100  # times that deflate packs zeros (1032), and what others of HDF5's filters do to features
 _ALWAYS_BYTES = 1 << 16  # as many as an honest dataset has that nobody wrote to
 _REMEDY = "write the data themselves into it, such as by h5repack, if you trust who made it"
@@ -133,6 +134,8 @@ def plain(value: Any) -> Any:
 def _attribute(place: h5py.File | h5py.Dataset, name: bytes) -> Any:
     found = h5py.h5a.open(place.id, name)
     kind: Any = found.get_type()
+    if isinstance(kind, _NO_VALUE):  # one flipped bit makes a list of a text, at which HDF5 ends the process
+        raise ValueError(f"its attribute {name.decode(errors='replace')} holds a list or a reference")
     if found.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
         return plain(place.attrs[name])
     if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
