@@ -50,13 +50,13 @@ def _print_version(wanted: bool) -> bool:
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
 ]
-_HERE: dict[str, Any] = {"metavar": "PATH", "parser": require_copied}
+HERE: dict[str, Any] = {"metavar": "PATH", "parser": require_copied}
 """Of what is read, and lies on this machine."""
 Out = Annotated[Path, typer.Option("--out", metavar="PATH", parser=require_local, help="Where the artifacts go.")]
-Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.", **_HERE)]
+Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.", **HERE)]
 Bags = Annotated[
     Path,
-    typer.Option("--bags", help="Features: a folder of `wsimil extract`, TRIDENT, CLAM, STAMP or AtlasPatch.", **_HERE),
+    typer.Option("--bags", help="Features: a folder of `wsimil extract`, TRIDENT, CLAM, STAMP or AtlasPatch.", **HERE),
 ]
 BagSlides = Annotated[
     Path | None,
@@ -69,10 +69,9 @@ BagSlides = Annotated[
 ]
 BagTable = Annotated[
     Path | None,
-    typer.Option(
-        "--slides-csv", help="Table slide,mpp: um/px of slides where other programs' bags tell none.", **_HERE
-    ),
+    typer.Option("--slides-csv", help="Table slide,mpp: um/px of slides where other programs' bags tell none.", **HERE),
 ]
+SlidesCsv = Annotated[Path | None, typer.Option("--slides-csv", help="Table slide[,mpp][,min_coverage ...].", **HERE)]
 BagMpp = Annotated[
     float | None,
     typer.Option(
@@ -82,13 +81,13 @@ BagMpp = Annotated[
 BagEncoder = Annotated[
     str | None, typer.Option("--encoder", help="The encoder of other programs' bags: its name, or which of several.")
 ]
-Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].", **_HERE)]
+Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].", **HERE)]
 Distances = Annotated[
-    Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.", **_HERE)
+    Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.", **HERE)
 ]
 Patients = Annotated[
     Path | None,
-    typer.Option("--patients", help="Table slide_id,patient_id: whose the slides are, where it matters.", **_HERE),
+    typer.Option("--patients", help="Table slide_id,patient_id: whose the slides are, where it matters.", **HERE),
 ]
 JsonTo = Annotated[
     str | None,
@@ -150,7 +149,7 @@ StainMethod = Annotated[
     Stain, typer.Option("--stain", help="Bring each slide's colours to a reference before the encoder.")
 ]
 For = Annotated[str | None, typer.Option("--for", metavar="ENCODER", help="Tiles as that encoder's authors made them.")]
-Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder that holds it.", **_HERE)]
+Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder that holds it.", **HERE)]
 Target = Annotated[str, typer.Option("--target", metavar="COLUMN", help="The column of --labels to learn.")]
 Positive = Annotated[
     str | None,
@@ -161,7 +160,7 @@ UnitName = Annotated[
 ]
 SlidesTable = Annotated[
     Path | None,
-    typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.", **_HERE),
+    typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.", **HERE),
 ]
 By = Annotated[
     list[str] | None, typer.Option("--by", metavar="COLUMN", help="Figures for each value of this column, too.")
@@ -197,7 +196,7 @@ MinSaturation = Annotated[float, typer.Option("--min-saturation", help="Least sh
 Regions = Annotated[
     Path | None,
     typer.Option(
-        "--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile.", **_HERE
+        "--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile.", **HERE
     ),
 ]
 Include = Annotated[
@@ -209,7 +208,7 @@ Annotations = Annotated[
     typer.Option(
         "--annotations",
         help="Folder of polygons, likewise: what share of each tile each class covers is kept.",
-        **_HERE,
+        **HERE,
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]

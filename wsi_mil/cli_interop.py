@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from wsi_mil.arguments import (
+    HERE,
     BagEncoder,
     BagMpp,
     BagSlides,
@@ -52,9 +53,7 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="stamp; TRIDENT, CLAM and torchmil read feats/ as it is.")],
     bags: Annotated[
         Path,
-        typer.Option(
-            "--bags", metavar="PATH", parser=require_copied, help="Folder of `wsimil extract` or `wsimil import`."
-        ),
+        typer.Option("--bags", help="Folder of `wsimil extract` or `wsimil import`.", **HERE),
     ] = Path("feats"),
     out: Out = Path("export"),
     overwrite: Overwrite = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsi_mil.arguments import (
+    HERE,
     BagEncoder,
     BagMpp,
     BagTable,
@@ -24,7 +25,7 @@ from wsi_mil.arguments import (
 from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, ManySlides, Place, cache_params
 from wsi_mil.arguments_together import peer_options
 from wsi_mil.errors import OptionError
-from wsi_mil.remote.urls import parse_place, require_copied
+from wsi_mil.remote.urls import parse_place
 from wsi_mil.screen import show_answers, show_learnt
 from wsi_mil.typed import typed
 
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 app = typer.Typer()
 OtherBags = Annotated[
     Path | None,
-    typer.Option("--bags", metavar="PATH", parser=require_copied, help="Features instead, of whatever program."),
+    typer.Option("--bags", help="Features instead, of whatever program.", **HERE),
 ]
 Model = Annotated[
     Path,
-    typer.Option("--model", metavar="PATH", parser=require_copied, help="Checkpoint, or the folder of `wsimil train`."),
+    typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.", **HERE),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
 SlidesOfBags = Annotated[
@@ -56,9 +57,8 @@ TilesOfBags = Annotated[
     Path | None,
     typer.Option(
         "--tiles",
-        metavar="PATH",
-        parser=require_copied,
         help="Of --bags, to explain: their tiles, which know their quality and the tissue.  [default: tiles, if there]",
+        **HERE,
     ),
 ]
 

@@ -29,6 +29,7 @@ from wsi_mil.arguments import (
     Scheduler,
     Seed,
     Shard,
+    SlidesCsv,
     TileMpp,
     TilePx,
     TileUm,
@@ -37,7 +38,6 @@ from wsi_mil.arguments import (
 from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, SlidesAt, cache_params
 from wsi_mil.arguments_together import run_options, tile_params, with_regions
 from wsi_mil.errors import OptionError
-from wsi_mil.remote.urls import require_copied
 from wsi_mil.screen import leave, show_estimate
 
 
@@ -59,12 +59,7 @@ def tile(
     max_white: MaxWhite = 1.0,
     max_black: MaxBlack = 0.5,
     min_saturation: MinSaturation = 0.0,
-    table: Annotated[
-        Path | None,
-        typer.Option(
-            "--slides-csv", metavar="PATH", parser=require_copied, help="Table slide[,mpp][,min_coverage ...]."
-        ),
-    ] = None,
+    table: SlidesCsv = None,
     slide_mpp: Mpp = None,
     regions: Regions = None,
     include: Include = None,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from wsi_mil import store
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
@@ -11,6 +10,7 @@ from wsi_mil.cohort import Cohort, Unit
 from wsi_mil.learning import require_memory_to_ask
 from wsi_mil.predictions import Prediction
 from wsi_mil.stage import artifact_path
+from wsi_mil.training_bags import facts_of
 
 
 def as_it_lies(bag: Bag) -> Bag:
@@ -45,8 +45,7 @@ def ask(
 
 def _tiles(unit: Unit, feats: Path) -> int:
     """How many tiles a bag has, without reading their features."""
-    paths = (artifact_path(feats, member.slide_id) for member in unit.members)
-    return sum(store.survey(path).shapes["features"][0] for path in paths)
+    return sum(facts_of(artifact_path(feats, member.slide_id)).tiles for member in unit.members)
 
 
 def _bag(made: Checkpoint, unit: Unit, feats: Path) -> Bag:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsi_mil import store
 from wsi_mil.aggregators import Aggregator
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
@@ -19,6 +18,7 @@ from wsi_mil.explain import AtDistance, Head, Reliance, enrichment, learnt_dista
 from wsi_mil.stage import artifact_path, attempt
 from wsi_mil.tile_distances import TileDistances
 from wsi_mil.train import Trained
+from wsi_mil.training_bags import facts_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def predicted_distances(made: Checkpoint, paths: Sequence[Path], device: str) ->
         device: where the model runs.
     """
     there = [path for path in paths if path.exists()]
-    sizes = ((path, store.survey(path).shapes["features"][0]) for path in there)
+    sizes = ((path, facts_of(path).tiles) for path in there)
     chosen = [path for path, tiles in sizes if 1 < tiles <= _MOST_TILES][:SLIDES]
     use = DistanceUse.recorded(made)
     if not chosen or not (use.heads or made.model().single_models()[0].distance_tables()):
