@@ -118,7 +118,7 @@ def _doubts(made: Checkpoint) -> str:
 
 def doubts_of(made: Checkpoint) -> list[str]:
     """Why temperature and threshold are not to be relied on, of models of an ensemble with the same reason together."""
-    trainings = made.training.get("rounds", [made.training])
+    trainings = made.training.get("rounds") or [made.training] * len(made.parts)
     pairs = zip(made.parts, trainings, strict=True)
     told = [doubts(part.temperature, training.get("val_patients", {})) for part, training in pairs]
     of = "In {} of {} models " if len(told) > 1 else ""
