@@ -11,11 +11,13 @@ from multifile import write_dicom, write_mrxs, write_vms
 from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+from pydicom.errors import BytesLengthException
 from test_cli import call
 
 from wsi_mil import store
 from wsi_mil.errors import SlideUnreadable
 from wsi_mil.slides import find_slides, open_slide, slide_fingerprint, write_pyramid
+from wsi_mil.slides import frames as frame_tables
 from wsi_mil.slides.direct import NotDirect, dicom, open_directly
 
 MPP = 1.0
@@ -217,6 +219,62 @@ def test_a_frame_in_several_parts_is_no_tile(image: np.ndarray, tmp_path: Path, 
     dataset.save_as(path, enforce_file_format=True)
     with open_slide(path, reader="openslide") as slide, pytest.raises(NotDirect, match="parts"):
         open_directly(slide)
+
+
+@pytest.mark.parametrize("table", ["basic", "extended"])
+def test_a_table_of_frames_that_goes_down_is_refused_by_the_file_that_has_it(
+    image: np.ndarray, tmp_path: Path, table: str
+) -> None:
+    """OpenSlide ends the process there."""
+    files = write_dicom(tmp_path, image, MPP)
+    other = write_dicom(tmp_path, image, MPP, "1.2.4", first=11)[1]
+    rewrite(files[2], table)
+    kind = "<u8" if table == "extended" else "<u4"
+    dataset = dcmread(files[2])
+    places = dataset.ExtendedOffsetTable if table == "extended" else dataset.PixelData[8:]
+    second = np.frombuffer(places[np.dtype(kind).itemsize :], kind, 1).tobytes()
+    content = files[2].read_bytes()
+    at = content.index(places[: np.dtype(kind).itemsize] + second)
+    files[2].write_bytes(content[:at] + second + content[at + len(second) :])
+    with pytest.raises(SlideUnreadable, match=r"003\.dcm is damaged: the places it tells of its frames go down"):
+        open_slide(files[1])
+    with open_slide(other, reader="direct") as slide:
+        assert len(slide.levels) == 3
+
+
+def test_a_table_of_frames_is_found_behind_a_long_header(
+    image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frame_tables, "_PART", 64)
+    path = write_dicom(tmp_path, image, MPP)[1]
+    frame_tables.require_credible_frames(path)
+    content = path.read_bytes()
+    found = frame_tables._PIXELS.search(content)
+    assert found is not None
+    at = found.end()
+    path.write_bytes(content[:at] + content[at + 4 : at + 8] + content[at + 4 :])
+    with pytest.raises(SlideUnreadable, match="go down"):
+        frame_tables.require_credible_frames(path)
+
+
+def test_a_level_larger_than_the_slide_is_refused(image: np.ndarray, tmp_path: Path) -> None:
+    path = write_dicom(tmp_path, image, MPP)[2]
+    dataset = dcmread(path)
+    dataset.TotalPixelMatrixRows = 2_000_000_000
+    dataset.save_as(path, enforce_file_format=True)
+    with pytest.raises(SlideUnreadable, match="a level of 1,024 x 2,000,000,000 px in a slide of 2,048 x 1,536 px"):
+        open_slide(path)
+
+
+def test_a_header_that_pydicom_stumbles_over_leaves_the_slide_to_openslide(image: np.ndarray, tmp_path: Path) -> None:
+    path = write_dicom(tmp_path, image, MPP)[1]
+    with open_slide(path, reader="openslide") as slide:
+        content = path.read_bytes()
+        length = content.index(b"UL\x04\x00", 128) + 2  # of the group's length: four bytes, in a valid file
+        path.write_bytes(content[:length] + b"\x06" + content[length + 1 :])
+        with pytest.raises(NotDirect, match="not understood") as refused:
+            dicom.read_tables(path, slide.levels)
+    assert isinstance(refused.value.__cause__, BytesLengthException)
 
 
 def test_without_pydicom_openslide_reads(image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

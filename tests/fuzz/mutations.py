@@ -17,6 +17,7 @@ _TOKENS = (
     b"\xff\xfe\x00\xd8", "é=".encode("latin-1"), b"A" * 70_000, b"<!DOCTYPE x>", b"<a/>", b"&e;", b"0x10",
     b"\xe2\x80\xae", b"_", b"1_0",
 )  # fmt: skip
+_DICOM_PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 
 
@@ -83,6 +84,20 @@ def damaged_tiff(rng: random.Random, data: bytes, others: Sequence[bytes]) -> by
             case _:
                 form, bits = rng.choice((("H", 16), ("I", 32)))
                 struct.pack_into(f"{order}{form}", found, at + (12 if big else 8), value & ((1 << bits) - 1))
+    return bytes(found)
+
+
+def damaged_dicom(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    """Lie in the header of a DICOM file, or in the table of its frames behind it."""
+    pixels = data.find(_DICOM_PIXELS)
+    if pixels < 0:
+        return mutate(rng, data, others)
+    found, table = bytearray(data), pixels + len(_DICOM_PIXELS)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        start, end = rng.choice(((128, table), (pixels, table + 40)))
+        form, bits = rng.choice((("<H", 16), ("<I", 32)))
+        lie = rng.choice((*_LIES, rng.randrange(len(data)), rng.randrange(400)))
+        struct.pack_into(form, found, rng.randrange(start, end - 4), lie & ((1 << bits) - 1))
     return bytes(found)
 
 

@@ -40,6 +40,7 @@ class Reader:
 _TEXT = (mutations.damaged_text,)
 _TENSORS = (mutations.mutate, mutations.damaged_header, mutations.damaged_header)
 _ZIPPED = (mutations.mutate, mutations.damaged_zip, mutations.damaged_zip)
+_DICOM = (mutations.mutate, mutations.damaged_dicom)
 _TIFF = (mutations.mutate, mutations.damaged_tiff, mutations.damaged_tiff)
 
 READERS = {
@@ -70,7 +71,7 @@ READERS = {
     "svs": Reader(seeds.svs, reading.slide, _TIFF, is_slow=True),
     "philips": Reader(seeds.philips, reading.slide, _TIFF, is_slow=True),
     "ndpi": Reader(seeds.ndpi, reading.slide, _TIFF, is_slow=True),
-    "dicom": Reader(seeds.dicom, reading.slide, is_slow=True),
+    "dicom": Reader(seeds.dicom, reading.slide, _DICOM, is_slow=True),
     "mrxs-vms": Reader(seeds.several_files, reading.slide_beside, is_slow=True),
     "images": Reader(seeds.images, reading.slide, (mutations.mutate, mutations.damaged_tiff)),
 }

@@ -19,6 +19,7 @@ from wsi_mil.slides.resample import RESAMPLE, resample
 from wsi_mil.slides.resolution import Resolution
 
 _BLOCK_PX = 2048  # side of the blocks that a thumbnail is read in: 16 MB each
+_MOST_SIDE = 1 << 24  # of a slide, px: 0.8 m at the finest resolution that is taken
 _MOST_PIXELS = 1 << 29  # of a thumbnail: 180 x 180 mm at 8 um
 WHITE = (255, 255, 255)
 
@@ -72,11 +73,21 @@ class Slide(ABC):
     def __init__(
         self, path: Path, sizes: list[tuple[int, int]], resolution: Resolution, background: tuple[int, int, int] = WHITE
     ) -> None:
-        """Take the (width, height) of each level, level 0 first."""
+        """Take the (width, height) of each level, level 0 first.
+
+        Raises:
+            SlideUnreadable: level 0 is larger than any slide's, or another is larger than it.
+        """
         self.path = path
         self.place: Place = path
         self.held = ExitStack()
         self.l0_size = sizes[0]
+        for width, height in sizes:
+            if max(width, height) > _MOST_SIDE or width > self.l0_size[0] or height > self.l0_size[1]:
+                whole = "{:,} x {:,}".format(*self.l0_size)
+                raise SlideUnreadable(
+                    f"{path} is damaged: a level of {width:,} x {height:,} px in a slide of {whole} px"
+                )
         self.resolution = resolution
         self.levels = [Level(*size, *map(_scale, sizes[0], size)) for size in sizes]
         self.mpp_x, self.mpp_y, self.mpp_source = resolution

@@ -183,12 +183,12 @@ class _Tree:
 def _series_in(url: Url, size: int) -> str:
     if importlib.util.find_spec("pydicom") is None:
         raise RemoteError(f"{url}: to tell DICOM slides apart far away: pip install 'wsi-mil[dicom]'")
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.filereader import read_partial
 
     start = BytesIO(read_whole(url, min(size, _HEADER_BYTES)))
     try:
         header = read_partial(start, stop_when=lambda tag, vr, length: tag > _SERIES)
-    except (InvalidDicomError, EOFError, OSError, ValueError):  # no DICOM: opening it will say so
+        return str(header.get("SeriesInstanceUID", ""))
+    except (InvalidDicomError, BytesLengthException, EOFError, OSError, ValueError):  # opening it will say so
         return ""
-    return str(header.get("SeriesInstanceUID", ""))

@@ -6,6 +6,7 @@ from wsi_mil.errors import OptionError, SlideError, SlideUnreadable
 from wsi_mil.remote import hold
 from wsi_mil.slides.base import Slide
 from wsi_mil.slides.direct import NotDirect, open_directly
+from wsi_mil.slides.frames import require_credible_frames
 from wsi_mil.slides.headers import require_credible
 from wsi_mil.slides.image_reader import ImageSlide
 from wsi_mil.slides.naming import Place
@@ -57,6 +58,7 @@ def _open(path: Path, mpp: float | None, reader: str, fast: bool) -> Slide:
     """Open what lies here."""
     start = _start(path)
     require_credible(path)
+    require_credible_frames(path)
     try:
         slide = OpenSlideSlide(path, mpp)
     except SlideUnreadable as first:

@@ -40,9 +40,11 @@ def read_tables(path: Path, levels: Sequence[Level]) -> list[TileTable]:
     """
     if importlib.util.find_spec("pydicom") is None:
         raise NotDirect("pydicom is not installed: pip install 'wsi-mil[dicom]'")
+    from pydicom.errors import BytesLengthException
+
     try:
         found = _tables_of_series(path)
-    except _FAILURES as error:
+    except (BytesLengthException, *_FAILURES) as error:  # pydicom understands a value only when it is asked for
         raise NotDirect(f"its headers are not understood: {error}") from error
     missing = [level[:2] for level in levels if level[:2] not in found]
     if missing:
@@ -69,12 +71,12 @@ def _tables_of_series(path: Path) -> dict[tuple[int, int], TileTable]:
 def _header(path: Path) -> tuple[Any, int]:
     """What a file says of itself, and where its pixels begin."""
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
         with path.open("rb") as file:
             return dcmread(file, stop_before_pixels=True, specific_tags=_TAGS), file.tell()
-    except (InvalidDicomError, EOFError, *_FAILURES) as error:
+    except (InvalidDicomError, BytesLengthException, EOFError, *_FAILURES) as error:
         raise NotDirect(f"{path.name} is not understood: {error}") from error
 
 
