@@ -105,7 +105,7 @@ def test_places_and_addresses_are_told_apart() -> None:
         if place is None:
             with pytest.raises(OptionError):
                 parse_place(wrong)
-    with pytest.raises(OptionError, match="only slides are read from servers"):
+    with pytest.raises(OptionError, match="nothing is written to servers"):
         require_local("gs://bucket/tiles")
 
 

@@ -12,12 +12,14 @@ import pytest
 from far import BUCKET, s3_server, upload
 from multifile import write_dicom, write_mrxs, write_vms
 from painting import EOSIN, disc, flat, noisy
+from planted import plant_cohort
 from test_cli import call
 from test_encoders_weights import trained_on
 
 from wsi_mil import store
 from wsi_mil.encoders import load_encoder
-from wsi_mil.remote import CacheParams, Url
+from wsi_mil.predictions import read_predictions
+from wsi_mil.remote import CacheParams, Url, bring
 from wsi_mil.slides import find_slides, slide_fingerprint
 
 TINY = ("--model", "timm:test_vit", "--weights", "random:0", "--device", "cpu")
@@ -170,28 +172,12 @@ def test_artifacts_do_not_go_to_addresses(command: tuple[str, ...], capsys: pyte
 
 
 @pytest.mark.usefixtures("empty")
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("extract", *TINY, "--tiles"),
-        ("distances", "--bags"),
-        ("train", "--bags"),
-        ("train", "--labels"),
-        ("crossval", "--distances"),
-        ("evaluate", "--model"),
-        ("predict", "a.svs", "--model"),
-        ("predict", "--bags"),
-        ("predict", "--explain", "--tiles"),
-        ("tile", "slides", "--slides-csv"),
-        ("import",),
-        ("export", "--format", "stamp", "--bags"),
-    ],
-)
-def test_what_is_no_slide_is_not_read_from_addresses(
+@pytest.mark.parametrize("command", [("compare", "a"), ("train", "--distances")])
+def test_what_is_called_by_its_path_or_written_to_is_not_read_from_addresses(
     command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*command, "s3://bucket/made") == 2
-    assert "`aws s3 cp s3://bucket/made .`" in capsys.readouterr().err
+    assert "with your provider's tool" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.usefixtures("empty")
@@ -213,3 +199,113 @@ def test_what_is_not_there_and_what_is_empty_is_said(here: Path, capsys: pytest.
     assert "is not there" in " ".join(capsys.readouterr().err.split())
     assert call("tile", f"s3://{BUCKET}/cohort", "--cache-size", "lots") == 2
     assert "--cache-size lots: give an amount such as 200GB" in capsys.readouterr().err
+
+
+# --- artifacts, models and tables far away ---------------------------------------------------------------------------
+
+FAR = f"s3://{BUCKET}/study"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, server: str) -> Path:
+    """Features and labels of a cohort, which lie at ``FAR`` too."""
+    folder = tmp_path_factory.mktemp("study")
+    plant_cohort(folder, slides=12)
+    upload(folder, FAR)
+    return folder
+
+
+def test_models_are_made_and_judged_of_features_on_s3_as_of_those_here(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ("--device", "cpu", "--cache", "cache")
+    quick = (*few, "--aggregator", "das-mil", "--epochs", "2", "--patience", "2")
+    for name, at in (("here", str(study)), ("far", FAR)):
+        cohort = ("--bags", f"{at}/feats", "--labels", f"{at}/labels.csv")
+        assert call("train", *cohort, *quick, "--out", f"{name}/model") == 0
+        assert call("distances", *cohort[:2], *few[2:], "--out", f"{name}/distances") == 0
+    assert_same("checkpoint.safetensors", "model")
+    assert_same("*.h5", "distances")
+    upload(Path("here/model"), f"{FAR}/model")
+    for name, at in (("here", str(study)), ("far", FAR)):
+        cohort = ("--bags", f"{at}/feats", "--labels", f"{at}/labels.csv")
+        model = ("--model", "here/model" if name == "here" else f"{FAR}/model")
+        assert call("evaluate", *cohort, *model, *few, "--resamples", "100", "--out", f"{name}/judged") == 0
+        assert call("predict", *cohort[:2], *model, *few, "--out", f"{name}/answers") == 0
+    assert_same("predictions.csv", "judged")
+    answers = [read_predictions(Path(name, "answers", "predictions.csv"))[0] for name in ("here", "far")]
+    here, far = ([row.probabilities for row in rows] for rows in answers)
+    assert here == far
+
+
+def assert_same(pattern: str, folder: str) -> None:
+    """The same files, to the byte, were made of what lies here and far away."""
+    here, far = (sorted(Path(name, folder).rglob(pattern)) for name in ("here", "far"))
+    assert here
+    assert [path.read_bytes() for path in here] == [path.read_bytes() for path in far]
+
+
+def test_tables_regions_and_tiles_may_lie_on_s3(here: Path) -> None:
+    drawn = {"type": "Polygon", "coordinates": [[[0, 0], [1024, 0], [1024, 512], [0, 512], [0, 0]]]}
+    for name in ("a", "deep/b"):
+        path = here / "regions" / f"{name}.geojson"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"type": "Feature", "geometry": drawn, "properties": {}}))
+    (here / "tables").mkdir()
+    (here / "tables" / "slides.csv").write_text("slide,mpp\na,0.5\ndeep/b,0.5\n")
+    for name in ("regions", "tables"):
+        upload(here / name, f"{FAR}/{name}")
+    far = ("--cache", "cache")
+    told = ("--slides-csv", f"{FAR}/tables/slides.csv", "--regions", f"{FAR}/regions")
+    assert call("tile", "slides", "--tile-px", "64", "--tile-um", "64", *told, *far) == 0
+    ys = [store.read(Path(f"tiles/{name}.h5")).arrays["coords"][:, 1].max() for name in ("a", "deep/b")]
+    assert max(ys) < 512
+    upload(here / "tiles", f"{FAR}/tiles")
+    shutil.rmtree("tiles")
+    morphology = ("--model", "morphology", "--allow-mpp-mismatch", "--device", "cpu")
+    assert call("extract", *morphology, "--tiles", f"{FAR}/tiles", *far) == 0
+    assert sorted(path.name for path in Path("feats").rglob("*.h5")) == ["a.h5", "b.h5"]
+
+
+def test_features_that_changed_on_s3_are_fetched_anew_and_what_is_in_use_stays(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    upload(study / "feats", f"{FAR}-2/feats")
+    cache = CacheParams(tmp_path / "cache", "50MB")
+    first = bring(Url(f"{FAR}-2/feats"), cache)
+    assert sorted(path.name for path in first.path.iterdir()) == sorted(
+        path.name for path in (study / "feats").iterdir()
+    )
+    again = bring(Url(f"{FAR}-2/feats"), cache)
+    assert again.path == first.path
+    fsspec.filesystem("s3").rm_file(f"{FAR}-2/feats/{min(path.name for path in first.path.glob('*.h5'))}")
+    second = bring(Url(f"{FAR}-2/feats"), cache)
+    assert len(list(second.path.glob("*.h5"))) == len(list(first.path.glob("*.h5"))) - 1
+    for held in (first, again, second):
+        held.release()
+    size = sum(path.stat().st_size for path in second.path.iterdir())
+    assert call("distances", "--bags", f"{FAR}-2/feats", "--cache", "cache", "--cache-size", f"{size - 1}B") == 1
+    assert f"{FAR}-2/feats has" in (told := " ".join(capsys.readouterr().err.split()))
+    assert "more than the whole cache" in told
+
+
+def test_what_is_wrong_with_what_lies_on_s3_is_said_of_its_address(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tables").mkdir()
+    Path("tables/labels.csv").write_text("slide_id,label\ns00,pos\ns00,neg\n")
+    upload(tmp_path / "tables", f"{FAR}/wrong")
+    told = ("--labels", f"{FAR}/wrong/labels.csv", "--cache", "cache")
+    assert call("train", "--bags", f"{FAR}/feats", *told) == 1
+    assert f"error: {FAR}/wrong/labels.csv" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_address_of_artifacts_at_which_nothing_lies_is_named(
+    empty: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--bags", "--labels"):
+        assert call("train", option, f"s3://{BUCKET}/nothing") == 1
+        assert f"s3://{BUCKET}/nothing" in capsys.readouterr().err

@@ -2,12 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from wsi_mil import __version__
-from wsi_mil.remote.urls import require_copied, require_local, require_slides_here
+from wsi_mil.arguments_remote import FAR, Place
+from wsi_mil.remote.urls import require_local, require_slides_here
 
 
 class Stain(StrEnum):
@@ -50,13 +51,13 @@ def _print_version(wanted: bool) -> bool:
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
 ]
-HERE: dict[str, Any] = {"metavar": "PATH", "parser": require_copied}
-"""Of what is read, and lies on this machine."""
 Out = Annotated[Path, typer.Option("--out", metavar="PATH", parser=require_local, help="Where the artifacts go.")]
-Tiles = Annotated[Path, typer.Option("--tiles", help="Folder of `wsimil tile`.", **HERE)]
+Tiles = Annotated[Place, typer.Option("--tiles", help="Folder of `wsimil tile`; or its URL.", **FAR)]
 Bags = Annotated[
-    Path,
-    typer.Option("--bags", help="Features: a folder of `wsimil extract`, TRIDENT, CLAM, STAMP or AtlasPatch.", **HERE),
+    Place,
+    typer.Option(
+        "--bags", help="Features: folder, or URL, of `wsimil extract`, TRIDENT, CLAM, STAMP or AtlasPatch.", **FAR
+    ),
 ]
 BagSlides = Annotated[
     Path | None,
@@ -68,10 +69,10 @@ BagSlides = Annotated[
     ),
 ]
 BagTable = Annotated[
-    Path | None,
-    typer.Option("--slides-csv", help="Table slide,mpp: um/px of slides where other programs' bags tell none.", **HERE),
+    Place | None,
+    typer.Option("--slides-csv", help="Table slide,mpp: um/px of slides where other programs' bags tell none.", **FAR),
 ]
-SlidesCsv = Annotated[Path | None, typer.Option("--slides-csv", help="Table slide[,mpp][,min_coverage ...].", **HERE)]
+SlidesCsv = Annotated[Place | None, typer.Option("--slides-csv", help="Table slide[,mpp][,min_coverage ...].", **FAR)]
 BagMpp = Annotated[
     float | None,
     typer.Option(
@@ -81,13 +82,19 @@ BagMpp = Annotated[
 BagEncoder = Annotated[
     str | None, typer.Option("--encoder", help="The encoder of other programs' bags: its name, or which of several.")
 ]
-Labels = Annotated[Path, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].", **HERE)]
+Labels = Annotated[Place, typer.Option("--labels", help="Table slide_id,label[,patient_id][,split].", **FAR)]
 Distances = Annotated[
-    Path, typer.Option("--distances", help="Folder of `wsimil distances`; what it lacks is made.", **HERE)
+    Path,
+    typer.Option(
+        "--distances",
+        metavar="PATH",
+        parser=require_local,
+        help="Folder of `wsimil distances`; what it lacks is made.",
+    ),
 ]
 Patients = Annotated[
-    Path | None,
-    typer.Option("--patients", help="Table slide_id,patient_id: whose the slides are, where it matters.", **HERE),
+    Place | None,
+    typer.Option("--patients", help="Table slide_id,patient_id: whose the slides are, where it matters.", **FAR),
 ]
 JsonTo = Annotated[
     str | None,
@@ -149,7 +156,7 @@ StainMethod = Annotated[
     Stain, typer.Option("--stain", help="Bring each slide's colours to a reference before the encoder.")
 ]
 For = Annotated[str | None, typer.Option("--for", metavar="ENCODER", help="Tiles as that encoder's authors made them.")]
-Model = Annotated[Path, typer.Option("--model", help="Checkpoint, or the folder that holds it.", **HERE)]
+Model = Annotated[Place, typer.Option("--model", help="Checkpoint, or the folder that holds it.", **FAR)]
 Target = Annotated[str, typer.Option("--target", metavar="COLUMN", help="The column of --labels to learn.")]
 Positive = Annotated[
     str | None,
@@ -159,8 +166,8 @@ UnitName = Annotated[
     Unit, typer.Option("--unit", help="A bag is a slide, or all slides of a patient (no distance between slides).")
 ]
 SlidesTable = Annotated[
-    Path | None,
-    typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.", **HERE),
+    Place | None,
+    typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.", **FAR),
 ]
 By = Annotated[
     list[str] | None, typer.Option("--by", metavar="COLUMN", help="Figures for each value of this column, too.")
@@ -194,9 +201,9 @@ MaxWhite = Annotated[float, typer.Option("--max-white", help="Largest share of a
 MaxBlack = Annotated[float, typer.Option("--max-black", help="Largest share of a tile that is black.")]
 MinSaturation = Annotated[float, typer.Option("--min-saturation", help="Least share of a tile that has colour.")]
 Regions = Annotated[
-    Path | None,
+    Place | None,
     typer.Option(
-        "--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile.", **HERE
+        "--regions", help="Folder of polygons, a .geojson, .json or .xml for each slide_id: where to tile.", **FAR
     ),
 ]
 Include = Annotated[
@@ -204,11 +211,11 @@ Include = Annotated[
 ]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Cut out regions of this class.")]
 Annotations = Annotated[
-    Path | None,
+    Place | None,
     typer.Option(
         "--annotations",
         help="Folder of polygons, likewise: what share of each tile each class covers is kept.",
-        **HERE,
+        **FAR,
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny cohort: shows the way, not the result.")]

@@ -1,16 +1,27 @@
-"""The options of the command line for slides that lie far away, and how places are told from addresses."""
+"""The options of the command line for what lies far away, and how places are told from addresses."""
 
+import logging
 from abc import ABC
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
+from wsi_mil.errors import WsiMilError
 from wsi_mil.remote.sizes import parse_size
 from wsi_mil.remote.slide import DEFAULT_SIZE, CacheParams
 from wsi_mil.remote.urls import Url, parse_place, require_local
 
+log = logging.getLogger(__name__)
+_command: ContextVar[list[tuple["Place", "Hold"]]] = ContextVar("command")
+"""What was brought here for the command that runs."""
+
 if TYPE_CHECKING:
+    from wsi_mil.remote import Hold
+
     Place = Path | Url
     """What the user names."""
 else:
@@ -21,6 +32,8 @@ else:
     Place.register(Path)
     Place.register(Url)
 
+FAR: dict[str, Any] = {"metavar": "PATH", "parser": parse_place}
+"""Of what is read, and may lie at an address: `brought` here, then."""
 SlidesAt = Annotated[
     Place,
     typer.Argument(parser=parse_place, help="Folder of slides, or one slide; or its URL (s3://...)."),
@@ -50,7 +63,7 @@ Cache = Annotated[
         "--cache",
         metavar="DIR",
         parser=require_local,
-        help="Where slides from URLs are staged.  [default: slides/ in WSIMIL_HOME, else in ~/.cache/wsi_mil]",
+        help="Where what lies at URLs is staged.  [default: slides/ in WSIMIL_HOME, else in ~/.cache/wsi_mil]",
     ),
 ]
 CacheSize = Annotated[
@@ -65,8 +78,45 @@ def cache_params(folder: Path | None, size: str) -> CacheParams:
     return CacheParams(folder, size)
 
 
+@contextmanager
+def holding() -> Generator[None]:
+    """Let go at its end of what was `brought` here within; errors name it by its address, which the user knows."""
+    brought_here: list[tuple[Place, Hold]] = []
+    token = _command.set(brought_here)
+    try:
+        yield
+    except WsiMilError as error:
+        for place, held in brought_here:
+            error.args = (str(error).replace(str(held.path), str(place)),)
+        raise
+    finally:
+        _command.reset(token)
+        for _, held in brought_here:
+            held.release()
+
+
+@overload
+def brought(place: Place, cache: CacheParams) -> Path: ...
+@overload
+def brought(place: None, cache: CacheParams) -> None: ...
+def brought(place: Place | None, cache: CacheParams) -> Path | None:
+    """Return a place of this machine: a path as it is, what lies at an address once it is in the cache.
+
+    It stays there until the command, or else the process, ends.
+    """
+    if place is None or isinstance(place, Path):
+        return place
+    from wsi_mil.remote import bring
+
+    held = bring(place, cache)
+    _command.get([]).append((place, held))
+    log.info("%s is read from %s", place, held.path)
+    return held.path
+
+
 __all__ = [
     "DEFAULT_SIZE",
+    "FAR",
     "Cache",
     "CacheSize",
     "LocalRoot",
@@ -74,5 +124,7 @@ __all__ = [
     "Place",
     "SlidesAt",
     "SlidesNow",
+    "brought",
     "cache_params",
+    "holding",
 ]

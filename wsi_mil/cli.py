@@ -51,7 +51,9 @@ from wsi_mil.arguments_remote import (
     LocalRoot,
     SlidesAt,
     SlidesNow,
+    brought,
     cache_params,
+    holding,
 )
 from wsi_mil.arguments_together import (
     encoder_weights,
@@ -122,8 +124,9 @@ def extract(
     encoding = workflow.Encoding(
         models, device, batch, precision, allow_mpp_mismatch, trust, stain, fast_decode, str(reader)
     )
-    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size), scheduler)
-    leave_each(workflow.extract_features(tiles, out, encoding, options, slides))
+    staged = cache_params(cache, cache_size)
+    options = run_options(overwrite, workers, shard, staged, scheduler)
+    leave_each(workflow.extract_features(brought(tiles, staged), out, encoding, options, slides))
 
 
 @app.command()
@@ -136,6 +139,8 @@ def distances(
     table: BagTable = None,
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -146,11 +151,10 @@ def distances(
     from wsi_mil.distances import DistanceParams
 
     params = DistanceParams(k, dense=store == Store.DENSE)
-    peers, options = (
-        peer_options(slides, table, mpp, encoder),
-        run_options(overwrite, workers, shard, scheduler=scheduler),
-    )
-    leave(workflow.measure_distances(bags, out, params, options, peers), out)
+    staged = cache_params(cache, cache_size)
+    peers = peer_options(slides, brought(table, staged), mpp, encoder)
+    options = run_options(overwrite, workers, shard, staged, scheduler)
+    leave(workflow.measure_distances(brought(bags, staged), out, params, options, peers), out)
 
 
 @app.command()
@@ -189,10 +193,11 @@ def run(
         models, device, 0, precision, allow_mpp_mismatch, trust, stain, fast_decode, str(reader)
     )
     plan = workflow.Plan(params, encoding, training, slide_mpp)
-    options = run_options(overwrite, workers, "1/1", cache_params(cache, cache_size))
+    staged = cache_params(cache, cache_size)
+    options = run_options(overwrite, workers, "1/1", staged)
     folders = workflow.Folders.under(out)
     with naming_failures() as failed:
-        told = workflow.LabelTable(labels)
+        told = workflow.LabelTable(brought(labels, staged))
         show_training(workflow.run_all(slides, told, folders, plan, options, failed), folders.model)
 
 
@@ -222,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = _DEBUG in words
     show_messages(debug)
     try:
-        with typing(words):
+        with typing(words), holding():
             app([word for word in words if word != _DEBUG])
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:

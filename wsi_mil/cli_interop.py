@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from wsi_mil.arguments import (
-    HERE,
     BagEncoder,
     BagMpp,
     BagSlides,
@@ -17,8 +16,9 @@ from wsi_mil.arguments import (
     Shard,
     Workers,
 )
+from wsi_mil.arguments_remote import DEFAULT_SIZE, FAR, Cache, CacheSize, Place, brought, cache_params
 from wsi_mil.arguments_together import peer_options, run_options
-from wsi_mil.remote.urls import require_copied
+from wsi_mil.remote.urls import parse_place
 from wsi_mil.screen import leave
 
 app = typer.Typer()
@@ -27,9 +27,9 @@ app = typer.Typer()
 @app.command("import")
 def import_(
     source: Annotated[
-        Path,
+        Place,
         typer.Argument(
-            parser=require_copied, help="Features of TRIDENT, CLAM, STAMP or AtlasPatch: a folder or a file."
+            parser=parse_place, help="Features of TRIDENT, CLAM, STAMP or AtlasPatch: a folder or a file, or its URL."
         ),
     ],
     out: Out = Path("feats"),
@@ -37,6 +37,8 @@ def import_(
     table: BagTable = None,
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -44,18 +46,21 @@ def import_(
     """Write features that another program made as our own (optional: --bags takes them as they are)."""
     from wsi_mil import interop
 
-    peers = peer_options(slides, table, mpp, encoder)
-    leave(interop.import_bags(source, out, peers, run_options(overwrite, workers, shard)), out)
+    staged = cache_params(cache, cache_size)
+    peers, options = peer_options(slides, brought(table, staged), mpp, encoder), run_options(overwrite, workers, shard)
+    leave(interop.import_bags(brought(source, staged), out, peers, options), out)
 
 
 @app.command()
 def export(
     format_: Annotated[str, typer.Option("--format", help="stamp; TRIDENT, CLAM and torchmil read feats/ as it is.")],
     bags: Annotated[
-        Path,
-        typer.Option("--bags", help="Folder of `wsimil extract` or `wsimil import`.", **HERE),
+        Place,
+        typer.Option("--bags", help="Folder of `wsimil extract` or `wsimil import`; or its URL.", **FAR),
     ] = Path("feats"),
     out: Out = Path("export"),
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     overwrite: Overwrite = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -64,7 +69,8 @@ def export(
     from wsi_mil import interop
 
     options = run_options(overwrite, workers, shard)
-    leave(interop.export_bags(bags, out, interop.ExportParams(format_), options), out)
+    bags_here = brought(bags, cache_params(cache, cache_size))
+    leave(interop.export_bags(bags_here, out, interop.ExportParams(format_), options), out)
 
 
 @app.command()

@@ -41,7 +41,9 @@ from wsi_mil.arguments import (
     ValFraction,
     WeightDecay,
 )
+from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, brought, cache_params
 from wsi_mil.arguments_together import key_values, label_table, peer_options
+from wsi_mil.remote.urls import require_copied
 from wsi_mil.screen import show_study, show_training
 
 app = typer.Typer(rich_markup_mode=None)
@@ -74,6 +76,8 @@ def train(
     table: BagTable = None,
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     device: Device = "auto",
     devices: Devices = 1,
     save_every_minutes: SaveEvery = 10.0,
@@ -87,8 +91,10 @@ def train(
     learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
     how = RunParams(devices, save_every_minutes=save_every_minutes)
     params = TrainParams(aggregator, key_values(option), val_fraction, learn)
-    folders, peers = workflow.Folders(tiles, bags, distances_, out), peer_options(slides, table, mpp, encoder)
-    told = label_table(labels, slides_table, target, positive, unit, None)
+    staged = cache_params(cache, cache_size)
+    folders = workflow.Folders(brought(tiles, staged), brought(bags, staged), distances_, out)
+    peers = peer_options(slides, brought(table, staged), mpp, encoder)
+    told = label_table(brought(labels, staged), brought(slides_table, staged), target, positive, unit, None)
     show_training(workflow.train_model(told, folders, params, device, overwrite, peers, how), out)
 
 
@@ -131,6 +137,8 @@ def crossval(
     table: BagTable = None,
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     device: Device = "auto",
     devices: Devices = 1,
     overwrite: Overwrite = False,
@@ -147,8 +155,10 @@ def crossval(
     learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
     base = TrainParams(models[0], key_values(option), val_fraction, learn)
     params = CrossvalParams(base, models, folds, by_site, label_shuffle, trials)
-    told = label_table(labels, slides_table, target, positive, unit, by)
-    folders, peers = Folders(tiles, bags, distances, out), peer_options(slides, table, mpp, encoder)
+    staged = cache_params(cache, cache_size)
+    told = label_table(brought(labels, staged), brought(slides_table, staged), target, positive, unit, by)
+    folders = Folders(brought(tiles, staged), brought(bags, staged), distances, out)
+    peers = peer_options(slides, brought(table, staged), mpp, encoder)
     run = RunParams(devices, overwrite=overwrite)
     study = studies.cross_validate(told, folders, params, Resampling(seed, resamples), device, run, peers)
     show_study(study, out)
@@ -174,6 +184,8 @@ def evaluate(
     table: BagTable = None,
     mpp: BagMpp = None,
     encoder: BagEncoder = None,
+    cache: Cache = None,
+    cache_size: CacheSize = DEFAULT_SIZE,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -182,15 +194,22 @@ def evaluate(
     from wsi_mil.metrics import Resampling
     from wsi_mil.workflow import Folders, checkpoint_at
 
-    told = label_table(labels, slides_table, target, None, Unit.SLIDE, by)
-    folders, peers = Folders(tiles, bags, model=out), peer_options(slides, table, mpp, encoder)
+    staged = cache_params(cache, cache_size)
+    told = label_table(brought(labels, staged), brought(slides_table, staged), target, None, Unit.SLIDE, by)
+    folders = Folders(brought(tiles, staged), brought(bags, staged), model=out)
+    peers, path = peer_options(slides, brought(table, staged), mpp, encoder), checkpoint_at(brought(model, staged))
     asked, how = studies.Asked(part, spatial, device, overwrite), Resampling(seed, resamples)
-    show_study(studies.evaluate_model(checkpoint_at(model), told, folders, asked, how, peers), out)
+    show_study(studies.evaluate_model(path, told, folders, asked, how, peers), out)
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of crossval (one per model), evaluate or train.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", parser=require_copied, help="Folders of crossval (one per model), evaluate or train."
+        ),
+    ],
     out: Out = Path("comparison"),
     seed: Seed = 0,
     resamples: Resamples = 2000,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsi_mil.arguments import (
-    HERE,
     BagEncoder,
     BagMpp,
     BagTable,
@@ -22,7 +21,7 @@ from wsi_mil.arguments import (
     Weights,
     Workers,
 )
-from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, ManySlides, Place, cache_params
+from wsi_mil.arguments_remote import DEFAULT_SIZE, FAR, Cache, CacheSize, ManySlides, Place, brought, cache_params
 from wsi_mil.arguments_together import peer_options
 from wsi_mil.errors import OptionError
 from wsi_mil.remote.urls import parse_place
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 OtherBags = Annotated[
-    Path | None,
-    typer.Option("--bags", help="Features instead, of whatever program.", **HERE),
+    Place | None,
+    typer.Option("--bags", help="Features instead, of whatever program.", **FAR),
 ]
 Model = Annotated[
-    Path,
-    typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`.", **HERE),
+    Place,
+    typer.Option("--model", help="Checkpoint, or the folder of `wsimil train`; or its URL.", **FAR),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show what the model looked at, as `wsimil explain`.")]
 SlidesOfBags = Annotated[
@@ -54,11 +53,11 @@ SlidesOfBags = Annotated[
     ),
 ]
 TilesOfBags = Annotated[
-    Path | None,
+    Place | None,
     typer.Option(
         "--tiles",
         help="Of --bags, to explain: their tiles, which know their quality and the tissue.  [default: tiles, if there]",
-        **HERE,
+        **FAR,
     ),
 ]
 
@@ -98,7 +97,7 @@ def predict(
     staged = cache_params(cache, cache_size)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
     _require_file(json_to)
-    path = checkpoint_at(model)
+    path = checkpoint_at(brought(model, staged))
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
     answered = answer(path, asked, options, LookOptions() if explain else None, typed())
     show_answers(answered, path, out, json_to)
@@ -142,22 +141,22 @@ def explain(
 
     closely = LookOptions(top, partners, occlusions)
     _require_file(json_to)
+    staged = cache_params(cache, cache_size)
     if not slides and bags is None:
         _require_no_more({"--slides": bag_slides, "--slides-csv": table, "--encoder": encoder, "--tiles": tiles,
                           "--patients": patients, "--mpp": slide_mpp, "--weights": weights})  # fmt: skip
-        path = checkpoint_at(model)
+        path = checkpoint_at(brought(model, staged))
         show_learnt(path, *learnt(path, out, overwrite), json_to)
         return
     _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
-    staged = cache_params(cache, cache_size)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
-    path = checkpoint_at(model)
+    path = checkpoint_at(brought(model, staged))
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
     show_answers(answer(path, asked, options, closely, typed()), path, out, json_to)
 
 
 def _require_one_source(
-    command: str, slides: list[Place] | None, bags: Path | None, of_peers: bool, tiles: Path | None
+    command: str, slides: list[Place] | None, bags: Place | None, of_peers: bool, tiles: Place | None
 ) -> None:
     """Refuse to be asked about nothing or about two things, or to be told what says nothing of it."""
     if bool(slides) == bool(bags):
@@ -176,12 +175,12 @@ def _require_no_more(told: Mapping[str, object]) -> None:
 
 def _asked(
     slides: list[Place] | None,
-    bags: Path | None,
+    bags: Place | None,
     bag_slides: Place | None,
-    table: Path | None,
+    table: Place | None,
     encoder: str | None,
     mpp: float | None,
-    tiles: Path | None,
+    tiles: Place | None,
     options: "PredictOptions",
 ) -> "Asked":
     from wsi_mil.predict import slides_at
@@ -191,8 +190,9 @@ def _asked(
         return Asked(slides_at(slides, options.cache), mpp=mpp)
     # What lies far away is fetched for pictures, not to ask each slide for its um/px.
     local = bag_slides if isinstance(bag_slides, Path) else None
-    peers = peer_options(local, table, mpp, encoder)
-    return Asked(bags=bags, peers=peers, slides_at=bag_slides, tiles=tiles)
+    cache = options.cache
+    peers = peer_options(local, brought(table, cache), mpp, encoder)
+    return Asked(bags=brought(bags, cache), peers=peers, slides_at=bag_slides, tiles=brought(tiles, cache))
 
 
 def _options(
@@ -203,7 +203,7 @@ def _options(
     workers: int,
     overwrite: bool,
     trust: bool,
-    patients: Path | None,
+    patients: Place | None,
     cache: "CacheParams",
     scheduler: str,
 ) -> "PredictOptions":
@@ -211,7 +211,8 @@ def _options(
     from wsi_mil.predict import PredictOptions
 
     where = device if scheduler else str(pick_device(device))  # a cluster has other devices than this machine
-    return PredictOptions(out, weights, where, batch, workers, overwrite, trust, patients, cache, scheduler)
+    table = brought(patients, cache)
+    return PredictOptions(out, weights, where, batch, workers, overwrite, trust, table, cache, scheduler)
 
 
 def _require_file(json_to: str | None) -> None:

@@ -35,7 +35,7 @@ from wsi_mil.arguments import (
     TileUm,
     Workers,
 )
-from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, SlidesAt, cache_params
+from wsi_mil.arguments_remote import DEFAULT_SIZE, Cache, CacheSize, SlidesAt, brought, cache_params
 from wsi_mil.arguments_together import run_options, tile_params, with_regions
 from wsi_mil.errors import OptionError
 from wsi_mil.screen import leave, show_estimate
@@ -83,9 +83,11 @@ def tile(
         max_tiles=max_tiles, seed=seed, min_sharpness=min_sharpness, max_pen=max_pen, max_white=max_white,
         max_black=max_black, min_saturation=min_saturation, reader=str(reader),
     )  # fmt: skip
-    params = with_regions(params, include, exclude, regions)
-    options = run_options(overwrite, workers, shard, cache_params(cache, cache_size), scheduler)
-    asked = (slides, out, params, options, table, slide_mpp, Drawings(regions, annotations))
+    staged = cache_params(cache, cache_size)
+    drawings = Drawings(brought(regions, staged), brought(annotations, staged))
+    params = with_regions(params, include, exclude, drawings.regions)
+    options = run_options(overwrite, workers, shard, staged, scheduler)
+    asked = (slides, out, params, options, brought(table, staged), slide_mpp, drawings)
     if dry_run and scheduler:
         raise OptionError("--dry-run --scheduler: a few slides are measured on this machine: leave --scheduler out")
     if dry_run:

@@ -1,10 +1,11 @@
 """Slides far away, at any address that fsspec knows: listed, sampled, and staged through a bounded local cache.
 
 The only door to fsspec. `hold` makes a local file of a slide for as long as it is used, `Ahead` does so before its turn
-comes; `docs/remote.md` says what is promised.
+comes, `bring` for folders of artifacts and tables; `docs/remote.md` says what is promised.
 """
 
 from wsi_mil.remote.ahead import Ahead
+from wsi_mil.remote.bringing import bring
 from wsi_mil.remote.servers import Facts, facts_of, list_files, read_parts, read_whole
 from wsi_mil.remote.sizes import parse_size, show_size
 from wsi_mil.remote.slide import DEFAULT_SIZE, CacheParams, RemoteFile, RemoteSlide
@@ -21,6 +22,7 @@ __all__ = [
     "RemoteFile",
     "RemoteSlide",
     "Url",
+    "bring",
     "facts_of",
     "hold",
     "is_url",

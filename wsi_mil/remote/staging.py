@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PART_BYTES, _PARTS = 8 << 20, 4  # so many requests at once: one alone does not fill a line
+_FILES = 8  # at a time, of what consists of several
 _FETCHES = 2  # of a slide whose checksum is wrong
 _BLOCK = 1 << 22
 _verified: set[tuple[str, int]] = set()
@@ -40,9 +42,9 @@ _verifying = threading.Lock()
 class Hold:
     """A slide in the cache, which stays there until it is released."""
 
-    def __init__(self, path: Path, mark: Mark) -> None:
-        self.path, self._mark = path, mark
-        """The file to open."""
+    def __init__(self, folder: Path, path: Path, mark: Mark) -> None:
+        self.folder, self.path, self._mark = folder, path, mark
+        """Where all its files lie, and the one to open."""
 
     def release(self) -> None:
         """It may leave the cache; a second time does nothing."""
@@ -70,7 +72,7 @@ def fetch(slide: RemoteSlide, mark: Mark, waiting: Waiting) -> Hold:
                 remove(there)
                 _fetch(slide, there, waiting)
         mark.touch()
-        return Hold(inside(there / "files", slide.files[0].name), mark)
+        return Hold(there / "files", inside(there / "files", slide.files[0].name), mark)
     except OSError as error:
         mark.release()
         raise full(f"--cache {slide.cache.place}", error) from error
@@ -126,17 +128,27 @@ def _fetch(slide: RemoteSlide, there: Path, waiting: Waiting) -> None:
     remove(part)
     log.info("%s is fetched: %s", slide, show_size(slide.size))
     try:
-        digests = {}
-        for file in slide.files:
-            path = inside(part / "files", file.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            digests[file.name] = _fetch_file(file, path, waiting)
+        digests = _fetch_files(slide, part, waiting)
         record = {"url": str(slide), "size": slide.size, "xxh3": digests}
         write_bytes(part / RECORD, json.dumps(record, indent=2).encode())
         part.rename(there)
     finally:
         remove(part)
     _note((str(there / RECORD), (there / RECORD).stat().st_mtime_ns))
+
+
+def _fetch_files(slide: RemoteSlide, part: Path, waiting: Waiting) -> dict[str, str]:
+    """Fetch its files, some at a time; return the digests of what was written, by name."""
+    paths = [inside(part / "files", file.name) for file in slide.files]
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(_FILES, len(paths)), thread_name_prefix="wsimil-file") as pool:
+        futures = [pool.submit(_fetch_file, *pair, waiting) for pair in zip(slide.files, paths, strict=True)]
+        try:
+            return {file.name: future.result() for file, future in zip(slide.files, futures, strict=True)}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _fetch_file(file: RemoteFile, path: Path, waiting: Waiting) -> str:

@@ -89,21 +89,21 @@ def require_local(text: str | Path) -> Path:
     """
     return _local(
         text,
-        "only slides are read from servers, artifacts lie in a local folder: name one, and copy it with your provider's"
-        " tool, such as `aws s3 sync FOLDER {place}` (docs/remote.md)",
+        "nothing is written to servers: name a local folder, and copy it with your provider's tool, such as"
+        " `aws s3 sync FOLDER {place}` (docs/remote.md)",
     )
 
 
 def require_copied(text: str | Path) -> Path:
-    """A path of this machine, for what is not read from servers.
+    """A path of this machine, for what is called by its path.
 
     Raises:
         OptionError: it is an address; how to copy from what lies there is told.
     """
     return _local(
         text,
-        "only slides are read from servers: copy what lies there with your provider's tool, such as `aws s3 cp {place}"
-        " .` (of a folder with --recursive), and name the copy (docs/remote.md)",
+        "runs are called by the path of their folder: copy it with your provider's tool, such as"
+        " `aws s3 cp --recursive {place} FOLDER`, and name the copy (docs/remote.md)",
     )
 
 
