@@ -45,7 +45,8 @@ def test_the_table_has_what_it_should() -> None:
 class ValuesUnset(TorchFunctionMode):
     """Leaves out what sets the values of weights, which have none on torch's meta device: it takes half of a build."""
 
-    SETS = frozenset(getattr(torch.Tensor, f"{name}_") for name in ("normal", "uniform", "erfinv", "mul", "add", "clamp"))
+    NAMES = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_")
+    SETS = frozenset(getattr(torch.Tensor, name) for name in NAMES)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return args[0] if func in self.SETS else func(*args, **(kwargs or {}))
