@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from importlib.util import find_spec
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -109,16 +110,21 @@ def drawn_cases(draw):
     return Drawn((*tensors, bias), options, learnt, huge)
 
 
-@settings(max_examples=150, deadline=None)
-@given(drawn_cases())
-def test_tiled_is_the_definition(drawn):
+def some_and_many(test):
+    """A property with a few drawn cases, others each time that it is run, and with many of them in a slow test."""
+    few, many = (settings(max_examples=examples, deadline=None)(given(drawn_cases())(test)) for examples in (40, 200))
+    return few, pytest.mark.slow(many)
+
+
+def tiled_is_the_definition(drawn):
     got, wanted = (outcome(backend, drawn.case, drawn.learnt, **drawn.options) for backend in ("tiled", "reference"))
     assert_same_outcome(got, wanted, *((1e-9, 1e-7) if drawn.huge else ()))
 
 
-@settings(max_examples=150, deadline=None)
-@given(drawn_cases())
-def test_numba_is_the_definition(drawn):
+test_tiled_is_the_definition, test_tiled_is_the_definition_in_many_cases = some_and_many(tiled_is_the_definition)
+
+
+def numba_is_the_definition(drawn):
     pytest.importorskip("numba", reason="numba, the extra wsi-mil[fast], is not installed")
     got = outcome("numba", in_dtype(drawn.case, torch.float32), drawn.learnt, **drawn.options)
     wanted = outcome("reference", drawn.case, drawn.learnt, **drawn.options)
@@ -127,6 +133,9 @@ def test_numba_is_the_definition(drawn):
         assert all(gradient.isfinite().all() for gradient in got[1] if gradient is not None)
     else:
         assert_same_outcome(got, wanted, 1e-5, 1e-3)
+
+
+test_numba_is_the_definition, test_numba_is_the_definition_in_many_cases = some_and_many(numba_is_the_definition)
 
 
 @settings(max_examples=40, deadline=None)
@@ -162,9 +171,14 @@ def test_how_slides_lie_to_each_other_changes_nothing(backend, self_bias):
     assert (outcome(backend, (*case[:3], coords, case[4]), mask=mask)[0] - wanted[0]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("self_bias", [True, False])
-@pytest.mark.parametrize("phis", [1, 3])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def pairwise(*options):
+    """Every combination; fast are those of an even sum of places: with two of the first options, every pair is met."""
+    places = product(*map(range, map(len, options)))
+    marks = (() if sum(place) % 2 == 0 else pytest.mark.slow for place in places)
+    return [pytest.param(*values, marks=mark) for values, mark in zip(product(*options), marks, strict=True)]
+
+
+@pytest.mark.parametrize(("self_bias", "phis", "dropout_p"), pairwise([True, False], [1, 3], [0.0, 0.4]))
 def test_gradients(monkeypatch, self_bias, phis, dropout_p):
     q, k, v, coords, bias = random_case(bags=1, heads=1, tiles=6, dim=2, dim_v=2, self_bias=self_bias, phis=phis)
     monkeypatch.setitem(tiled.BLOCK, "cpu", 3)
@@ -221,9 +235,14 @@ def test_activations_may_be_computed_again(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("of_operands", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("of_coords", [torch.float16, torch.float32, torch.float64, torch.int64])
-@pytest.mark.parametrize("of_bias", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("of_operands", "of_coords", "of_bias"),
+    pairwise(
+        [torch.float32, torch.bfloat16],
+        [torch.float16, torch.float32, torch.float64, torch.int64],
+        [torch.float32, torch.float64, torch.bfloat16],
+    ),
+)
 def test_kinds_may_differ(backend, of_operands, of_coords, of_bias):
     q, k, v, coords, bias = random_case(tiles=20)
     bias = DistanceBias(*(part.to(of_bias) for part in bias[:5]))
@@ -269,8 +288,8 @@ def test_plain_attention_is_torchs_own_and_padding_costs_nothing(monkeypatch):
 @pytest.mark.parametrize(("dtype", "bounds"), BOUNDS.items(), ids=str)
 def test_precision(backend, kind, dtype, bounds):
     """Also where parts are joined, and where what a table adds is larger than the values and cancels in gradients."""
-    case = random_case(tiles=50, dim=16, dim_v=16, self_bias=kind != "no bias to itself")
-    options = {"slide": torch.arange(50).expand(2, 50) // 20} if kind == "slides" else {}
+    case = random_case(tiles=34, dim=16, dim_v=16, self_bias=kind != "no bias to itself")
+    options = {"slide": torch.arange(34).expand(2, 34) // 14} if kind == "slides" else {}
     bias = DistanceBias(*(part.float() for part in case[4][:5]), case[4].self_bias)
     if kind == "large table":
         bias = bias._replace(value=bias.value + 16)
@@ -451,22 +470,20 @@ def grown(tiles):
     open("/proc/self/clear_refs", "w").write("5")
     status = lambda key: int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) * 1024
     before = status("VmRSS")
-    distance_attention(q, k, v, coords, bias, backend=sys.argv[2]).backward(weight)
+    distance_attention(q, k, v, coords, bias, backend=sys.argv[1]).backward(weight)
     return status("VmHWM") - before
 grown(200)  # what is compiled at first use stays out of it
-print(grown(int(sys.argv[1])))
+print(*(grown(int(tiles)) for tiles in sys.argv[2:]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_memory_grows_with_the_tiles_and_not_with_their_pairs(backend):
-    def grown(tiles):
-        command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tiles), backend]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
     few, many = 1024, 5120
-    assert (grown(many) - grown(few)) / (many - few) < 8 * 64 * 4  # bytes per tile; all pairs would be 24,000
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), backend, str(few), str(many)]
+    of_few, of_many = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert (of_many - of_few) / (many - few) < 8 * 64 * 4  # bytes per tile; all pairs would be 24,000
 
 
 def test_padding_is_not_computed():

@@ -86,42 +86,51 @@ def test_what_is_not_8_bit_rgb_is_refused(encoder, tiles):
 
 
 def test_torchvision_is_cured_only_where_it_is_ill(tmp_path):
-    """A torchvision that dies as the CUDA build does beside a CPU torch, one that is sound, and one ill otherwise."""
+    """A torchvision that dies as the CUDA build does beside a CPU torch, one that is sound, and one ill otherwise.
+
+    Each is imported in a process of its own, a fork of one that has torch already.
+    """
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "__init__.py").write_text("import torchvision\n")
     package = tmp_path / "torchvision"
     package.mkdir()
+    (package / "half.py").write_text("seen = []\n")
     script = """
-import sys, torch
+import os, sys, torch
 from wsi_mil.encoders import _timm
 def exists():
     return hasattr(torch.ops.torchvision, "nms")
-before = exists()
-try:
-    _timm.import_timm(); _timm.import_timm()
-    print(before, exists(), len(_timm._declared), sorted(name for name in sys.modules if "torchvision" in name))
-except RuntimeError as error:
-    print("raised", error)
+def tried():
+    before = exists()
+    try:
+        _timm.import_timm(); _timm.import_timm()
+        print(before, exists(), len(_timm._declared), sorted(name for name in sys.modules if "torchvision" in name))
+    except RuntimeError as error:
+        print("raised", error)
+sys.path.insert(0, sys.argv[1])
+for init in sys.argv[2:]:
+    with open(f"{sys.argv[1]}/torchvision/__init__.py", "w") as file:
+        file.write(init)
+    if not os.fork():
+        tried()
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
 """
-
-    def run(init: str) -> str:
-        (package / "half.py").write_text("seen = []\n")
-        (package / "__init__.py").write_text(init)
-        result = subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{script}"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return result.stdout.strip()
-
     ill = """
 import torch, torchvision.half as half
 half.seen.append(1)
 assert len(half.seen) == 1, "left behind"
 torch.library.register_fake("torchvision::nms")(lambda *a: None)
 """
-    assert run(ill) == "False True 1 ['torchvision', 'torchvision.half']"
-    assert run("") == "False False 0 ['torchvision']"
-    assert run("raise RuntimeError('something else')") == "raised something else"
+    inits = (ill, "", "raise RuntimeError('something else')")
+    command = [sys.executable, "-c", script, str(tmp_path), *inits]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [
+        "False True 1 ['torchvision', 'torchvision.half']",
+        "False False 0 ['torchvision']",
+        "raised something else",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- preprocessing

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,11 +169,13 @@ def test_truth_names_every_nest_and_cluster(cohort):
     assert [float(row["x_um"]) for row in truth] == pytest.approx(xs, abs=0.06)
 
 
-def test_same_seed_same_bytes_whatever_the_workers(cohort, tmp_path):
-    make_cohort(tmp_path, SMALL, workers=1)
-    files = sorted(path.relative_to(cohort) for path in cohort.rglob("*") if path.is_file())
-    assert len(files) == SMALL.slides + 2
-    assert all((cohort / name).read_bytes() == (tmp_path / name).read_bytes() for name in files)
+def test_same_seed_same_bytes_whatever_the_workers(tmp_path):
+    few, one, two = replace(SMALL, slides=6), tmp_path / "one", tmp_path / "two"
+    make_cohort(one, few, workers=1)
+    make_cohort(two, few, workers=2)
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert len(files) == few.slides + 2
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
 
 
 def test_slides_depend_on_seed_and_number_only():

@@ -54,21 +54,27 @@ def make_cohort(folder: Path, params: SyntheticParams, workers: int = 0) -> None
     _refuse_other_cohort(folder / "labels.csv", rows)
     palette(params.mpp)  # made here once, so that the threads do not all make it
 
+    drawn: dict[int, Layout] = {}
+
     def make(index: int) -> None:
-        write_pyramid(
-            folder / "slides" / f"{slide_id(index)}.tif", paint_slide(index, params), params.mpp, quality=_QUALITY
-        )
+        drawn[index] = layout(params.seed, index, params)
+        image = _painted(drawn[index], index, params)
+        write_pyramid(folder / "slides" / f"{slide_id(index)}.tif", image, params.mpp, quality=_QUALITY)
 
     with progress("paint", params.slides) as track:
         for index, _ in map_unordered(make, range(params.slides), min(workers or available_cores(), _MOST_WORKERS)):
             track.advance(slide_id(index))
-    _write_table(folder / "truth.csv", ("slide_id", "kind", "x_um", "y_um", "radius_um"), _truth(params))
+    _write_table(folder / "truth.csv", ("slide_id", "kind", "x_um", "y_um", "radius_um"), _truth(drawn))
     _write_table(folder / "labels.csv", _LABEL_COLUMNS, rows)
 
 
 def paint_slide(index: int, params: SyntheticParams) -> np.ndarray:
     """Paint slide number ``index``: uint8 RGB, ``params.side_px`` pixels square."""
-    return paint(layout(params.seed, index, params), params, np.random.default_rng([params.seed, index, 3]))
+    return _painted(layout(params.seed, index, params), index, params)
+
+
+def _painted(drawn: Layout, index: int, params: SyntheticParams) -> np.ndarray:
+    return paint(drawn, params, np.random.default_rng([params.seed, index, 3]))
 
 
 def slide_id(index: int) -> str:
@@ -85,10 +91,9 @@ def _refuse_other_cohort(path: Path, rows: list[tuple[str, ...]]) -> None:
         raise TableError(f"{path} is there and tells of other slides: name a folder of its own for the painted ones")
 
 
-def _truth(params: SyntheticParams) -> Iterable[tuple[str, ...]]:
-    for index in range(params.slides):
-        drawn = layout(params.seed, index, params)
-        for blob in (*drawn.nests, *drawn.clusters):
+def _truth(drawn: dict[int, Layout]) -> Iterable[tuple[str, ...]]:
+    for index, one in sorted(drawn.items()):
+        for blob in (*one.nests, *one.clusters):
             yield slide_id(index), blob.kind, *(f"{um:.1f}" for um in (blob.x_um, blob.y_um, blob.radius_um))
 
 

@@ -226,10 +226,10 @@ def _room(tissue: Blob, params: SyntheticParams) -> Float[np.ndarray, "height wi
 
 
 def _lookup(grid: Float[np.ndarray, "height width"], points: Float[np.ndarray, "*k 2"]) -> Float[np.ndarray, "*k"]:
-    cells = np.floor(points / _GRID_UM).astype(int)
-    inside = ((cells >= 0) & (cells < len(grid))).all(axis=-1)
-    cells = np.clip(cells, 0, len(grid) - 1)
-    return np.where(inside, grid[cells[..., 1], cells[..., 0]], -np.inf)
+    column, row = (np.floor(points[..., axis] / _GRID_UM).astype(int) for axis in (0, 1))
+    end = len(grid) - 1
+    inside = (np.minimum(column, row) >= 0) & (np.maximum(column, row) <= end)
+    return np.where(inside, grid[np.clip(row, 0, end), np.clip(column, 0, end)], -np.inf)
 
 
 def _at(blob: Blob, centre: Float[np.ndarray, " 2"]) -> Blob:
@@ -242,4 +242,5 @@ def _centres(blobs: tuple[Blob, ...]) -> Float[np.ndarray, "k 2"]:
 
 def _distances(one: Float[np.ndarray, "*n 2"], other: Float[np.ndarray, "*m 2"]) -> Float[np.ndarray, "*nm"]:
     """All distances between the points of one set and of another, set by set."""
-    return np.linalg.norm(one[..., :, None, :] - other[..., None, :, :], axis=-1)
+    x, y = (one[..., :, None, axis] - other[..., None, :, axis] for axis in (0, 1))
+    return np.sqrt(x * x + y * y)
