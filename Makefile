@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(BIN)/python
 READY := $(VENV)/.ready
-# As many workers as there are cores, of one thread each: more threads would only fight over them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+# As many workers as there are cores, of one thread each: more threads would only fight over them. Neighbouring tests stay
+# on one worker, which makes their fixtures once. Bytecode is kept, also where the environment says not to: some tests
+# start processes, which would compile everything anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all gpu-check gpu-check-encoders check docs clean
 
