@@ -6,14 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
-import numpy as np
 import pytest
 from huggingface_hub import constants
-from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
+from painting import slide_of_a_disc
 
 from wsi_mil import workflow
 from wsi_mil.report import training
-from wsi_mil.slides import write_pyramid
 from wsi_mil.stage import RunOptions
 from wsi_mil.synthetic import SyntheticParams, make_cohort
 from wsi_mil.tiling import TileParams
@@ -44,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def cohort(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a small synthetic cohort: slides/, labels.csv and tiles/ of 256 um. Nobody changes it."""
     folder = tmp_path_factory.mktemp("cohort")
-    small = {"near_um": (340.0, 440.0), "far_um": 600.0, "spacing_um": 250.0, "side_um": 1792.0}
+    small = {"slides": 8, "near_um": (340.0, 440.0), "far_um": 600.0, "spacing_um": 250.0, "side_um": 1792.0}
     small |= {"radius_um": 96.0, "clearance_um": 66.0}
     make_cohort(folder, replace(SyntheticParams.quick(), **small), 2)
     workflow.tile(folder / "slides", folder / "tiles", TileParams(), RunOptions())
@@ -75,13 +73,6 @@ def make_slide(tmp_path: Path) -> Callable[..., Path]:
         radius_um: float = 500,
         seed: int = 0,
     ) -> Path:
-        width, height = size
-        image = flat(height, width)
-        disc(image, width / 2, height / 2, radius_um / mpp, EOSIN)
-        middle, nucleus = np.array([width, height]) / 2, max(1, round(4 / mpp))
-        for x, y in (middle + np.random.default_rng(seed).uniform(-0.6, 0.6, (400, 2)) * radius_um / mpp).astype(int):
-            image[max(0, y) : y + nucleus, max(0, x) : x + nucleus] = HAEMATOXYLIN
-        write_pyramid(tmp_path / name, noisy(image, 2, seed), mpp)
-        return tmp_path / name
+        return slide_of_a_disc(tmp_path / name, size, mpp, radius_um, seed)
 
     return make

@@ -7,6 +7,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from wsi_mil.slides import write_pyramid
 from wsi_mil.slides.pyramid import _declare_jpeg, _write_level
 
 GLASS, EOSIN, HAEMATOXYLIN, DAB = (243, 241, 243), (222, 140, 186), (110, 70, 150), (140, 90, 50)
@@ -48,3 +49,17 @@ def write_tiff(path: Path, levels: list[np.ndarray], **tags: Any) -> Path:
 def write_aperio(path: Path, levels: list[np.ndarray], properties: str) -> Path:
     """An SVS as Aperio's scanners write it."""
     return write_tiff(path, levels, description=f"Aperio Image Library v12.0.15\r\n1x1 [0,0 1x1]|{properties}")
+
+
+def slide_of_a_disc(
+    path: Path, size: tuple[int, int] = (2048, 1536), mpp: float = 1.0, radius_um: float = 500, seed: int = 0
+) -> Path:
+    """Write a slide of glass with one disc of H&E tissue in the middle."""
+    width, height = size
+    image = flat(height, width)
+    disc(image, width / 2, height / 2, radius_um / mpp, EOSIN)
+    middle, nucleus = np.array([width, height]) / 2, max(1, round(4 / mpp))
+    for x, y in (middle + np.random.default_rng(seed).uniform(-0.6, 0.6, (400, 2)) * radius_um / mpp).astype(int):
+        image[max(0, y) : y + nucleus, max(0, x) : x + nucleus] = HAEMATOXYLIN
+    write_pyramid(path, noisy(image, 2, seed), mpp)
+    return path

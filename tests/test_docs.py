@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_cli import call
 from test_encoders_ctranspath import old_layout
 
 from wsi_mil import __version__, store, synthetic
@@ -72,15 +75,16 @@ def ctranspath(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     state = old_layout(build_network(find_encoder("ctranspath")).state_dict())
     torch.save({"model": state}, folder / "ctranspath.pth")
     home = {"WSIMIL_HOME": str(folder / "home")}
-    command = [sys.executable, "-m", "wsi_mil", "weights", "add", "ctranspath", folder / "ctranspath.pth"]
-    subprocess.run(command, env={**os.environ, **home, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSIMIL_HOME", home["WSIMIL_HOME"])
+        assert call("weights", "add", "ctranspath", folder / "ctranspath.pth") == 0
     return home
 
 
 def test_the_blocks_of_the_readme_run_as_written_in_a_folder_with_slides_and_labels(
     tmp_path: Path, environment: dict[str, str], ctranspath: dict[str, str]
 ) -> None:
-    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams(**{**SMALL, "slides": 8}))
+    synthetic.make_cohort(tmp_path, synthetic.SyntheticParams(**{**SMALL, "side_um": 620.0}))
     environment = {**environment, **ctranspath}
     shutil.copy(min((tmp_path / "slides").iterdir()), tmp_path / "slide.tif")
     for block in blocks("bash"):
@@ -104,19 +108,16 @@ def test_the_readme_names_every_aggregator() -> None:
     assert not [name for name in AGGREGATORS if f"`{name}`" not in README]
 
 
-def test_the_page_of_aggregators_is_made_anew() -> None:
-    made = subprocess.run(
-        [sys.executable, ROOT / "docs" / "aggregators.py"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert made == (ROOT / "docs" / "aggregators.md").read_text(), "run `make docs`"
-    assert all(f"## {name}\n" in made for name in AGGREGATORS)
-
-
-def test_the_page_of_encoders_is_made_anew(environment: dict[str, str]) -> None:
-    command = [sys.executable, ROOT / "docs" / "encoders.py"]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert made == (ROOT / "docs" / "encoders.md").read_text(), "run `make docs`"
-    assert all(f"| {name} |" in made for name in ENCODERS)
+@pytest.mark.parametrize(
+    ("page", "mark", "names"), [("aggregators", "## {}\n", AGGREGATORS), ("encoders", "| {} |", ENCODERS)]
+)
+def test_the_page_of_what_there_is_to_choose_from_is_made_anew(
+    page: str, mark: str, names: Iterable[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runpy.run_path(str(ROOT / "docs" / f"{page}.py"), run_name="__main__")
+    made = capsys.readouterr().out
+    assert made == (ROOT / "docs" / f"{page}.md").read_text(), "run `make docs`"
+    assert all(mark.format(name) in made for name in names)
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@
 import csv
 import logging
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +31,14 @@ from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
 QUICK = LearnParams(epochs=6, patience=6, lr=3e-3)
+BRIEF = replace(QUICK, epochs=2)
 CPU = torch.device("cpu")
 FEW = Resampling(0, 100)
+TrainedModel = Callable[..., tuple[LabelTable, Folders, Path]]
 
 
 def validated(root: Path, run: RunParams | None = None, **changed: object) -> tuple[evaluation.Validated, ...]:
-    base = TrainParams("abmil", learn=QUICK)
+    base = TrainParams("abmil", learn=BRIEF)
     params = replace(CrossvalParams(base, ("abmil",), folds=3), **changed)
     folders = Folders.under(root)
     cohort = folded(workflow.labelled(LabelTable(root / "labels.csv"), folders), params)
@@ -41,9 +46,36 @@ def validated(root: Path, run: RunParams | None = None, **changed: object) -> tu
     return tuple(crossval(cohort, place, params, CPU, run or RunParams()))
 
 
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Train a model of that name, once, on a planted cohort: the folder that holds both. Nobody changes it."""
+
+    @lru_cache
+    def trained(aggregator: str) -> Path:
+        root = tmp_path_factory.mktemp(aggregator)
+        labels = LabelTable(plant_cohort(root, slides=24, test=8))
+        params = TrainParams(aggregator, learn=QUICK)
+        assert workflow.train_model(labels, Folders.under(root), params, "cpu") is not None
+        return root
+
+    return trained
+
+
+@pytest.fixture
+def trained_model(trainings: Callable[[str], Path], tmp_path: Path) -> TrainedModel:
+    """A copy of such a training: its labels, its folders with one for an evaluation, its checkpoint."""
+
+    def copied(aggregator: str = "abmil") -> tuple[LabelTable, Folders, Path]:
+        shutil.copytree(trainings(aggregator), tmp_path, dirs_exist_ok=True)
+        folders = replace(Folders.under(tmp_path), model=tmp_path / "evaluation")
+        return LabelTable(tmp_path / "labels.csv"), folders, tmp_path / "model" / CHECKPOINT
+
+    return copied
+
+
 def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(tmp_path: Path) -> None:
     plant_cohort(tmp_path, slides=24)
-    (found,) = validated(tmp_path)
+    (found,) = validated(tmp_path, train=TrainParams("abmil", learn=QUICK))
     assert [row.slide_id for row in found.rows] == [f"s{index:02d}" for index in range(24)]
     answers = Answers.of(found.rows, found.ensemble.classes)
     assert judge("abmil", answers, FEW).figures["AUROC"].value > 0.9
@@ -409,8 +441,10 @@ def test_a_large_bag_is_found_before_the_first_round_whichever_tests_it(
     assert not (tmp_path / "crossval").exists()
 
 
-def test_evaluating_looks_into_memory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, folders, model = trained_model(tmp_path, "mean")
+def test_evaluating_looks_into_memory_first(
+    tmp_path: Path, trained_model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, folders, model = trained_model("mean")
     monkeypatch.setattr(need, "PROBED", (4, 8, 16))
     monkeypatch.setattr(need, "available_memory", lambda: 1_000)
     with pytest.raises(TrainingError, match=r"^s23 has 30 tiles, and to ask a model about all of them"):
@@ -418,9 +452,9 @@ def test_evaluating_looks_into_memory_first(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_patients_with_several_slides_are_judged_once_each_too(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, trained_model: TrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    labels, folders, model = trained_model(tmp_path, "mean")
+    labels, folders, model = trained_model("mean")
     rows = labels.path.read_text().splitlines()
     owners = ["patient_id", *(f"p{index // 4}-{index % 2}" for index in range(24))]
     labels.path.write_text("\n".join(f"{row},{own}" for row, own in zip(rows, owners, strict=True)) + "\n")
@@ -511,8 +545,8 @@ def test_a_trial_that_diverges_is_a_bad_trial(tmp_path: Path, monkeypatch: pytes
         assert [row["val_loss"] for row in csv.DictReader(file)].count("") == 1
 
 
-def test_what_a_model_says_of_itself_is_not_written_over(tmp_path: Path) -> None:
-    labels, folders, model = trained_model(tmp_path)
+def test_what_a_model_says_of_itself_is_not_written_over(tmp_path: Path, trained_model: TrainedModel) -> None:
+    labels, folders, model = trained_model()
     for folder in (tmp_path / "model",):
         with pytest.raises(OptionError, match="holds a model and its own predictions"):
             studies.evaluate_model(
@@ -520,8 +554,10 @@ def test_what_a_model_says_of_itself_is_not_written_over(tmp_path: Path) -> None
             )
 
 
-def test_patients_are_known_again_by_their_slides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    labels, folders, model = trained_model(tmp_path)
+def test_patients_are_known_again_by_their_slides(
+    tmp_path: Path, trained_model: TrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, folders, model = trained_model()
     rows = labels.path.read_text().splitlines()
     named = [f"{rows[0]},patient_id", *(f"{row},person-{index}" for index, row in enumerate(rows[1:]))]
     labels.path.write_text("\n".join(named) + "\n")
@@ -594,16 +630,10 @@ def test_runs_are_compared_on_what_both_have_whatever_the_order_of_their_classes
     assert len(study.judged[0].answers) == 56
 
 
-def trained_model(root: Path, aggregator: str = "abmil", test: int = 8) -> tuple[LabelTable, Folders, Path]:
-    labels, folders = LabelTable(plant_cohort(root, slides=24, test=test)), Folders.under(root)
-    assert workflow.train_model(labels, folders, TrainParams(aggregator, learn=QUICK), "cpu") is not None
-    return labels, replace(folders, model=root / "evaluation"), root / "model" / CHECKPOINT
-
-
 def test_evaluating_says_who_was_trained_on_and_agrees_with_training(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, trained_model: TrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    labels, folders, model = trained_model(tmp_path)
+    labels, folders, model = trained_model()
     with caplog.at_level(logging.WARNING):
         study = studies.evaluate_model(model, labels, folders, studies.Asked(device="cpu"), FEW, PeerOptions())
     assert "16 of 24 patients took part in training" in caplog.text
@@ -647,8 +677,8 @@ def test_a_folder_of_several_runs_is_told_apart_from_one_run(tmp_path: Path) -> 
         workflow.checkpoint_at(tmp_path / "nowhere")
 
 
-def test_labels_that_the_model_was_not_taught_are_refused(tmp_path: Path) -> None:
-    labels, folders, model = trained_model(tmp_path)
+def test_labels_that_the_model_was_not_taught_are_refused(tmp_path: Path, trained_model: TrainedModel) -> None:
+    labels, folders, model = trained_model()
     labels.path.write_text(labels.path.read_text().replace("s00,neg", "s00,other"))
     with pytest.raises(TableError, match="row 2: label other is none of the classes neg, pos"):
         studies.evaluate_model(model, labels, folders, studies.Asked(), FEW, PeerOptions())

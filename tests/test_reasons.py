@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 import peers
 import pytest
+from painting import slide_of_a_disc
 from planted import plant, untrained
 from test_cli import call
 
@@ -31,16 +32,29 @@ CLASSES = ("benign <b>", "in situ", "invasive")
 SLIDES = ("a", "a/b")
 
 
+@pytest.fixture(scope="module")
+def kept(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `here` copies, made once where that will lie: artifacts tell where their slides are."""
+    root = tmp_path_factory.mktemp("reasons")
+    with pytest.MonkeyPatch.context() as patch:
+        (root / "here").mkdir()
+        patch.chdir(root / "here")
+        slide_of_a_disc(root / "here/slides/a.tif", (1024, 1024), radius_um=450)
+        slide_of_a_disc(root / "here/slides/a/b.tif", (1024, 1024), radius_um=400, seed=1)
+        tile(Path("slides"), Path("tiles"), TileParams(64, 256.0), RunOptions())
+        extract_features(Path("tiles"), Path("feats"), Encoding({"morphology": None}), RunOptions(), None)
+        untrained(Path("model").absolute(), Path("feats/a.h5"), classes=CLASSES)
+    return (root / "here").rename(root / "kept")
+
+
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path]) -> Path:
+def here(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Slides ``a`` and ``a/b``, their tiles and features, and a model of three classes."""
-    monkeypatch.chdir(tmp_path)
-    make_slide("slides/a.tif", (1024, 1024), radius_um=450)
-    make_slide("slides/a/b.tif", (1024, 1024), radius_um=400, seed=1)
-    tile(Path("slides"), Path("tiles"), TileParams(64, 256.0), RunOptions())
-    extract_features(Path("tiles"), Path("feats"), Encoding({"morphology": None}), RunOptions(), None)
-    untrained(tmp_path / "model", Path("feats/a.h5"), classes=CLASSES)
-    return tmp_path
+    folder = kept.with_name("here")
+    shutil.copytree(kept, folder)
+    monkeypatch.chdir(folder)
+    yield folder
+    shutil.rmtree(folder)
 
 
 def manifests(out: Path) -> dict[str, dict]:
@@ -112,7 +126,7 @@ def test_predict_explains_as_explain_does_and_json_has_stdout_for_itself(
 
 
 def test_slides_that_moved_are_found_and_others_in_their_place_refused(
-    here: Path, capfd: pytest.CaptureFixture[str], make_slide: Callable[..., Path]
+    here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ("explain", "--bags", "feats", "--out", "out", *BRIEF)
     (here / "slides").rename(here / "moved")
@@ -121,7 +135,7 @@ def test_slides_that_moved_are_found_and_others_in_their_place_refused(
     assert not any(name.endswith(".png") for name in contents(here / "out"))
     page = (here / "out" / "report.html").read_text()
     assert "a/b: the slide was not at hand: tables and GeoJSON only, no pictures." in page
-    make_slide("slides/a.tif", (1024, 1024), radius_um=450, seed=7)  # same name and size, other content
+    slide_of_a_disc(here / "slides/a.tif", (1024, 1024), radius_um=450, seed=7)  # same name and size, other content
     assert call(*words) == 1
     assert "failed: a: explain:" in (told := " ".join(capfd.readouterr().err.split()))
     assert "a.tif is not the slide that the tiles of a were made from" in told

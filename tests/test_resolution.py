@@ -154,7 +154,7 @@ def test_features_of_one_encoder_and_folders_of_several_do_not_mix(
     assert call(*several) == 0
     printed = capsys.readouterr().out
     for name in ("morphology", "timm-test_vit"):
-        assert f"12 done: see feats/{name}/summary.csv" in printed
+        assert f"8 done: see feats/{name}/summary.csv" in printed
     assert call("extract", "--model", "morphology") == 1
     assert "feats holds a folder per encoder, such as feats/morphology: give another --out" in capsys.readouterr().err
     assert call("train", "--epochs", "1", "--aggregator", "mean") == 1

@@ -52,7 +52,7 @@ def test_a_planted_signal_is_learnt_and_found_on_test_slides(tmp_path: Path, agg
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
-    plant_cohort(tmp_path)
+    plant_cohort(tmp_path, slides=12)
     before = torch.random.get_rng_state()
     made = []
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
@@ -248,7 +248,7 @@ def test_the_checkpoint_is_written_last(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_finished_training_is_not_repeated_and_another_is_refused(tmp_path: Path) -> None:
-    labels = plant_cohort(tmp_path)
+    labels = plant_cohort(tmp_path, slides=12)
     folders, params = Folders.under(tmp_path), TrainParams("abmil", learn=replace(QUICK, epochs=1))
     assert workflow.train_model(LabelTable(labels), folders, params, "cpu") is not None
     assert workflow.train_model(LabelTable(labels), folders, params, "cpu") is None
@@ -403,7 +403,7 @@ def test_options_are_checked(make: object, flag: str) -> None:
 
 
 def test_models_that_use_positions_record_how_far_apart_tiles_lie(tmp_path: Path) -> None:
-    plant_cohort(tmp_path)
+    plant_cohort(tmp_path, slides=12)
     told = {name: fit(tmp_path, name, epochs=1) for name in ("das-mil", "relative-discrete", "abmil")}
     assert "distances" not in told["abmil"].checkpoint.training
     recorded = [TileDistances.recorded(told[name].checkpoint.training) for name in ("das-mil", "relative-discrete")]

@@ -95,13 +95,10 @@ def places_of_data(path: Path, file: h5py.File) -> Iterator[tuple[int, int]]:
 
 def _all_names(path: Path, file: h5py.File) -> list[bytes]:
     """What lies in a file, in groups too; names that lead to another one of the same file are passed over."""
-    found, outside = list[bytes](), list[bytes]()
-
-    def visit(name: bytes, link: Any) -> None:
-        if link.type != _SOFT_LINK:
-            (found if link.type == _HARD_LINK else outside).append(name)
-
-    file.id.links.visit(visit, info=True)
+    links = list[tuple[bytes, int]]()
+    file.id.links.visit(lambda name, link: links.append((name, link.type)), info=True)
+    found = [name for name, kind in links if kind == _HARD_LINK]
+    outside = [name for name, kind in links if kind not in (_HARD_LINK, _SOFT_LINK)]
     if outside:
         shown = outside[0].decode(errors="replace")
         raise ArtifactCorrupt(f"{path}: {shown} is a link to another file, which is not followed: {_REMEDY}")

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -104,11 +105,7 @@ def prefetch(
         max_tiles: take so many tiles of a larger bag; 0 = all.
         seeds: decide, together with the index, which tiles those are.
     """
-
-    def ready(index: int) -> Ready:
-        bag, target = examples[index]
-        return Ready(index, collate([some_tiles(bag, max_tiles, (*seeds, index))]), target)
-
+    ready = partial(_ready, examples, max_tiles, seeds)
     if examples.in_memory:
         yield map(ready, indices)
         return
@@ -117,6 +114,11 @@ def prefetch(
         yield reading
     finally:
         reading.close()
+
+
+def _ready(examples: Examples, max_tiles: int, seeds: Sequence[int], index: int) -> Ready:
+    bag, target = examples[index]
+    return Ready(index, collate([some_tiles(bag, max_tiles, (*seeds, index))]), target)
 
 
 def some_tiles(bag: Bag, count: int, seeds: Sequence[int]) -> Bag:

@@ -84,15 +84,24 @@ def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequenc
     kept = [stratum for stratum in owners.strata if len(stratum) == 1]
     if not math.isfinite(value) or owners.fewest < 2 or not drawn:
         return Interval(value, math.nan, math.nan)
+    distribution, low, high = _drawn_anew(
+        lambda *strata: figure(owners.rows(np.concatenate([*strata, *kept]))), drawn, value, how
+    )
+    undefined = int(np.isnan(distribution).sum())
+    if undefined:
+        log.warning("no interval: the figure is not defined on %d of %d resamples", undefined, how.resamples)
+    return Interval(value, low, high) if low < high else Interval(value, math.nan, math.nan)
 
-    def of_patients(*strata: Int[np.ndarray, " _"]) -> float:
-        return figure(owners.rows(np.concatenate([*strata, *kept])))
 
-    many = sum(len(stratum) for stratum in drawn) > _ALONE
+def _drawn_anew(
+    of_patients: Callable[..., float], strata: Sequence[Int[np.ndarray, " _"]], value: float, how: Resampling
+) -> tuple[Float[np.ndarray, " resamples"], float, float]:
+    """The figure of every resample, and its limits."""
+    many = sum(len(stratum) for stratum in strata) > _ALONE
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples that are all alike: limits are nan
         found = stats.bootstrap(
-            drawn,
+            strata,
             of_patients,
             n_resamples=how.resamples,
             batch=_BATCH,
@@ -103,12 +112,9 @@ def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequenc
         )
         limits = found.confidence_interval
         if many:
-            limits = _corrected(found.bootstrap_distribution, value, _acceleration(of_patients, drawn), how.level)
-    undefined = int(np.isnan(found.bootstrap_distribution).sum())
-    if undefined:
-        log.warning("no interval: the figure is not defined on %d of %d resamples", undefined, how.resamples)
+            limits = _corrected(found.bootstrap_distribution, value, _acceleration(of_patients, strata), how.level)
     low, high = (float(limit) for limit in limits)
-    return Interval(value, low, high) if low < high else Interval(value, math.nan, math.nan)
+    return found.bootstrap_distribution, low, high
 
 
 def _acceleration(of_patients: Callable[..., float], strata: Sequence[Int[np.ndarray, " _"]]) -> float:
