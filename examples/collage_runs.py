@@ -4,11 +4,12 @@
   test collage has the layout of a training collage; one collage per step, 50 epochs, the last one reported. What was
   chosen (learning rates, widths) had been chosen on the test collages.
 * *fresh*: 300 collages to learn from and 100 to choose by, of different training digits, 2,000 to test on, of test
-  digits; layouts from three seeds. The learning rate is chosen on the 100, from the same trials for every model.
+  digits; layouts from three seeds. Of every model a result is the better of two trainings, as the 100 judge, since one
+  may go astray, at high rates above all; so its learning rate is that of the best training among its trials.
 
 What *fresh* does not hide: its 120 epochs and the options of das-mil were settled on collages of other layouts, but
-with test digits in sight, and of das-mil more was tried than of the other models. The network that reads digits has
-been judged on training digits since.
+with test digits in sight, as was one training of das-mil in five that went astray, and of das-mil more was tried than
+of the other models. The network that reads digits has been judged on training digits since.
 As in the published code, models have one logit under *paper*; under *fresh* one for each class, as on slides.
 """
 
@@ -34,6 +35,8 @@ _TEST_BATCH = 100
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TRIAL_SEEDS = (0, 1)
 """Trials of every model under *fresh*: each learning rate from each seed."""
+_TRAININGS = 2
+"""Of each result under *fresh*, of which validation chooses one."""
 
 
 class Collages(NamedTuple):
@@ -189,15 +192,17 @@ def run_paper(
 
 
 def try_recipe(name: str, variant: str, recipe: Recipe, seed: int, source: Source) -> float:
-    """Validation loss, by whose mean over seeds a recipe is chosen."""
+    """Validation loss; that of the better seed is a recipe's."""
     collages = fresh_collages(variant, source)
     return evaluate(fresh_model(name, collages, recipe, seed), collages.val)[2]
 
 
 def run_fresh(name: str, variant: str, seed: int, recipe: Recipe, source: Source) -> tuple[Score, CollageModel]:
-    """Train a model and look at the test collages, once."""
+    """Train a model twice, keep what validation prefers, and look at the test collages, once."""
     collages = fresh_collages(variant, source)
-    model = fresh_model(name, collages, recipe, seed)
+    made = [fresh_model(name, collages, recipe, _TRAININGS * seed + again) for again in range(_TRAININGS)]
+    losses = [evaluate(model, collages.val)[2] for model in made]
+    model = made[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
     accuracy, auroc, _ = evaluate(model, collages.test)
     return Score(name, variant, "fresh", seed, accuracy, auroc), model
 

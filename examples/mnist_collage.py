@@ -136,7 +136,7 @@ def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -
 
 
 def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], Recipe]:
-    """The recipe of each model and variant: of as many trials each, that of least mean loss; earlier trials count."""
+    """The recipe of each model and variant: of as many trials each, that of the least loss; earlier trials count."""
     recipes = [Recipe(lr, options.epochs or FRESH_EPOCHS, options.reader) for lr in LEARNING_RATES]
     wanted = list(itertools.product(options.models, options.variant, recipes))
     path = options.out.with_suffix(".trials.csv")
@@ -152,7 +152,7 @@ def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str],
     best: dict[tuple[str, str], tuple[float, Recipe]] = {}
     for model, variant, recipe in wanted:
         tried = [losses[model, variant, recipe.reader, recipe.lr, seed].loss for seed in TRIAL_SEEDS]
-        found = statistics.mean(tried), recipe
+        found = min(tried), recipe
         best[model, variant] = min(best.get((model, variant), found), found)
     return {key: recipe for key, (_, recipe) in best.items()}
 

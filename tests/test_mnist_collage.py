@@ -206,6 +206,24 @@ def test_length_scales_cover_the_distances_of_the_training_collages(runs, stand_
     assert discrete.params.max_distance_um == pytest.approx(290, abs=40)
 
 
+def test_a_result_is_of_the_training_that_validation_prefers_and_tests_once(runs, stand_in, monkeypatch):
+    collages, judged = runs.fresh_collages("collage", stand_in), []
+    losses = {4: 0.5, 5: 0.2, 6: 0.1, 7: float("nan")}
+    monkeypatch.setattr(runs, "fresh_collages", lambda variant, source: collages)
+    monkeypatch.setattr(runs, "fresh_model", lambda name, collages, recipe, seed: seed)
+
+    def evaluate(model, examples):
+        judged.append((model, examples is collages.test))
+        return model / 10, 0.5, losses[model]
+
+    monkeypatch.setattr(runs, "evaluate", evaluate)
+    for seed, kept in ((2, 5), (3, 6)):
+        judged.clear()
+        score, model = runs.run_fresh("max", "collage", seed, runs.Recipe(1e-3), stand_in)
+        assert (score.seed, score.accuracy, model) == (seed, kept / 10, kept)
+        assert [model for model, is_test in judged if is_test] == [kept]
+
+
 def test_a_collage_is_turned_as_a_whole(runs, stand_in):
     """All eight symmetries of the canvas come up, distances stay, nothing leaves the canvas."""
     example = runs.paper_collages("collage", stand_in).train[0]
@@ -281,7 +299,7 @@ def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(m
 
 def test_the_best_trial_is_chosen_and_what_diverged_is_not(monkeypatch, tmp_path, models):
     script = importlib.import_module("mnist_collage")
-    losses = {1e-3: [0.1, float("nan")], 2e-3: [0.3, 0.3], 4e-3: [0.4, 0.1], 8e-3: [0.05, 0.9]}
+    losses = {1e-3: [0.1, float("nan")], 2e-3: [0.3, 0.3], 4e-3: [0.9, 0.05], 8e-3: [0.08, 0.06]}
     monkeypatch.setattr(script, "try_recipe", lambda name, variant, recipe, seed, source: losses[recipe.lr][seed])
     monkeypatch.setattr(script, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
     monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--variant", "inv", "--out", str(tmp_path / "out.csv")])
