@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -216,6 +217,7 @@ def test_a_disk_that_fills_up_is_one_error_and_leaves_nothing(cache: Path) -> No
         import resource
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        sys.dont_write_bytecode = True  # it would be cut off, and published so
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * KB, 1000 * KB))
         try:
             hold(slide)

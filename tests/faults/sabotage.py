@@ -13,6 +13,7 @@ import itertools
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -73,7 +74,8 @@ def fail_once(at: int, names: tuple[str, ...] = ("replace", "rename")) -> None:
 
 
 def limit_files(most: int) -> None:
-    """No file may be longer than that, bytes: a quota."""
+    """No file may be longer than that, bytes: a quota. Bytecode is not written: Python publishes what was cut off."""
+    sys.dont_write_bytecode = True
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
