@@ -35,7 +35,7 @@ _TEST_BATCH = 100
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TRIAL_SEEDS = (0, 1)
 """Trials of every model under *fresh*: each learning rate from each seed."""
-_TRAININGS = 2
+TRAININGS = 2
 """Of each result under *fresh*, of which validation chooses one."""
 
 
@@ -200,7 +200,7 @@ def try_recipe(name: str, variant: str, recipe: Recipe, seed: int, source: Sourc
 def run_fresh(name: str, variant: str, seed: int, recipe: Recipe, source: Source) -> tuple[Score, CollageModel]:
     """Train a model twice, keep what validation prefers, and look at the test collages, once."""
     collages = fresh_collages(variant, source)
-    made = [fresh_model(name, collages, recipe, _TRAININGS * seed + again) for again in range(_TRAININGS)]
+    made = [fresh_model(name, collages, recipe, TRAININGS * seed + again) for again in range(TRAININGS)]
     losses = [evaluate(model, collages.val)[2] for model in made]
     model = made[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
     accuracy, auroc, _ = evaluate(model, collages.test)

@@ -31,6 +31,7 @@ from collage_runs import (
     FRESH_EPOCHS,
     LEARNING_RATES,
     PAPER_EPOCHS,
+    TRAININGS,
     TRIAL_SEEDS,
     Recipe,
     Score,
@@ -161,8 +162,15 @@ def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
     """Results made of other digits, with other epochs or another learning rate do not go into one table."""
     path = options.out.with_suffix(".json")
     known = json.loads(path.read_text()) if path.exists() else {}
-    now = {"digits": source.name, "epochs": options.epochs, "lr": options.lr, "reader": options.reader}
-    before = known.get(options.protocol, now)
+    trainings = TRAININGS if options.protocol == "fresh" else 1
+    now = {
+        "digits": source.name,
+        "epochs": options.epochs,
+        "lr": options.lr,
+        "reader": options.reader,
+        "trainings": trainings,
+    }
+    before = {"trainings": 1, **known.get(options.protocol, now)}  # as it was before there were several
     if differing := [name for name, value in now.items() if before.get(name) != value]:
         told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in differing)
         raise SystemExit(f"error: {options.out} was made with {told}: give another --out")

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -307,6 +308,19 @@ def test_the_best_trial_is_chosen_and_what_diverged_is_not(monkeypatch, tmp_path
     assert script.search(script.parse(), None) == best
     losses.clear()  # trials of an earlier run count
     assert script.search(script.parse(), None) == best
+
+
+def test_results_of_one_training_and_of_the_better_of_two_are_not_mixed(monkeypatch, tmp_path, stand_in):
+    script = importlib.import_module("mnist_collage")
+    monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--out", str(tmp_path / "out.csv")])
+    options = script.parse()
+    script.refuse_a_mixture(options, stand_in)
+    script.refuse_a_mixture(options, stand_in)
+    told = json.loads((tmp_path / "out.json").read_text())
+    del told["fresh"]["trainings"]  # as it was written before there were two
+    (tmp_path / "out.json").write_text(json.dumps(told))
+    with pytest.raises(SystemExit, match=r"out\.csv was made with trainings 1, now 2: give another --out"):
+        script.refuse_a_mixture(options, stand_in)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+import pyramids
 import pytest
 from painting import flat, smooth_grey, write_aperio, write_tiff
 from PIL import Image
 
-from wsi_mil.errors import ResolutionError, SlideError, SlideUnreadable, WsiMilError
+from wsi_mil.errors import ResolutionError, SlideDamaged, SlideError, SlideUnreadable, WsiMilError
 from wsi_mil.slides import find_slides, open_slide, openslide_reader, slide_fingerprint, write_pyramid
 from wsi_mil.slides.discovery import EXTENSIONS
 from wsi_mil.slides.resolution import Hints, resolve
@@ -508,3 +509,10 @@ def test_a_level_of_just_one_tile_is_written(tmp_path: Path, side: int) -> None:
         small = slide.read(0, 0, (side, side), (256, 256))
     assert np.abs(small[:, :120].astype(int)).max() < 5
     assert np.abs(small[:, 136:].astype(int) - 200).max() < 5
+
+
+def test_a_pyramid_with_a_level_larger_than_the_slide_is_refused_and_not_read_as_a_picture(tmp_path):
+    levels = [pyramids.textured(1024, 1024), pyramids.textured(2048, 512)]
+    path = pyramids.write(tmp_path / "a.tif", levels, pyramids.Kind())
+    with pytest.raises(SlideDamaged, match="a level of 512 x 2,048 px in a slide of 1,024 x 1,024 px"):
+        open_slide(path)

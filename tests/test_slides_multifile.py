@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from multifile import write_dicom, write_mrxs, write_vms
 from painting import EOSIN, HAEMATOXYLIN, disc, flat, noisy
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.errors import BytesLengthException
 from test_cli import call
@@ -242,6 +242,23 @@ def test_a_table_of_frames_that_goes_down_is_refused_by_the_file_that_has_it(
         assert len(slide.levels) == 3
 
 
+def test_series_that_refer_to_the_same_are_told_apart(image: np.ndarray, tmp_path: Path) -> None:
+    for series, first in (("1.2.3", 1), ("1.2.4", 11)):
+        for path in write_dicom(tmp_path, image, MPP, series, first):
+            dataset, referred = dcmread(path), Dataset()
+            referred.SeriesInstanceUID = "9.9"
+            dataset.ReferencedSeriesSequence = [referred]
+            dataset.save_as(path, enforce_file_format=True)
+    content = (tmp_path / "013.dcm").read_bytes()
+    found = frame_tables._IN_PARTS.search(content)
+    assert found is not None
+    second = content[found.end() + 4 : found.end() + 8]
+    (tmp_path / "013.dcm").write_bytes(content[: found.end()] + second + content[found.end() + 4 :])
+    frame_tables.require_credible_frames(tmp_path / "002.dcm")
+    with pytest.raises(SlideUnreadable, match=r"013\.dcm is damaged"):
+        frame_tables.require_credible_frames(tmp_path / "012.dcm")
+
+
 def test_a_table_of_frames_is_found_behind_a_long_header(
     image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +266,7 @@ def test_a_table_of_frames_is_found_behind_a_long_header(
     path = write_dicom(tmp_path, image, MPP)[1]
     frame_tables.require_credible_frames(path)
     content = path.read_bytes()
-    found = frame_tables._PIXELS.search(content)
+    found = frame_tables._IN_PARTS.search(content)
     assert found is not None
     at = found.end()
     path.write_bytes(content[:at] + content[at + 4 : at + 8] + content[at + 4 :])

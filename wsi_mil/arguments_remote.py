@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
-from wsi_mil.errors import WsiMilError
+from wsi_mil.errors import OptionError, WsiMilError
 from wsi_mil.remote.sizes import parse_size
 from wsi_mil.remote.slide import DEFAULT_SIZE, CacheParams
 from wsi_mil.remote.urls import Url, parse_place, require_local
 
 log = logging.getLogger(__name__)
-_command: ContextVar[list[tuple["Place", "Hold"]]] = ContextVar("command")
+_command: ContextVar[list["Brought"]] = ContextVar("command")
 """What was brought here for the command that runs."""
 
 if TYPE_CHECKING:
-    from wsi_mil.remote import Hold
+    from wsi_mil.remote import Brought
 
     Place = Path | Url
     """What the user names."""
@@ -81,35 +81,45 @@ def cache_params(folder: Path | None, size: str) -> CacheParams:
 @contextmanager
 def holding() -> Generator[None]:
     """Let go at its end of what was `brought` here within; errors name it by its address, which the user knows."""
-    brought_here: list[tuple[Place, Hold]] = []
-    token = _command.set(brought_here)
+    token = _command.set([])
     try:
         yield
     except WsiMilError as error:
-        for place, held in brought_here:
-            error.args = (str(error).replace(str(held.path), str(place)),)
+        if _command.get():
+            from wsi_mil.remote import by_address
+
+            error.args = (by_address(str(error)),)
         raise
     finally:
-        _command.reset(token)
-        for _, held in brought_here:
+        for held in _command.get():
             held.release()
+        _command.reset(token)
 
 
 @overload
-def brought(place: Place, cache: CacheParams) -> Path: ...
+def brought(place: Place, cache: CacheParams, scheduler: str = "") -> Path: ...
 @overload
-def brought(place: None, cache: CacheParams) -> None: ...
-def brought(place: Place | None, cache: CacheParams) -> Path | None:
+def brought(place: None, cache: CacheParams, scheduler: str = "") -> None: ...
+def brought(place: Place | None, cache: CacheParams, scheduler: str = "") -> Path | None:
     """Return a place of this machine: a path as it is, what lies at an address once it is in the cache.
 
     It stays there until the command, or else the process, ends.
+
+    Raises:
+        OptionError: others than this machine are to read it.
+        RemoteError: it cannot be had.
     """
     if place is None or isinstance(place, Path):
         return place
+    if scheduler:
+        raise OptionError(
+            f"{place} with --scheduler: it would be brought to this machine, where workers do not see it: copy it to"
+            " the file system that all of them see, and name the copy; slides may stay far away"
+        )
     from wsi_mil.remote import bring
 
     held = bring(place, cache)
-    _command.get([]).append((place, held))
+    _command.get([]).append(held)
     log.info("%s is read from %s", place, held.path)
     return held.path
 

@@ -126,7 +126,7 @@ def extract(
     )
     staged = cache_params(cache, cache_size)
     options = run_options(overwrite, workers, shard, staged, scheduler)
-    leave_each(workflow.extract_features(brought(tiles, staged), out, encoding, options, slides))
+    leave_each(workflow.extract_features(brought(tiles, staged, scheduler), out, encoding, options, slides))
 
 
 @app.command()
@@ -152,9 +152,9 @@ def distances(
 
     params = DistanceParams(k, dense=store == Store.DENSE)
     staged = cache_params(cache, cache_size)
-    peers = peer_options(slides, brought(table, staged), mpp, encoder)
+    peers = peer_options(slides, brought(table, staged, scheduler), mpp, encoder)
     options = run_options(overwrite, workers, shard, staged, scheduler)
-    leave(workflow.measure_distances(brought(bags, staged), out, params, options, peers), out)
+    leave(workflow.measure_distances(brought(bags, staged, scheduler), out, params, options, peers), out)
 
 
 @app.command()

@@ -92,9 +92,9 @@ def train(
     how = RunParams(devices, save_every_minutes=save_every_minutes)
     params = TrainParams(aggregator, key_values(option), val_fraction, learn)
     staged = cache_params(cache, cache_size)
-    folders = workflow.Folders(brought(tiles, staged), brought(bags, staged), distances_, out)
-    peers = peer_options(slides, brought(table, staged), mpp, encoder)
     told = label_table(brought(labels, staged), brought(slides_table, staged), target, positive, unit, None)
+    peers = peer_options(slides, brought(table, staged), mpp, encoder)
+    folders = workflow.Folders(brought(tiles, staged), brought(bags, staged), distances_, out)
     show_training(workflow.train_model(told, folders, params, device, overwrite, peers, how), out)
 
 
@@ -157,8 +157,8 @@ def crossval(
     params = CrossvalParams(base, models, folds, by_site, label_shuffle, trials)
     staged = cache_params(cache, cache_size)
     told = label_table(brought(labels, staged), brought(slides_table, staged), target, positive, unit, by)
-    folders = Folders(brought(tiles, staged), brought(bags, staged), distances, out)
     peers = peer_options(slides, brought(table, staged), mpp, encoder)
+    folders = Folders(brought(tiles, staged), brought(bags, staged), distances, out)
     run = RunParams(devices, overwrite=overwrite)
     study = studies.cross_validate(told, folders, params, Resampling(seed, resamples), device, run, peers)
     show_study(study, out)
@@ -196,8 +196,8 @@ def evaluate(
 
     staged = cache_params(cache, cache_size)
     told = label_table(brought(labels, staged), brought(slides_table, staged), target, None, Unit.SLIDE, by)
-    folders = Folders(brought(tiles, staged), brought(bags, staged), model=out)
     peers, path = peer_options(slides, brought(table, staged), mpp, encoder), checkpoint_at(brought(model, staged))
+    folders = Folders(brought(tiles, staged), brought(bags, staged), model=out)
     asked, how = studies.Asked(part, spatial, device, overwrite), Resampling(seed, resamples)
     show_study(studies.evaluate_model(path, told, folders, asked, how, peers), out)
 

@@ -1,6 +1,7 @@
 """Answers about new slides: one thin function per command, as in `cli`."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,7 +98,7 @@ def predict(
     staged = cache_params(cache, cache_size)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
     _require_file(json_to)
-    path = checkpoint_at(brought(model, staged))
+    path = checkpoint_at(brought(model, staged, scheduler))
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
     answered = answer(path, asked, options, LookOptions() if explain else None, typed())
     show_answers(answered, path, out, json_to)
@@ -150,7 +151,7 @@ def explain(
         return
     _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
-    path = checkpoint_at(brought(model, staged))
+    path = checkpoint_at(brought(model, staged, scheduler))
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
     show_answers(answer(path, asked, options, closely, typed()), path, out, json_to)
 
@@ -190,9 +191,9 @@ def _asked(
         return Asked(slides_at(slides, options.cache), mpp=mpp)
     # What lies far away is fetched for pictures, not to ask each slide for its um/px.
     local = bag_slides if isinstance(bag_slides, Path) else None
-    cache = options.cache
-    peers = peer_options(local, brought(table, cache), mpp, encoder)
-    return Asked(bags=brought(bags, cache), peers=peers, slides_at=bag_slides, tiles=brought(tiles, cache))
+    here = partial(brought, cache=options.cache, scheduler=options.scheduler)
+    peers = peer_options(local, here(table), mpp, encoder)
+    return Asked(bags=here(bags), peers=peers, slides_at=bag_slides, tiles=here(tiles))
 
 
 def _options(
@@ -211,7 +212,7 @@ def _options(
     from wsi_mil.predict import PredictOptions
 
     where = device if scheduler else str(pick_device(device))  # a cluster has other devices than this machine
-    table = brought(patients, cache)
+    table = brought(patients, cache, scheduler)
     return PredictOptions(out, weights, where, batch, workers, overwrite, trust, table, cache, scheduler)
 
 

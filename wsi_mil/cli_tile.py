@@ -84,10 +84,10 @@ def tile(
         max_black=max_black, min_saturation=min_saturation, reader=str(reader),
     )  # fmt: skip
     staged = cache_params(cache, cache_size)
-    drawings = Drawings(brought(regions, staged), brought(annotations, staged))
+    drawings = Drawings(brought(regions, staged, scheduler), brought(annotations, staged, scheduler))
     params = with_regions(params, include, exclude, drawings.regions)
     options = run_options(overwrite, workers, shard, staged, scheduler)
-    asked = (slides, out, params, options, brought(table, staged), slide_mpp, drawings)
+    asked = (slides, out, params, options, brought(table, staged, scheduler), slide_mpp, drawings)
     if dry_run and scheduler:
         raise OptionError("--dry-run --scheduler: a few slides are measured on this machine: leave --scheduler out")
     if dry_run:

@@ -49,6 +49,10 @@ class SlideUnreadable(SlideError):
     """A slide cannot be opened, or its pixels cannot be read."""
 
 
+class SlideDamaged(SlideUnreadable):
+    """What a slide says of itself cannot be, whoever reads it."""
+
+
 class RemoteError(SlideError):
     """A slide lies far away and cannot be had. What servers said is told without keys and signatures."""
 

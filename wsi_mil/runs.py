@@ -20,7 +20,7 @@ from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactError, OptionError, one_line
 from wsi_mil.executors import available_cores
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
-from wsi_mil.remote import CacheParams
+from wsi_mil.remote import CacheParams, by_address
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +143,9 @@ class Report:
     def fail(self, slide_id: str, error: Exception) -> Row:
         """Take note of a slide that failed."""
         self.failed[slide_id] = error
-        log.error("%s: %s", printable(slide_id), one_line(error))
-        return Row(slide_id, "failed", error=one_line(error))
+        told = by_address(one_line(error))
+        log.error("%s: %s", printable(slide_id), told)
+        return Row(slide_id, "failed", error=told)
 
     def finish(self, attrs: Mapping[str, Any], timing: Timing) -> Row:
         """Take note of a slide by the attributes of its new artifact, and of the time that it took."""

@@ -11,6 +11,7 @@ import typer
 
 from wsi_mil.errors import one_line
 from wsi_mil.guards import printable
+from wsi_mil.remote import by_address
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,7 +46,10 @@ def leave_each(reports: "Mapping[Path, Report]") -> None:
 def name_failures(failed: "Mapping[str, Exception | str]") -> None:
     """Name on stderr each slide that failed, with its reason."""
     for slide_id, error in failed.items():
-        typer.echo(f"failed: {printable(slide_id)}: {error if isinstance(error, str) else one_line(error)}", err=True)
+        typer.echo(
+            f"failed: {printable(slide_id)}: {error if isinstance(error, str) else by_address(one_line(error))}",
+            err=True,
+        )
 
 
 @contextmanager

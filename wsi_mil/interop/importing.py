@@ -23,6 +23,7 @@ from wsi_mil.interop.discovery import cache_of, holds_own, peer_items, vanished
 from wsi_mil.interop.naming import doubts_of, require_encoder
 from wsi_mil.interop.telling import PeerOptions, Told, told_of
 from wsi_mil.progress import Progress
+from wsi_mil.remote import is_brought, origin
 from wsi_mil.runs import Report, RunOptions
 from wsi_mil.slides import recorded
 from wsi_mil.stage import Item, Result, artifact_items, artifact_path, per_slide, run
@@ -151,9 +152,7 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
     if not source.exists() or holds_own(source):
         _refuse_idle(source, peers)
         return OwnBags(source)
-    items, cache = peer_items(source), cache_of(source)
-    if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
-        raise OptionError(f"--bags {source}: {cache} cannot be written: `wsimil import {source} --out feats/` first")
+    items, cache = peer_items(source), _writable_cache(source)
     log.info("%s holds features of another program, which are kept as our own in %s", source, cache)
     report = _convert(items, cache, peers, RunOptions(refresh=True, workers=workers))
     if source.is_dir():
@@ -168,6 +167,16 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
         slide_id, error = next(iter(report.failed.items()))
         raise ArtifactError(f"--bags {source}: none of {len(items)} can be used; {slide_id}: {one_line(error)}")
     return OwnBags(cache, made, dict(report.failed))
+
+
+def _writable_cache(source: Path) -> Path:
+    """Where the converted bags of a folder go."""
+    cache, first = cache_of(source), f"`wsimil import {origin(source)} --out feats/` first"
+    if is_brought(source):  # what is converted would lie in the cache of what is far away, beyond its bound
+        raise OptionError(f"--bags {source} holds features of another program: {first}")
+    if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
+        raise OptionError(f"--bags {source}: {cache} cannot be written: {first}")
+    return cache
 
 
 def _convert(items: list[Item], out: Path, peers: PeerOptions, options: RunOptions) -> Report:

@@ -5,7 +5,7 @@ comes, `bring` for folders of artifacts and tables; `docs/remote.md` says what i
 """
 
 from wsi_mil.remote.ahead import Ahead
-from wsi_mil.remote.bringing import bring
+from wsi_mil.remote.bringing import Brought, bring, by_address, is_brought, origin
 from wsi_mil.remote.servers import Facts, facts_of, list_files, read_parts, read_whole
 from wsi_mil.remote.sizes import parse_size, show_size
 from wsi_mil.remote.slide import DEFAULT_SIZE, CacheParams, RemoteFile, RemoteSlide
@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_SIZE",
     "WEB",
     "Ahead",
+    "Brought",
     "CacheParams",
     "Facts",
     "Hold",
@@ -23,10 +24,13 @@ __all__ = [
     "RemoteSlide",
     "Url",
     "bring",
+    "by_address",
     "facts_of",
     "hold",
+    "is_brought",
     "is_url",
     "list_files",
+    "origin",
     "parse_place",
     "parse_size",
     "read_parts",

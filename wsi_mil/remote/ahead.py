@@ -64,7 +64,7 @@ class Ahead(Generic[Item]):
 
     def interrupt(self) -> None:
         """Fetch no more; whoever waits in `use` goes on with an error."""
-        self._waiting.stopped = True
+        self._waiting.stop()
 
     def items(self) -> Generator[Item]:
         """The items, in their order. Closing it before its end interrupts."""

@@ -11,8 +11,11 @@ A process that dies leaves marks that nobody holds: they count until their room 
 """
 
 import logging
+import math
 import shutil
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +31,8 @@ _LOOK_S = 0.1
 _SAY_AFTER_S = 30.0
 _PRIVATE = 0o700  # slides come by the user's own credentials: nobody else on the machine is to read them
 RECORD = "entry.json"
+_reserved: Counter[Path] = Counter()
+_reserving = threading.Lock()
 
 
 class _Entry(NamedTuple):
@@ -44,27 +49,42 @@ def staged(cache: Path) -> Path:
     return cache / "staged"
 
 
-def admit(slide: RemoteSlide, waiting: Waiting) -> Mark:
-    """Give a slide a place in its cache, and hold it; wait while what is in use leaves no room.
+def reserve(cache: Path, size: int) -> None:
+    """Note that this process keeps so many bytes of a cache until it says the negative of it."""
+    with _reserving:
+        _reserved[cache] += size
+
+
+def reserved(cache: Path) -> int:
+    """What this process keeps of a cache, bytes."""
+    with _reserving:
+        return _reserved[cache]
+
+
+def admit(slide: RemoteSlide, waiting: Waiting, most_s: float = math.inf) -> Mark:
+    """Give a slide a place in its cache, and hold it; wait, at most for so long, while what is in use leaves no room.
 
     Raises:
-        RemoteError: it is larger than the cache, its disk is full, or no folder can be made there.
+        RemoteError: it is larger than the cache, or than what this process leaves of it, which it would wait for in
+            vain; nobody made room in time; its disk is full, or no folder can be made there.
     """
     cache, bound = slide.cache.place, slide.cache.bound
-    if slide.size > bound:
+    kept = reserved(cache)
+    if slide.size > bound - kept:
+        beside = f", {show_size(kept)} of which are what this command reads from there" if kept else ""
         raise RemoteError(
-            f"{slide} has {show_size(slide.size)}, more than the whole cache of {show_size(bound)}: give a larger"
-            " --cache-size"
+            f"{slide} has {show_size(slide.size)}, more than the whole cache of {show_size(bound)}{beside}: give a"
+            " larger --cache-size"
         )
     try:
         cache.mkdir(_PRIVATE, parents=True, exist_ok=True)
         staged(cache).mkdir(_PRIVATE, exist_ok=True)
-        return _wait_for_room(slide, cache, bound, waiting)
+        return _wait_for_room(slide, cache, waiting, most_s)
     except OSError as error:
         raise full(f"--cache {cache}", error) from error
 
 
-def _wait_for_room(slide: RemoteSlide, cache: Path, bound: int, waiting: Waiting) -> Mark:
+def _wait_for_room(slide: RemoteSlide, cache: Path, waiting: Waiting, most_s: float) -> Mark:
     path, began, said = staged(cache) / f"{slide.key}.mark", time.monotonic(), False
     while True:
         with alone(cache / "room", waiting):
@@ -74,7 +94,7 @@ def _wait_for_room(slide: RemoteSlide, cache: Path, bound: int, waiting: Waiting
                     return mark
                 mark.release()  # whoever made it died before its size was there, so that nothing would count
                 _evict(staged(cache), slide.key)
-            is_new = not path.exists() and _make_room(slide, cache, bound)
+            is_new = not path.exists() and _make_room(slide, cache, slide.cache.bound)
             if is_new and (mark := try_mark(path, shared=True, create=True)):
                 mark.write(str(slide.size))
                 return mark
@@ -82,6 +102,11 @@ def _wait_for_room(slide: RemoteSlide, cache: Path, bound: int, waiting: Waiting
             said = True
             told = "%s waits for room in %s: all that is there is in use (--cache-size %s)"
             log.info(told, slide, cache, slide.cache.size)
+        if time.monotonic() - began > most_s:
+            raise RemoteError(
+                f"{slide} finds no room in {cache}, all of which is in use: give a larger --cache-size, or wait until"
+                " other commands have ended"
+            )
         waiting.pause(_LOOK_S)
 
 

@@ -52,6 +52,8 @@ def list_files(url: Url) -> dict[str, Facts]:
 
     root, found = patiently(url, ask)
     named = {name.removeprefix(root).lstrip("/"): info for name, info in found.items()}
+    if chained := next((name for name in named if "::" in name), ""):
+        raise RemoteError(f"{url} holds {chained}: its '::' would make an address of several protocols: rename it")
     # A file that is no folder is found below itself as "".
     return {name: _facts(info) for name, info in named.items() if name and _is_file(name, info)}
 

@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,21 +142,28 @@ def _fetch_files(slide: RemoteSlide, part: Path, waiting: Waiting) -> dict[str, 
     paths = [inside(part / "files", file.name) for file in slide.files]
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(min(_FILES, len(paths)), thread_name_prefix="wsimil-file") as pool:
-        futures = [pool.submit(_fetch_file, *pair, waiting) for pair in zip(slide.files, paths, strict=True)]
+    if len(paths) == 1:
+        return {slide.files[0].name: _fetch_file(slide.files[0], paths[0], waiting)}
+    ours = Waiting(waiting)  # where one file fails the others need not come to their end
+    with ThreadPoolExecutor(_FILES, thread_name_prefix="wsimil-file") as pool:
+        futures = [pool.submit(_fetch_file, *pair, ours, parts=1) for pair in zip(slide.files, paths, strict=True)]
         try:
-            return {file.name: future.result() for file, future in zip(slide.files, futures, strict=True)}
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
         except BaseException:
+            ours.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return {file.name: future.result() for file, future in zip(slide.files, futures, strict=True)}
 
 
-def _fetch_file(file: RemoteFile, path: Path, waiting: Waiting) -> str:
+def _fetch_file(file: RemoteFile, path: Path, waiting: Waiting, parts: int = _PARTS) -> str:
     """Fetch a file, a second time if its checksum is wrong; return the digest of what was written."""
     wrong = ""
     for _ in range(_FETCHES):
         facts = _require_same(file, waiting)
-        digests = _copy(file, path, facts.checksums, waiting)
+        digests = _copy(file, path, facts.checksums, waiting, parts)
         _require_same(file, waiting)
         bad = [name for name, value in facts.checksums.items() if digests[name] != value]
         if not bad:
@@ -183,12 +190,12 @@ def _digests_for(names: Mapping[str, str]) -> "dict[str, Digest]":
     return {"xxh3": xxhash.xxh3_128(), **{name: digest(name) for name in names}}
 
 
-def _copy(file: RemoteFile, path: Path, checksums: Mapping[str, str], waiting: Waiting) -> dict[str, str]:
+def _copy(file: RemoteFile, path: Path, checksums: Mapping[str, str], waiting: Waiting, parts: int) -> dict[str, str]:
     """Write a file as it comes, some parts at a time; return its digests."""
     digests = _digests_for(checksums)
     with path.open("wb") as out:
-        for start in range(0, file.size, _PART_BYTES * _PARTS):
-            stop = min(file.size, start + _PART_BYTES * _PARTS)
+        for start in range(0, file.size, _PART_BYTES * parts):
+            stop = min(file.size, start + _PART_BYTES * parts)
             spans = [(at, min(stop, at + _PART_BYTES)) for at in range(start, stop, _PART_BYTES)]
             for block in servers.read_parts(file.url, spans, waiting):
                 out.write(block)

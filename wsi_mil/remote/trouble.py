@@ -50,7 +50,18 @@ class Interrupted(RemoteError):
 class Waiting:
     """Whether somebody still waits for what is fetched; from other threads."""
 
-    stopped = False
+    def __init__(self, also: "Waiting | None" = None) -> None:
+        """Begin to wait, as long as another one does ``also``."""
+        self._stopped, self._also = False, also
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._stopped or (self._also is not None and self._also.stopped)
+
+    def stop(self) -> None:
+        """Wait no more."""
+        self._stopped = True
 
     def require(self) -> None:
         """Raise `Interrupted` if not."""

@@ -9,6 +9,7 @@ from wsi_mil import checkpoint
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import Cohort
 from wsi_mil.metrics import Resampling
+from wsi_mil.remote import origin
 from wsi_mil.report.page import Section
 
 _UNKNOWN = "–"
@@ -50,7 +51,7 @@ def _known(made: Checkpoint) -> str:
 
 def judged_facts(cohort: Cohort, labels: Path, how: Resampling) -> list[tuple[str, str]]:
     """Who was judged, by which labels, and how often patients were drawn."""
-    return [("labels", str(labels)), ("cohort", cohort.digest), ("intervals", drawn(how))]
+    return [("labels", origin(labels)), ("cohort", cohort.digest), ("intervals", drawn(how))]
 
 
 def drawn(how: Resampling) -> str:

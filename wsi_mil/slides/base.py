@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from wsi_mil.errors import SlideUnreadable
+from wsi_mil.errors import SlideDamaged, SlideUnreadable
 from wsi_mil.slides.naming import Place
 from wsi_mil.slides.resample import RESAMPLE, resample
 from wsi_mil.slides.resolution import Resolution
@@ -76,7 +76,7 @@ class Slide(ABC):
         """Take the (width, height) of each level, level 0 first.
 
         Raises:
-            SlideUnreadable: level 0 is larger than any slide's, or another is larger than it.
+            SlideDamaged: level 0 is larger than any slide's, or another is larger than it.
         """
         self.path = path
         self.place: Place = path
@@ -85,9 +85,7 @@ class Slide(ABC):
         for width, height in sizes:
             if max(width, height) > _MOST_SIDE or width > self.l0_size[0] or height > self.l0_size[1]:
                 whole = "{:,} x {:,}".format(*self.l0_size)
-                raise SlideUnreadable(
-                    f"{path} is damaged: a level of {width:,} x {height:,} px in a slide of {whole} px"
-                )
+                raise SlideDamaged(f"{path} is damaged: a level of {width:,} x {height:,} px in a slide of {whole} px")
         self.resolution = resolution
         self.levels = [Level(*size, *map(_scale, sizes[0], size)) for size in sizes]
         self.mpp_x, self.mpp_y, self.mpp_source = resolution

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wsi_mil.errors import OptionError, SlideError, SlideUnreadable
+from wsi_mil.errors import OptionError, SlideDamaged, SlideError, SlideUnreadable
 from wsi_mil.remote import hold
 from wsi_mil.slides.base import Slide
 from wsi_mil.slides.direct import NotDirect, open_directly
@@ -61,6 +61,8 @@ def _open(path: Path, mpp: float | None, reader: str, fast: bool) -> Slide:
     require_credible_frames(path)
     try:
         slide = OpenSlideSlide(path, mpp)
+    except SlideDamaged:
+        raise
     except SlideUnreadable as first:
         if hint := _hint(start):
             raise SlideUnreadable(f"{path} {hint}") from first
