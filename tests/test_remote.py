@@ -369,7 +369,7 @@ def test_a_slide_that_is_open_stays_and_messages_name_its_address(cache: Path, m
     with open_slide(slide) as opened:
         assert recorded(opened.place) == "memory://s/a.tif"
         waiting = Waiting()
-        waiting.stopped = True
+        waiting.stop()
         with pytest.raises(Interrupted):
             hold(in_memory("s/c.tif", data, cache, size), waiting)
         assert opened.path.exists()
