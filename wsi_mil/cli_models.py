@@ -144,12 +144,11 @@ def crossval(
     overwrite: Overwrite = False,
 ) -> None:
     """Judge models on every patient, by rounds that knew nothing of them: weights and choices come from the others."""
-    from wsi_mil import studies
+    from wsi_mil import studies, workflow
     from wsi_mil.evaluation import CrossvalParams
     from wsi_mil.learning import LearnParams, RunParams
     from wsi_mil.metrics import Resampling
     from wsi_mil.train import TrainParams
-    from wsi_mil.workflow import Folders
 
     models = tuple(aggregator or ["das-mil"])
     learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
@@ -157,11 +156,9 @@ def crossval(
     params = CrossvalParams(base, models, folds, by_site, label_shuffle, trials)
     staged = cache_params(cache, cache_size)
     told = label_table(brought(labels, staged), brought(slides_table, staged), target, positive, unit, by)
-    peers = peer_options(slides, brought(table, staged), mpp, encoder)
-    folders = Folders(brought(tiles, staged), brought(bags, staged), distances, out)
-    run = RunParams(devices, overwrite=overwrite)
-    study = studies.cross_validate(told, folders, params, Resampling(seed, resamples), device, run, peers)
-    show_study(study, out)
+    peers, run = peer_options(slides, brought(table, staged), mpp, encoder), RunParams(devices, overwrite=overwrite)
+    folders = workflow.Folders(brought(tiles, staged), brought(bags, staged), distances, out)
+    show_study(studies.cross_validate(told, folders, params, Resampling(seed, resamples), device, run, peers), out)
 
 
 @app.command()
