@@ -42,12 +42,12 @@ def published_reader() -> nn.Sequential:
     """The published network from images (digits, 1, 28, 28) to features (digits, 32): 15,552 parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 10, 5),
+        nn.MaxPool2d(2),  # published after ReLU: the same to the bit, with four times the work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Dropout2d(0.1),
         nn.Conv2d(10, 20, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Dropout(0.5),
         nn.Linear(320, _FEATURES),
@@ -57,8 +57,8 @@ def published_reader() -> nn.Sequential:
 
 def _normalised() -> nn.Sequential:
     """The published network with normalised convolutions."""
-    first, relu, pool, dropout, second, *rest = published_reader()
-    return nn.Sequential(first, nn.BatchNorm2d(10), relu, pool, dropout, second, nn.BatchNorm2d(20), *rest)
+    first, pool, relu, dropout, second, *rest = published_reader()
+    return nn.Sequential(first, nn.BatchNorm2d(10), pool, relu, dropout, second, nn.BatchNorm2d(20), *rest)
 
 
 READERS: dict[str, Callable[[], nn.Module]] = {
