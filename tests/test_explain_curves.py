@@ -9,8 +9,8 @@ import torch
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, Ensemble, build
 from wsi_mil.attention import dense_distance_attention, discrete_distance_attention, discrete_rows
 from wsi_mil.bags import Bag, collate, join_bags
-from wsi_mil.explain import curves
-from wsi_mil.explain.curves import EDGES_UM, Asked, Head, enrichment, learnt_distances, reliance
+from wsi_mil.explain import Head, curves, heads_csv, learnt_distances
+from wsi_mil.explain.curves import EDGES_UM, Asked, enrichment, reliance
 
 DIM = 5
 BIASED = ("das-mil", "das-mil-paper", "relative-discrete")
@@ -41,10 +41,10 @@ def bag(name: str = "a", side: int = 12, seed: int = 0) -> Bag:
 
 
 def test_a_head_is_near_and_far_where_its_phi_says() -> None:
-    head = Head(1, 2, "key", 431.0, 0.02)
+    head = Head(1, 2, "key", 431.0, 0.02, 400.0)
     at = np.array([head.near_um, head.theta_um, head.far_um, head.theta_um + head.span_um / 2])
     np.testing.assert_allclose(head.phi(at), [0.1, 0.5, 0.9, 0.9])
-    flat = Head(1, 1, "key", 431.0, 0.0)
+    flat = Head(1, 1, "key", 431.0, 0.0, 400.0)
     assert (flat.near_um, flat.far_um, flat.span_um) == (-math.inf, math.inf, math.inf)
     assert head.phi(np.array([1e9])) == 1.0  # and no warning of an overflow
 
@@ -55,7 +55,7 @@ def test_heads_are_read_off_the_model_in_um() -> None:
     assert [one.theta_um for one in heads] == pytest.approx([250.0, 500.0])
     assert [one.beta_per_um for one in heads] == pytest.approx([4 / 250, 4 / 500])
     (paper,) = learnt_distances(made("das-mil-paper", max_distance_um=10_000.0))
-    assert paper[2:] == pytest.approx(("key+query+value", 5000.0, 0.001))
+    assert paper[2:] == pytest.approx(("key+query+value", 5000.0, 0.001, 5000.0))
 
 
 def test_parts_with_a_phi_of_their_own_are_told_apart_and_what_is_not_biased_is_left_out() -> None:
@@ -65,6 +65,7 @@ def test_parts_with_a_phi_of_their_own_are_told_apart_and_what_is_not_biased_is_
     heads = learnt_distances(model)
     assert [one.part for one in heads] == ["key", "value"]
     assert [one.theta_um for one in heads] == pytest.approx([500.0, 1000.0])
+    assert [one.start_um for one in heads] == pytest.approx([500.0, 500.0])
 
 
 @pytest.mark.parametrize("name", sorted(set(AGGREGATORS) - set(BIASED)))
@@ -187,10 +188,10 @@ def test_answers_rely_on_the_head_whose_distances_matter() -> None:
 
 
 def test_tables_hold_what_is_documented() -> None:
-    heads = list(csv.DictReader(io.StringIO(curves.heads_csv([Head(1, 2, "key", 431.0, 0.02)]).decode())))
+    heads = list(csv.DictReader(io.StringIO(heads_csv([Head(1, 2, "key", 431.0, 0.02, 400.0)]).decode())))
     assert heads == [
         {"member": "1", "head": "2", "part": "key", "theta_um": "431.0", "near_um": "321.1", "far_um": "540.9",
-         "beta_per_um": "0.02"}
+         "beta_per_um": "0.02", "start_um": "400.0"}
     ]  # fmt: skip
     found = enrichment(steered(), [bag()])
     rows = list(csv.DictReader(io.StringIO(curves.enrichment_csv(found).decode())))

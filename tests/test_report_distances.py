@@ -42,13 +42,21 @@ def test_a_few_heads_are_told_in_a_sentence_a_table_and_two_charts() -> None:
     assert "head 1 at 431 µm (10–90 %: 194 µm to 668 µm); head 2 at 2 mm" in section.text
     assert "95 % of the tile distances of training lie below 3.3" in section.text
     assert "Answers rely most on the distances of head" in section.text
-    assert [row[:3] for row in section.rows] == [("1", "key+value", "431 µm"), ("2", "key+value", "2 mm")]
-    assert section.header[:3] == ("head", "biases", "near to far at")
+    assert [row[:4] for row in section.rows] == [
+        ("1", "key+value", "431 µm", "431 µm"), ("2", "key+value", "2 mm", "2 mm")
+    ]  # fmt: skip
+    assert section.header[:4] == ("head", "biases", "near to far at", "at first")
     assert all(len(row) == len(section.header) for row in section.rows)
     phi, attention = section.charts
     assert [curve.name for curve in phi.curves] == ["head 1", "head 2"]
     assert len(phi.bars) == np.count_nonzero(TRAINING["distances"]["pairs"])
     assert [curve.dashed for curve in attention.curves] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("factor", "hardly"), [(1.05, True), (1.2, False), (0.8, False)])
+def test_lengths_that_training_hardly_moved_are_no_finding(factor: float, hardly: bool) -> None:
+    section = distance_section(DistanceUse([Head(1, 1, "key", factor * 900.0, 0.01, 900.0)]))
+    assert ("No length moved by more than 5.0 % in training" in section.text) == hardly
 
 
 def test_curves_and_marks_lie_where_the_axis_says() -> None:
@@ -76,7 +84,7 @@ def test_bins_have_no_transition_but_an_effect() -> None:
     told = use("relative-discrete", heads=2, max_distance_um=3000.0)
     section = distance_section(told)
     assert len(section.charts) == 1
-    assert [row[:5] for row in section.rows] == [(n, "–", "–", "–", "–") for n in ("1", "2")]
+    assert [row[:6] for row in section.rows] == [(n, "–", "–", "–", "–", "–") for n in ("1", "2")]
     assert sorted(distance_files(told)) == ["attention_by_distance.csv", "learnt_distances.svg"]
 
 
@@ -100,7 +108,7 @@ def test_an_old_checkpoint_draws_no_distribution() -> None:
     section = distance_section(DistanceUse.of(model, {}, bags))
     assert section.charts[0].bars == ()
     assert "tile distances" not in section.text
-    assert len(distance_section(DistanceUse([Head(1, 1, "key", 900.0, 0.01)])).charts) == 1
+    assert len(distance_section(DistanceUse([Head(1, 1, "key", 900.0, 0.01, 500.0)])).charts) == 1
 
 
 def test_what_cannot_be_looked_at_costs_no_training(caplog: pytest.LogCaptureFixture) -> None:

@@ -158,11 +158,12 @@ def show_learnt(path: Path, heads: "list[Head]", files: list[Path], json_to: str
         made = checkpoint.load(path).aggregator
         typer.echo(f"{path}: {made} learns no distance at which near turns to far, so there is nothing to show")
         return
-    header = ["model", "head", "biases", "near to far at (um)", "10 %", "90 %"]
+    header = ["model", "head", "biases", "near to far at (um)", "at first", "10 %", "90 %"]
     rows = [
-        [str(one.member), str(one.head), one.part, *(f"{um:.0f}" for um in (one.theta_um, one.near_um, one.far_um))]
+        [str(one.member), str(one.head), one.part,
+         *(f"{um:.0f}" for um in (one.theta_um, one.start_um, one.near_um, one.far_um))]
         for one in heads
-    ]
+    ]  # fmt: skip
     print_table(", ".join(map(str, files)), header, rows)
 
 

@@ -3,14 +3,12 @@
 from wsi_mil.explain.curves import (
     Asked,
     AtDistance,
-    Head,
     Reliance,
     enrichment,
     enrichment_csv,
-    heads_csv,
-    learnt_distances,
     reliance,
 )
+from wsi_mil.explain.heads import Head, heads_csv, learnt_distances
 from wsi_mil.explain.heatmap import attention_png, png, require_one_slide, slide_png
 from wsi_mil.explain.looking import Look, LookOptions, Pairs, look
 from wsi_mil.explain.manifest import MANIFEST, Facts, read_manifest

@@ -1,4 +1,4 @@
-"""What distance did it learn? Where each head tells near from far, and what that does to its attention.
+"""What does a model do with distance? What it does to the attention of each head, and to the answers.
 
 Attention of a head is compared with where tiles lie: `AtDistance.enrichment` is the share of attention that is paid at
 a distance by the share of tiles that lie there; attention to all alike has 1 everywhere. But what tiles show depends on
@@ -9,9 +9,6 @@ Distance also reaches the values that are attended to. So each head is asked, to
 the head's biases are the same at all distances (`reliance`).
 """
 
-import csv
-import io
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import NamedTuple
@@ -23,47 +20,12 @@ from torch import Tensor
 
 from wsi_mil.aggregators import Aggregator, apply, evaluating
 from wsi_mil.aggregators.explanation import PairAttention, Rows, evidence_of
-from wsi_mil.attention import DistanceBias
 from wsi_mil.bags import Bag, Batch, collate
+from wsi_mil.explain.heads import as_table
 
 EDGES_UM = 16.0 * 2 ** (np.arange(0.5, 28) / 2)
 """Two bins double a distance. On a grid of tiles of 2^k * 16 um no distance to a neighbour lies near an edge."""
-_TO_TENTHS = math.log(9)  # sigmoid(-log 9) is a tenth, sigmoid(log 9) nine
 _PAIRS_AT_ONCE = 1 << 21
-
-
-class Head(NamedTuple):
-    """Where a head passes from near to far: ``phi = sigmoid(beta_per_um * (distance - theta_um))``."""
-
-    member: int
-    """Which model of an ensemble, counted from 1."""
-    head: int
-    """Counted from 1."""
-    part: str
-    """What it biases: keys, queries or values, or, joined by ``+``, those that share it."""
-    theta_um: float
-    """Distance at which phi is one half."""
-    beta_per_um: float
-    """Slope of phi. A negative one takes near for far."""
-
-    @property
-    def near_um(self) -> float:
-        """Where phi is a tenth. Below 0: no two tiles are as near as that."""
-        return self.theta_um - _TO_TENTHS / self.beta_per_um if self.beta_per_um else -math.inf
-
-    @property
-    def far_um(self) -> float:
-        """Where phi is nine tenths."""
-        return self.theta_um + _TO_TENTHS / self.beta_per_um if self.beta_per_um else math.inf
-
-    @property
-    def span_um(self) -> float:
-        """From a tenth to nine tenths."""
-        return abs(self.far_um - self.near_um)
-
-    def phi(self, distance_um: Float64[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
-        """From 0, near, to 1, far."""
-        return (1 + np.tanh(self.beta_per_um * (distance_um - self.theta_um) / 2)) / 2
 
 
 class AtDistance(NamedTuple):
@@ -130,19 +92,6 @@ class Asked(NamedTuple):
 _ASKED = Asked()
 
 
-def learnt_distances(model: Aggregator) -> list[Head]:
-    """Where the heads of a model, or of each member of an ensemble, pass from near to far; none of a model without.
-
-    With a phi of their own, keys, queries and values are told apart; what is not biased is left out.
-    """
-    return [
-        head
-        for member, single in enumerate(model.single_models(), 1)
-        if (bias := single.distance_bias()) is not None
-        for head in _heads_of(bias, member)
-    ]
-
-
 def enrichment(model: Aggregator, bags: Iterable[Bag], asked: Asked = _ASKED) -> list[AtDistance]:
     """Where attention goes, by distance, with the distance bias and without.
 
@@ -203,16 +152,6 @@ def _evidence(single: Aggregator, batch: Batch) -> Float64[Tensor, " classes"]:
     return evidence_of(apply(single, batch).logits[0]).cpu()
 
 
-def heads_csv(heads: Sequence[Head]) -> bytes:
-    """A table of `learnt_distances`: member, head, part, theta_um, near_um, far_um, beta_per_um."""
-    rows = [
-        (one.member, one.head, one.part, *(f"{um:.1f}" for um in (one.theta_um, one.near_um, one.far_um)),
-         f"{one.beta_per_um:.6g}")
-        for one in heads
-    ]  # fmt: skip
-    return _table(("member", "head", "part", "theta_um", "near_um", "far_um", "beta_per_um"), rows)
-
-
 def enrichment_csv(found: Sequence[AtDistance]) -> bytes:
     """A table of `enrichment`: member, head, from_um, to_um and shares of tiles, attention and attention_unbiased."""
     rows = [
@@ -222,24 +161,7 @@ def enrichment_csv(found: Sequence[AtDistance]) -> bytes:
             one.edges_um[:-1], one.edges_um[1:], one.tiles, one.biased, one.unbiased, strict=True
         )
     ]
-    return _table(("member", "head", "from_um", "to_um", "tiles", "attention", "attention_unbiased"), rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue().encode()
-
-
-def _heads_of(bias: DistanceBias, member: int) -> Iterator[Head]:
-    tables = {"key": bias.key, "query": bias.query, "value": bias.value}
-    biased = [name for name, table in tables.items() if table is not None]
-    theta, beta = (torch.atleast_2d(parameter.detach()).double().cpu() for parameter in (bias.theta, bias.beta))
-    # one phi for all, or rows in the order of the tables
-    rows = {"+".join(biased): 0} if len(theta) == 1 else {name: list(tables).index(name) for name in biased}
-    for head in range(theta.shape[1]):
-        for part, row in rows.items():
-            yield Head(member, head + 1, part, float(theta[row, head]), float(beta[row, head]))
+    return as_table(("member", "head", "from_um", "to_um", "tiles", "attention", "attention_unbiased"), rows)
 
 
 def _of_bag(single: Aggregator, batch: Batch, name: str, asked: Asked) -> Iterator[Float64[Tensor, "3 heads bins"]]:

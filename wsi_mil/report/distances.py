@@ -11,6 +11,8 @@ from wsi_mil.report.page import Section, figure
 DISTANCE_FILES = ("learnt_distances.csv", "attention_by_distance.csv", "learnt_distances.svg")
 _HEADING = "What distance did it learn?"
 _HEADS_NAMED = 4
+_HARDLY = 0.1
+"""A share of its first length that no head moved by: lengths were given, then, more than learnt."""
 
 
 def distance_section(use: DistanceUse, name: str = "") -> Section:
@@ -20,7 +22,17 @@ def distance_section(use: DistanceUse, name: str = "") -> Section:
         use: what a model does with distances.
         name: of the model, where there are several.
     """
-    header = ("model", "head", "biases", "near to far at", "10 %", "90 %", "attention moved", "log-odds moved")
+    header = (
+        "model",
+        "head",
+        "biases",
+        "near to far at",
+        "at first",
+        "10 %",
+        "90 %",
+        "attention moved",
+        "log-odds moved",
+    )
     rows = _rows(use)
     if len({row[0] for row in rows}) == 1:
         header, rows = header[1:], [row[1:] for row in rows]
@@ -47,7 +59,12 @@ def length(um: float) -> str:
 
 def _sentences(use: DistanceUse) -> str:
     told = [_transitions(use.heads)] if use.heads else []
-    if told and use.tiles is not None:
+    if told and (moved := max(abs(one.theta_um / one.start_um - 1) for one in use.heads)) < _HARDLY:
+        told.append(
+            f"No length moved by more than {100 * moved:.1f} % in training: they are those that it started from, chosen"
+            " to span the distances between tiles, and no finding about the label."
+        )
+    if use.heads and use.tiles is not None:
         told.append(f"95 % of the tile distances of training lie below {length(use.tiles.quantile(0.95))}.")
     if use.relied:
         most = max(use.relied, key=lambda one: one.log_odds)
@@ -88,11 +105,15 @@ def _rows(use: DistanceUse) -> list[tuple[str, ...]]:
     keys = [(one.member, one.head, one) for one in use.heads] or [(*key, None) for key in moved]
     rows = []
     for member, head, one in keys:
-        lengths = ("–",) * 4 if one is None else (one.part, *map(length, (one.theta_um, one.near_um, one.far_um)))
+        lengths = ("–",) * 5 if one is None else _lengths(one)
         went = moved.get((member, head))
         share = "–" if went is None else _share(went)
         rows.append((str(member), str(head), *lengths, share, relied.get((member, head), "–")))
     return rows
+
+
+def _lengths(one: Head) -> tuple[str, ...]:
+    return one.part, *map(length, (one.theta_um, one.start_um, one.near_um, one.far_um))
 
 
 def _share(found: AtDistance) -> str:
