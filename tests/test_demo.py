@@ -21,6 +21,7 @@ def test_the_quick_demo_runs_every_stage_and_writes_its_page(
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("<img ") == 6  # of each class: the slide, its tiles, the attention
     assert scores[0].cells[1] in page
+    assert "no figure here is a result" in page
     assert len(page) < 10_000_000
     rows = read_predictions(tmp_path / "demo" / "predictions" / "predictions.csv")[0]
     assert {row.status for row in rows} == {"done"}

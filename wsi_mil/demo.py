@@ -32,6 +32,7 @@ from wsi_mil.train import CHECKPOINT, Trained, TrainParams, fit
 log = logging.getLogger(__name__)
 
 MODELS = ("das-mil", "abmil", "self-attention")
+_QUICK_EPOCHS = 2
 
 
 class Score(NamedTuple):
@@ -69,7 +70,7 @@ def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> li
     _prepare(
         out, folders, SyntheticParams.quick() if quick else SyntheticParams(), RunOptions(refresh=True, workers=workers)
     )
-    learn = LearnParams(epochs=2) if quick else LearnParams()
+    learn = LearnParams(epochs=_QUICK_EPOCHS) if quick else LearnParams()
     _say(f"wsimil train --bags {folders.feats} --labels {out / 'labels.csv'} --out {folders.model} --overwrite")
     trained = workflow.train_model(
         workflow.LabelTable(out / "labels.csv"), folders, TrainParams(learn=learn), "auto", overwrite=True
@@ -77,7 +78,7 @@ def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> li
     if trained is None:
         raise AssertionError("a training that overwrites is never found finished")
     scores = [_score(name, out, folders, learn, seeds, trained) for name in MODELS]
-    write_bytes(out / "report.html", _page(out, folders, scores, trained))
+    write_bytes(out / "report.html", _page(out, folders, scores, trained, quick))
     print_table(
         f"held-out AUROC over {seeds} seeds: see {out / 'report.html'}", list(HEADER), [list(s.cells) for s in scores]
     )
@@ -110,7 +111,7 @@ def _score(
     return Score(name, tuple(aurocs))
 
 
-def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Trained) -> bytes:
+def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Trained, quick: bool) -> bytes:
     classes, test = trained.checkpoint.classes, trained.cohort.part("test")
     table = Section(
         "Held-out AUROC",
@@ -129,6 +130,9 @@ def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Tr
         for member, slide in zip(shown, slides, strict=True)
     ]
     lead = f"Synthetic slides: is some tumour nest {' or '.join(classes)} to a cluster of lymphocytes?"
+    if quick:
+        slides = len(trained.cohort.members)
+        lead += f" {slides} slides and {_QUICK_EPOCHS} epochs show the way; no figure here is a result."
     return page("Does the model know where things are?", lead, [table, *parts])
 
 
