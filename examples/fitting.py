@@ -11,6 +11,7 @@ from jaxtyping import Float
 from wsi_mil import metrics
 from wsi_mil.aggregators import Aggregator, infer
 from wsi_mil.aggregators.das_mil import FARTHEST_QUANTILE, length_scales
+from wsi_mil.aggregators.grid import typical_pitch_um
 from wsi_mil.learning import Example, LearnParams, learn
 from wsi_mil.tasks import Classification
 
@@ -88,6 +89,7 @@ def lengths(kind: type[Aggregator], train: Iterable[Example], options: dict[str,
     """Options in micrometres, from how far apart the tiles of the training bags lie; none where all lie in one place.
 
     Length scales as `wsi_mil.train` chooses them. The published models divide by the largest distance of their cohort.
+    A grid has the same pitch for all bags, that of all tiles together.
 
     Args:
         kind: the model's class.
@@ -95,7 +97,8 @@ def lengths(kind: type[Aggregator], train: Iterable[Example], options: dict[str,
         options: those given otherwise.
     """
     chosen: dict[str, Any] = {field.name: field.default for field in fields(kind.Params)} | options
-    um = torch.cat([torch.pdist(example.bag.coords_um) for example in train])
+    places = [example.bag.coords_um for example in train]
+    um = torch.cat([torch.pdist(each) for each in places])
     if not um.any():
         return {}
     found: dict[str, Any] = {}
@@ -104,4 +107,7 @@ def lengths(kind: type[Aggregator], train: Iterable[Example], options: dict[str,
         found["length_scales_um"] = length_scales(nearest, farthest, chosen["heads"])
     if "max_distance_um" in chosen:
         found["max_distance_um"] = float(um.max())
+    if "tile_um" in chosen:
+        bag = torch.arange(len(places)).repeat_interleave(torch.tensor(list(map(len, places))))
+        found["tile_um"] = typical_pitch_um(torch.cat(places), bag)
     return found

@@ -137,25 +137,47 @@ def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -
 
 
 def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], Recipe]:
-    """The recipe of each model and variant: of as many trials each, that of the least loss; earlier trials count."""
-    recipes = [Recipe(lr, options.epochs or FRESH_EPOCHS, options.reader) for lr in LEARNING_RATES]
-    wanted = list(itertools.product(options.models, options.variant, recipes))
+    """The recipe of each model and variant: that of the least mean loss among its trials; earlier trials count.
+
+    Where it has the lowest or the highest of the learning rates, the next one beyond is tried too.
+    """
     path = options.out.with_suffix(".trials.csv")
     losses = {trial[:5]: trial for trial in read_rows(path, Trial)}
-    jobs = [
-        (model, variant, recipe, seed, source)
-        for (model, variant, recipe), seed in itertools.product(wanted, TRIAL_SEEDS)
-        if (model, variant, recipe.reader, recipe.lr, seed) not in losses
-    ]
-    for done in in_processes(trial, jobs, options.workers, "trials"):
-        losses[done[:5]] = done
-        write_rows(path, list(losses.values()))
+    asked: dict[tuple[str, str], list[float]] = {}
+    wanted = {pair: list(LEARNING_RATES) for pair in itertools.product(options.models, options.variant)}
+    best: dict[tuple[str, str], Recipe] = {}
+    while wanted != asked:
+        asked = wanted
+        recipes = [
+            (*pair, Recipe(lr, options.epochs or FRESH_EPOCHS, options.reader)) for pair in asked for lr in asked[pair]
+        ]
+        jobs = [
+            (model, variant, recipe, seed, source)
+            for (model, variant, recipe), seed in itertools.product(recipes, TRIAL_SEEDS)
+            if (model, variant, recipe.reader, recipe.lr, seed) not in losses
+        ]
+        for done in in_processes(trial, jobs, options.workers, "trials"):
+            losses[done[:5]] = done
+            write_rows(path, list(losses.values()))
+        best = least(recipes, losses)
+        wanted = {pair: widened(rates, best[pair].lr) for pair, rates in asked.items()}
+    return best
+
+
+def least(recipes: list[tuple[str, str, Recipe]], losses: dict[tuple[Any, ...], Trial]) -> dict[Any, Recipe]:
+    """The recipe of the least mean loss, of each model and variant."""
     best: dict[tuple[str, str], tuple[float, Recipe]] = {}
-    for model, variant, recipe in wanted:
+    for model, variant, recipe in recipes:
         tried = [losses[model, variant, recipe.reader, recipe.lr, seed].loss for seed in TRIAL_SEEDS]
-        found = min(tried), recipe
+        found = statistics.fmean(tried), recipe
         best[model, variant] = min(best.get((model, variant), found), found)
-    return {key: recipe for key, (_, recipe) in best.items()}
+    return {pair: recipe for pair, (_, recipe) in best.items()}
+
+
+def widened(rates: list[float], best: float) -> list[float]:
+    """Rising rates, and one more beyond the best if that is the first or the last of them."""
+    before, after = [rates[0] / 2] * (best == rates[0]), [rates[-1] * 2] * (best == rates[-1])
+    return before + rates + after
 
 
 def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:

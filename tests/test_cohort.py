@@ -157,6 +157,14 @@ def test_a_class_of_one_patient_cannot_be_divided() -> None:
         split(cohort_of({"p": ["x"], "q": ["y"]}), 1.0, seed=0)
 
 
+def test_a_class_that_one_patient_alone_counts_for_but_others_have_is_divided() -> None:
+    """Ten patients have a slide of each class and count for the rarer one; a lost slide leaves one with the other."""
+    cohort = cohort_of({f"p{i}": ["normal", "tumour"] for i in range(10)} | {"only": ["tumour"]})
+    divided = split(cohort, 0.3, seed=0)
+    assert {member.patient_id for member in divided.part("val")} < {f"p{i}" for i in range(10)}
+    assert {member.label for member in divided.part("val")} == {"normal", "tumour"}
+
+
 def test_the_digest_follows_labels_and_splits_but_not_order() -> None:
     cohort = cohort_of({f"p{i}": ["xy"[i % 2]] for i in range(6)})
     assert Cohort(cohort.members[::-1], {}).digest == cohort.digest

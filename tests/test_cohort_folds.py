@@ -144,6 +144,14 @@ def test_validation_is_of_sites_of_its_own_where_there_are_enough(caplog: pytest
     assert caplog.messages == ["fold 1: too few sites are left to validate on sites of their own; patients are drawn"]
 
 
+@pytest.mark.parametrize(("alone", "k"), [(1, 5), (2, 2)])
+def test_folds_are_drawn_where_few_patients_have_one_class_alone(alone: int, k: int) -> None:
+    cohort = draw_folds(cohort_of([["x", "y"]] * 10 + [["y"]] * alone), k, 0)
+    for fold in cohort.folds:
+        divided = nested(cohort, fold, 0.3, 0)
+        assert all({member.label for member in divided.part(part)} == {"x", "y"} for part in ("train", "val", "test"))
+
+
 def test_a_test_fold_of_sites_may_lack_a_class(caplog: pytest.LogCaptureFixture) -> None:
     labels = ["x"] * 12 + ["y", "y", "y", "y", "y", "y"] + ["x"] * 6
     cohort = cohort_of([[label] for label in labels], [i // 6 for i in range(24)])

@@ -397,6 +397,28 @@ def test_few_patients_make_delongs_test_promise_too_much_and_it_is_said() -> Non
     assert note.startswith(f"{ENOUGH_FOR_DELONG - 1} patients of the rarer class")
 
 
+def test_a_round_that_tests_one_patient_of_a_class_leaves_no_p_and_it_is_said() -> None:
+    def lonely(seed: int) -> Answers:
+        found = answers(seed, 1.0, count=60, folds=2)
+        second = np.array(found.folds) == "2"
+        positive = np.flatnonzero(second & (found.labels == 1))
+        return found.where(np.setdiff1d(np.arange(60), positive[1:]))
+
+    pair = [judge("one", lonely(0), FEW), judge("other", lonely(1), FEW)]
+    study = evaluation.Study(tuple(pair), compare(pair, FEW))
+    assert math.isnan(study.comparisons[0].delong)
+    (note,) = [note for note in study.notes if "DeLong" in note]
+    assert note.startswith("round 2 tests one patient of some class")
+
+
+def test_models_whose_figures_are_replaced_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("das-mil", "das-mil", "abmil"):
+        assert not caplog.messages
+        evaluation.write_study(evaluation.Study((judge(name, answers(0, 1.0, count=8), FEW),)), tmp_path)
+    (message,) = caplog.messages
+    assert "no more of das-mil: `wsimil compare`" in message
+
+
 def test_each_round_starts_from_a_seed_of_its_own_that_all_models_share() -> None:
     params = CrossvalParams(TrainParams("abmil", learn=QUICK), ("abmil", "mean"))
     seeds = [params.of_round(name, fold).learn.seed for name in ("abmil", "mean") for fold in ("1", "2", "B")]

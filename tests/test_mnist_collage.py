@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -205,11 +206,14 @@ def test_length_scales_cover_the_distances_of_the_training_collages(runs, stand_
     assert 180 < scales.length_scales_um[-1] < 240
     discrete = runs.fresh_model("relative-discrete", few, runs.Recipe(1e-3, 1), 0)
     assert discrete.params.max_distance_um == pytest.approx(290, abs=40)
+    assert runs.fresh_model("transmil", few, runs.Recipe(1e-3, 1), 0).aggregator.params.tile_um == pytest.approx(
+        42, abs=8
+    )
 
 
 def test_a_result_is_of_the_training_that_validation_prefers_and_tests_once(runs, stand_in, monkeypatch):
     collages, judged = runs.fresh_collages("collage", stand_in), []
-    losses = {4: 0.5, 5: 0.2, 6: 0.1, 7: float("nan")}
+    losses = {4: 0.5, 5: 0.2, 6: 0.1, 7: math.inf}
     monkeypatch.setattr(runs, "fresh_collages", lambda variant, source: collages)
     monkeypatch.setattr(runs, "fresh_model", lambda name, collages, recipe, seed: seed)
 
@@ -298,16 +302,37 @@ def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(m
             run(*other)
 
 
-def test_the_best_trial_is_chosen_and_what_diverged_is_not(monkeypatch, tmp_path, models):
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ({1e-3: [0.1, math.inf], 2e-3: [0.3, 0.3], 4e-3: [0.9, 0.05], 8e-3: [0.7, 0.06]}, 2e-3),
+        # the first and the last are not taken without what lies beyond
+        ({2.5e-4: [0.2, 0.3], 5e-4: [0.1, 0.1], 1e-3: [0.2, 0.1], 2e-3: [0.3, 0.3], 4e-3: [1, 1], 8e-3: [1, 1]}, 5e-4),
+        ({1e-3: [0.9, 0.9], 2e-3: [0.8, 0.8], 4e-3: [0.7, 0.7], 8e-3: [0.5, 0.6], 0.016: [0.9, math.inf]}, 8e-3),
+    ],
+)
+def test_the_rate_of_the_best_trials_is_chosen_but_never_an_outermost_one(monkeypatch, tmp_path, models, losses, best):
     script = importlib.import_module("mnist_collage")
-    losses = {1e-3: [0.1, float("nan")], 2e-3: [0.3, 0.3], 4e-3: [0.9, 0.05], 8e-3: [0.08, 0.06]}
     monkeypatch.setattr(script, "try_recipe", lambda name, variant, recipe, seed, source: losses[recipe.lr][seed])
     monkeypatch.setattr(script, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
     monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--variant", "inv", "--out", str(tmp_path / "out.csv")])
-    best = {("das-mil", "inv"): script.Recipe(4e-3, 120, "normalised-jitter")}
-    assert script.search(script.parse(), None) == best
+    chosen = {("das-mil", "inv"): script.Recipe(best, 120, "normalised-jitter")}
+    assert script.search(script.parse(), None) == chosen
+    tried = len((tmp_path / "out.trials.csv").read_text().splitlines()) - 1
+    assert tried == 2 * len(losses)
     losses.clear()  # trials of an earlier run count
-    assert script.search(script.parse(), None) == best
+    assert script.search(script.parse(), None) == chosen
+
+
+def test_a_model_that_diverged_is_the_worst_and_ends_nothing(models, runs, stand_in):
+    examples = runs.paper_collages("collage", stand_in).test[:4]
+    model = models.CollageModel("max", models.fresh_options("max"), models.READERS["published"]())
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    accuracy, auroc, loss = runs.evaluate(model, examples)
+    assert math.isnan(accuracy)
+    assert math.isnan(auroc)
+    assert loss == math.inf
 
 
 def test_results_of_one_training_and_of_the_better_of_two_are_not_mixed(monkeypatch, tmp_path, stand_in):

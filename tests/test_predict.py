@@ -15,11 +15,18 @@ from wsi_mil import predict as predictor
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.checkpoint import Checkpoint, Part, Recipe, load, save
 from wsi_mil.encoders import Encoder, load_encoder
-from wsi_mil.errors import ArtifactError, ArtifactStale, IncompatibleError, OptionError
+from wsi_mil.errors import (
+    ArtifactCorrupt,
+    ArtifactError,
+    ArtifactStale,
+    IncompatibleError,
+    OptionError,
+    TableError,
+)
 from wsi_mil.extract import ExtractParams
 from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, find_bags, predict_bags
-from wsi_mil.predictions import Prediction, read_predictions, write_predictions
+from wsi_mil.predictions import Prediction, entered, read_predictions, write_predictions
 from wsi_mil.stain import stain_recipe
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders, LabelTable
@@ -124,6 +131,29 @@ def test_the_table_grows_and_another_model_is_refused(root: Path, tmp_path: Path
     assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00", "s01"]
     predict_bags(root / "other" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), anew)
     assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00"]
+
+
+def test_a_damaged_table_is_replaced_when_that_is_asked_for(root: Path, tmp_path: Path) -> None:
+    path, bags = root / "model" / CHECKPOINT, find_bags(root / "feats" / "s00.h5")
+    predict_bags(path, bags, PredictOptions(tmp_path))
+    table = tmp_path / "predictions.csv"
+    table.write_bytes(table.read_bytes().replace(b"done", b"\xff"))
+    with pytest.raises(ArtifactCorrupt, match=r"is damaged .* predict again with --overwrite"):
+        predict_bags(path, bags, PredictOptions(tmp_path))
+    predict_bags(path, bags, PredictOptions(tmp_path, overwrite=True))
+    assert [row.slide_id for row in read_predictions(table)[0]] == ["s00"]
+    table.write_text("notes,of mine\n1,2\n")
+    with pytest.raises(TableError, match="is no table of predictions"):
+        predict_bags(path, bags, PredictOptions(tmp_path, overwrite=True))
+
+
+def test_an_answer_for_a_patient_takes_the_place_of_those_for_some_slides() -> None:
+    before = [Prediction("a; b", "done", (1.0,)), Prediction("c", "failed"), Prediction("d", "done", (1.0,))]
+    now = [Prediction("a; b; c", "done", (1.0,))]
+    assert [row.slide_id for row in entered(before, now, of_patients=True)] == ["a; b; c", "d"]
+    assert len(entered(before, now, of_patients=False)) == 4  # a slide may be called so
+    lost = [Prediction("a; b; c", "failed"), Prediction("d", "failed")]
+    assert [row.status for row in entered(now + before[2:], lost, of_patients=True)] == ["done", "done"]
 
 
 def test_a_failure_takes_no_earlier_answer_away(root: Path, tmp_path: Path) -> None:

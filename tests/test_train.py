@@ -200,6 +200,22 @@ def test_length_scales_run_from_one_tile_step_to_the_section(tmp_path: Path) -> 
     assert store.read(tmp_path / "distances" / "s00.h5").attrs["stage"] == "distances"  # made on the way
 
 
+def test_tiles_in_one_place_do_not_make_a_length_of_nothing() -> None:
+    counts = np.array([3, 0, 0, 5, 9, 2])
+    scales = train._length_scales(counts, TrainParams("das-mil"))
+    assert scales[0] == pytest.approx(16)
+    assert scales[-1] > 64
+    assert train._length_scales(np.array([7, 0]), TrainParams("das-mil")) == pytest.approx([16.0] * len(scales))
+
+
+def test_a_folder_of_a_cross_validation_is_no_place_for_a_training(tmp_path: Path) -> None:
+    plant_cohort(tmp_path)
+    made = fit(tmp_path, "mean", epochs=1).checkpoint
+    checkpoint.save(tmp_path / CHECKPOINT, replace(made, training=made.training | {"params": {"train": {}}}))
+    with pytest.raises(ArtifactStale, match="holds the models of a cross-validation: give another --out"):
+        train.is_finished(tmp_path, "other", TrainParams("mean"))
+
+
 def test_the_published_model_trains_without_length_scales(tmp_path: Path) -> None:
     plant_cohort(tmp_path)
     trained = fit(tmp_path, "das-mil-paper", epochs=6)

@@ -22,7 +22,7 @@ from wsi_mil.devices import pick_device, precision_like
 from wsi_mil.encoders import Encoder, LateEncoder, find_encoder, load_encoder
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.extraction import Extraction
-from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
+from wsi_mil.predictions import TABLE, Prediction, entered, read_predictions, write_predictions
 from wsi_mil.remote import CacheParams, Url
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import Place, SlideFile, find_again, find_slides, recorded, require_mpp, slide_fingerprint
@@ -273,7 +273,12 @@ def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> lis
     table = options.out / TABLE
     if not table.exists():
         return []
-    rows, classes, made_by = read_predictions(table)
+    try:
+        rows, classes, made_by = read_predictions(table)
+    except ArtifactCorrupt:
+        if options.overwrite:
+            return []
+        raise
     if made_by == checkpoint.digest(path) and classes == model.classes:
         return rows
     if options.overwrite:
@@ -283,13 +288,10 @@ def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> lis
 
 def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Prediction]) -> list[Prediction]:
     """Enter rows in the tables, keeping those of other slides; return the new ones, by slide_id."""
-    table = {row.slide_id: row for row in _table_so_far(options, model, path)}
-    for row in rows:
-        if row.status != "failed" or row.slide_id not in table:  # a failure takes no answer away
-            table[row.slide_id] = row
-    entered, digest = [table[name] for name in sorted(table)], checkpoint.digest(path)
-    write_predictions(options.out / TABLE, entered, model.classes, digest)
-    publishing.write_bytes(options.out / JSON, as_json(as_object(entered, model, digest, notes(model))).encode())
+    table = entered(_table_so_far(options, model, path), rows, model.unit == "patient")
+    digest = checkpoint.digest(path)
+    write_predictions(options.out / TABLE, table, model.classes, digest)
+    publishing.write_bytes(options.out / JSON, as_json(as_object(table, model, digest, notes(model))).encode())
     return sorted(rows, key=lambda row: row.slide_id)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsi_mil import publishing
-from wsi_mil.errors import TableError
+from wsi_mil.cohort import SEVERAL
+from wsi_mil.errors import ArtifactCorrupt, TableError
 from wsi_mil.tasks import Classification
 
 TABLE = "predictions.csv"
@@ -64,16 +65,36 @@ def write_predictions(path: Path, rows: Iterable[Prediction], classes: Sequence[
             )
 
 
+def entered(before: Iterable[Prediction], rows: Iterable[Prediction], of_patients: bool) -> list[Prediction]:
+    """The rows of a table after more are entered, by slide_id.
+
+    Args:
+        before: the rows so far.
+        rows: more of them. A failure takes no answer away.
+        of_patients: whether a row may join several slides; then it takes the place of rows on some of these.
+    """
+    table = {row.slide_id: row for row in before}
+    for row in rows:
+        if row.status != "failed" or row.slide_id not in table:
+            table[row.slide_id] = row
+        if of_patients and row.status == "done":
+            slides = set(row.slide_id.split(SEVERAL))
+            for name in [other for other in table if set(other.split(SEVERAL)) < slides]:
+                del table[name]
+    return [table[name] for name in sorted(table)]
+
+
 def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str]:
     """Read a table of predictions: its rows, the class names, and the digest of the model that made it.
 
     Raises:
         TableError: it is none.
+        ArtifactCorrupt: it is damaged.
     """
     try:
         return _read_predictions(path)
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise TableError(
+        raise ArtifactCorrupt(
             f"{path} is damaged ({error}): predict again with --overwrite, or give another --out"
         ) from error
 

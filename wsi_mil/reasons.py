@@ -161,7 +161,9 @@ def learnt(path: Path, out: Path, overwrite: bool = False) -> tuple[list[Head], 
     files = {out / name: data for name, data in distance_files(use).items()}
     for file, data in files.items():
         if not overwrite and file.exists() and file.read_bytes() != data:
-            raise ArtifactStale(f"{file} tells of another model: add --overwrite, or give another --out")
+            raise ArtifactStale(
+                f"{file} tells of another model, or was written otherwise: add --overwrite, or give another --out"
+            )
     for file, data in files.items():
         publishing.write_bytes(file, data)
     return list(use.heads), list(files)

@@ -62,7 +62,7 @@ from wsi_mil.report import (
     tested_slides,
 )
 from wsi_mil.stage import artifact_path
-from wsi_mil.train import CHECKPOINT, patient_hash
+from wsi_mil.train import CARD, CHECKPOINT, patient_hash
 from wsi_mil.typed import typed
 from wsi_mil.weights import file_sha256
 from wsi_mil.workflow import Folders, LabelTable, labelled
@@ -226,7 +226,7 @@ def _write_cards(judged: Sequence[Judged], made: Sequence[Validated], out: Path)
     )
     for found, one in zip(judged, made, strict=True):
         figures = {name: shown(interval) for name, interval in found.figures.items()}
-        publishing.write_bytes(out / one.aggregator / "model_card.md", model_card(one.ensemble, figures, judged_on))
+        publishing.write_bytes(out / one.aggregator / CARD, model_card(one.ensemble, figures, judged_on))
 
 
 def _learnt(one: Validated, cohort: Cohort, folders: Folders, device: torch.device) -> Section:

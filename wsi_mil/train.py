@@ -46,7 +46,7 @@ from wsi_mil.training_bags import (
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, CARD = "checkpoint.safetensors", "model_card.md"
 _TILES_WORTH_THREADS = 1000
 _IN_MEMORY = RunParams()
 
@@ -107,6 +107,8 @@ def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = F
     training = checkpoint.load(path).training
     if training["fingerprint"] == print_:
         return True
+    if "learn" not in training["params"]:
+        raise ArtifactStale(f"{path} holds the models of a cross-validation: give another --out")
     # what an earlier version did not ask for was what is the default now
     before = _flat(dataclasses.asdict(TrainParams(params.aggregator))) | _flat(training["params"])
     now = _flat(dataclasses.asdict(params))
@@ -278,10 +280,11 @@ def _length_scales(counts: Int[np.ndarray, " _"], params: TrainParams) -> tuple[
     if not counts.sum():
         raise TrainingError(
             "no training slide has two tiles, so there is no distance to learn from: make smaller tiles by `wsimil tile"
-            " --tile-um`, or give --option length_scales_um"
+            " --tile-um`, or give `wsimil train --option length_scales_um`"
         )
     nearest, farthest = (distances.quantile(counts, share) for share in (0.0, FARTHEST_QUANTILE))
-    return length_scales(nearest, farthest, params_of(params.aggregator, params.options).heads)
+    nearest = max(nearest, distances.BIN_UM)  # tiles may lie in one place, and no length is 0
+    return length_scales(nearest, max(nearest, farthest), params_of(params.aggregator, params.options).heads)
 
 
 @contextmanager

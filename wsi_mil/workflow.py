@@ -29,7 +29,7 @@ from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, require_mpp
 from wsi_mil.stage import RunOptions, artifact_items, artifact_path, run
 from wsi_mil.tiling import TileParams
-from wsi_mil.train import CHECKPOINT, Trained, TrainParams
+from wsi_mil.train import CARD, CHECKPOINT, Trained, TrainParams
 from wsi_mil.typed import typed
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def train_model(
         used = distance_use(trained, folders.feats, pick_device(device))
         shown = training_slides(trained, SlideFiles.at(folders.feats, folders.tiles, peers.slides, folders.cache))
         report = training_page(trained, shown, used, typed())
-        pages = {"report.html": report, "model_card.md": training_card(trained)}
+        pages = {"report.html": report, CARD: training_card(trained)}
         for name in DISTANCE_FILES:  # those of another model that lay here
             (folders.model / name).unlink(missing_ok=True)
         train.publish(trained, folders.model, pages | distance_files(used))

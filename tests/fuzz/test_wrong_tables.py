@@ -7,7 +7,7 @@ import pytest
 
 from wsi_mil.cohort import CohortParams, Seen, read_cohort, read_slides_table
 from wsi_mil.cohort.owners import read_patients
-from wsi_mil.errors import TableError
+from wsi_mil.errors import ArtifactCorrupt, TableError
 from wsi_mil.predictions import read_predictions
 
 SEEN = Seen({"a", "b", "c", "d", "x/twin", "y/twin"}, {"dead": "cannot be read"}, {"tiled": "run `wsimil extract`"})
@@ -136,5 +136,5 @@ def test_a_damaged_table_of_predictions_is_named(damage: tuple[bytes, bytes], tm
 
     [path] = predictions(tmp_path)
     path.write_bytes(path.read_bytes().replace(*damage))
-    with pytest.raises(TableError, match="is damaged"):
+    with pytest.raises(ArtifactCorrupt, match="is damaged"):
         read_predictions(path)

@@ -42,7 +42,8 @@ def check_parts(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
         _refuse_half(path, part, cells)
         _refuse_divided(path, f"is in several {part}s", "choose one", cells)
     if params.unit == "patient":
-        mend = "--unit patient puts its slides under one label: label them alike, or use --unit slide"
+        other = "" if params.classes else ", or use --unit slide"  # the unit of a trained model is no choice
+        mend = f"all slides of a patient are under one label here: label them alike{other}"
         _refuse_divided(path, "has several labels", mend, [(row, row.member.label) for row in rows])
         for name in params.groups:
             mend = "--unit patient and --by need one: choose it"

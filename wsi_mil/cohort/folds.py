@@ -14,7 +14,7 @@ import numpy as np
 from wsi_mil.cohort.balance import deal
 from wsi_mil.cohort.members import Cohort, Member
 from wsi_mil.cohort.naming import some_names
-from wsi_mil.cohort.splitting import draw_patients, require_classes, require_fraction, strata
+from wsi_mil.cohort.splitting import draw_patients, patients_with, require_classes, require_fraction, strata
 from wsi_mil.errors import OptionError, TableError
 
 log = logging.getLogger(__name__)
@@ -139,11 +139,9 @@ def _counts(members: Sequence[Member], sites: list[str]) -> np.ndarray:
 
 
 def _refuse_few_patients(cohort: Cohort, k: int) -> None:
-    patients = defaultdict(set)
-    for member in cohort.members:
-        patients[member.label].add(member.patient_id)
+    having = patients_with(cohort.members)
     for label in cohort.classes:
-        if (count := len(patients[label])) < k:
+        if (count := having[label]) < k:
             raise TableError(
                 f"class {label} has {count} patients, fewer than --folds {k}: ask for fewer, or label more"
             )
@@ -155,9 +153,8 @@ def _check_folds(cohort: Cohort) -> None:
         _refuse_divided_sites(cohort)
     for fold in cohort.folds:
         rest = [member for member in cohort.members if member.fold != fold]
-        few = {label for label, patients in strata(rest).items() if len(patients) < 2}
-        few |= set(cohort.classes) - {member.label for member in rest}
-        if few:
+        left = patients_with(rest)
+        if few := [label for label in cohort.classes if left[label] < 2]:
             what = f"when fold {fold} is tested, fewer than two patients of class {', '.join(sorted(few))} are left"
             raise TableError(f"{what}, and training needs one to learn from and one to validate: label more patients")
     for fold in cohort.folds:

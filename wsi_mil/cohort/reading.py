@@ -63,7 +63,8 @@ def _slide_rows(labels: Labels, seen: Seen, params: CohortParams) -> list[Row]:
     if "patient_id" in table:
         patients = filled(path, "patient_id", table.patient_id.items())
     elif params.unit == "patient":
-        raise TableError(f"{path} has no column patient_id: add it, or use --unit slide")
+        other = ": the model learnt from patients" if params.classes else ", or use --unit slide"
+        raise TableError(f"{path} has no column patient_id: add it{other}")
     else:
         patients = slides
         _warn_of_no_patients(path, list(slides.values()))

@@ -1,7 +1,7 @@
 """Divide patients: a validation part drawn from those to train on, and labels that no longer mean anything."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ def split(cohort: Cohort, val_fraction: float, seed: int) -> Cohort:
     """Give every member a split: what the table says, and a validation part drawn from the training patients.
 
     Patients are drawn at random within each class (a patient with several labels counts for the rarest of them), at
-    least one per class, and never all of a class.
+    least one, and never all; one that counts alone for a class that others have too is left to train on.
 
     Raises:
         TableError: some class has too few patients to be in both parts.
@@ -54,26 +54,44 @@ def shuffled_labels(cohort: Cohort, seed: int) -> Cohort:
 
 def strata(members: Iterable[Member]) -> dict[str, list[str]]:
     """The patients that count for each label, sorted: a patient with several labels for the rarest of them."""
-    labels = defaultdict(set)
-    for member in members:
-        labels[member.patient_id].add(member.label)
-    frequency = Counter(label for found in labels.values() for label in found)
+    labels = _labels(members)
+    frequency = _frequency(labels)
     by_class = defaultdict(list)
     for patient_id in sorted(labels):
         by_class[min(labels[patient_id], key=lambda label: (frequency[label], label))].append(patient_id)
     return {label: by_class[label] for label in sorted(by_class)}
 
 
+def patients_with(members: Iterable[Member]) -> Counter[str]:
+    """How many patients have a slide of each label; one with several labels is counted with each."""
+    return _frequency(_labels(members))
+
+
+def _labels(members: Iterable[Member]) -> dict[str, set[str]]:
+    labels = defaultdict(set)
+    for member in members:
+        labels[member.patient_id].add(member.label)
+    return labels
+
+
+def _frequency(labels: Mapping[str, set[str]]) -> Counter[str]:
+    return Counter(label for found in labels.values() for label in found)
+
+
 def draw_patients(members: Sequence[Member], fraction: float, rng: np.random.Generator) -> set[str]:
     """Draw a share of the patients within each class: at least one, and never all.
+
+    A patient who counts alone for a class that others have too is not drawn.
 
     Raises:
         TableError: a class has one patient only.
     """
-    chosen: set[str] = set()
+    chosen, having = set[str](), patients_with(members)
     for label, patients in strata(members).items():
-        if len(patients) < 2:
+        if having[label] < 2:
             raise TableError(f"class {label} has one patient, and training needs one to learn from and one to validate")
+        if len(patients) < 2:
+            continue
         count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
         chosen.update(rng.permutation(patients)[:count].tolist())
     return chosen

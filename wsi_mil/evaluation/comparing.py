@@ -54,15 +54,30 @@ def compare(judged: Sequence[Judged], how: Resampling) -> tuple[Comparison, ...]
 def comparison_notes(judged: Sequence[Judged]) -> Iterator[str]:
     """A word on a test that rests on more patients than there are (simulated: `docs/decisions.md`)."""
     answers = judged[0].answers
-    owners = np.asarray(answers.patients)
-    fewest = min(len(np.unique(owners[answers.labels == label])) for label in range(len(answers.classes)))
-    if len(answers.classes) == 2 and 0 < fewest < ENOUGH_FOR_DELONG:
+    if len(answers.classes) != 2:
+        return
+    fewest, folds = min(_patients_of(answers)), np.array(answers.folds)
+    lonely = [fold for fold in sorted(set(answers.folds)) if 1 in _patients_of(answers.where(folds == fold))]
+    if lonely:
+        yield (
+            f"round {', '.join(lonely)} tests one patient of some class, which tells nothing of how much AUROC varies:"
+            " where models differ there, DeLong's test has no p. Ask for fewer --folds"
+            if any(lonely)
+            else "one patient alone is of some class: DeLong's test has no p"
+        )
+    elif 0 < fewest < ENOUGH_FOR_DELONG:
         yield (
             f"{fewest} patients of the rarer class: with fewer than {ENOUGH_FOR_DELONG} the p of DeLong's test is"
             " rough: where 5 % are promised, 0 to 8 % of simulated samples showed a difference that is none, most where"
             " the other class is much larger. A p near 0.05 decides nothing, and a large one does not show that"
             " models are alike"
         )
+
+
+def _patients_of(answers: Answers) -> list[int]:
+    """How many patients have a bag of each class."""
+    owners = np.asarray(answers.patients)
+    return [len(np.unique(owners[answers.labels == label])) for label in range(len(answers.classes))]
 
 
 def _compared(first: Judged, second: Judged, how: Resampling) -> Comparison:

@@ -23,10 +23,11 @@ from wsi_mil.cohort import Cohort, draw_folds, nested, shuffled_labels
 from wsi_mil.errors import ArtifactStale, OptionError, TableError
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
 from wsi_mil.evaluation.search import Kept, search
+from wsi_mil.explain import DISTANCE_FILES
 from wsi_mil.learning import RunParams
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
 from wsi_mil.tile_distances import TileDistances, merged
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CARD, CHECKPOINT, TrainParams
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def _round(
         chosen = search(cohort, place.feats, base, params.trials, kept)
     print_ = train.fingerprint(cohort, place.feats, chosen)
     if not _is_finished(place, print_, chosen, params.label_shuffle):
-        for name in (CHECKPOINT, TABLE, PATIENTS):
+        for name in (CHECKPOINT, TABLE, PATIENTS, CARD, *DISTANCE_FILES):
             (place.out.parent / name).unlink(missing_ok=True)  # until all rounds are there, nothing stands for them
         run = replace(run, folder=place.out, overwrite=place.overwrite)
         train.publish(train.fit(cohort, place.feats, chosen, place.distances, device, run), place.out, {})

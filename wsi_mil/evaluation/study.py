@@ -1,6 +1,7 @@
 """Everything that came of judging models, and its tables."""
 
 import csv
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from wsi_mil.evaluation.comparing import Comparison, comparison_notes
 from wsi_mil.evaluation.figures import Judged
 from wsi_mil.evaluation.spatial import Spatial
 from wsi_mil.metrics import Interval
+
+log = logging.getLogger(__name__)
 
 TABLES = ("metrics.csv", "reliability.csv", "comparison.csv", "spatial.csv")
 """What `write_study` may write."""
@@ -32,7 +35,17 @@ class Study:
 
 
 def write_study(study: Study, out: Path) -> None:
-    """Publish ``metrics.csv`` and ``reliability.csv``, and ``comparison.csv`` and ``spatial.csv`` if there are such."""
+    """Publish ``metrics.csv`` and ``reliability.csv``, and ``comparison.csv`` and ``spatial.csv`` if there are such.
+
+    Whose figures lay there before, and are none of this study, is said.
+    """
+    if gone := _models(out / "metrics.csv") - {found.name for found in study.judged}:
+        log.warning(
+            "%s: the tables and the report are of this study now, and no more of %s: `wsimil compare` sets runs beside"
+            " each other",
+            out,
+            ", ".join(sorted(gone)),
+        )
     _write(
         out / "metrics.csv",
         ("model", "group", "of", "patients", "bags", "figure", *Interval._fields),
@@ -62,6 +75,14 @@ def write_study(study: Study, out: Path) -> None:
     if study.spatial is not None:
         rows = ((row.name, row.auroc, *row.lost, row.moved) for row in study.spatial.rows)
         _write(out / "spatial.csv", ("tiles", "auroc", "lost", "low", "high", "moved"), rows)
+
+
+def _models(table: Path) -> set[str]:
+    """Whose figures a table holds."""
+    if not table.exists():
+        return set()
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
+        return {row.get("model") or "" for row in csv.DictReader(file)} - {""}
 
 
 def _figures(study: Study) -> Iterator[tuple[object, ...]]:

@@ -8,7 +8,7 @@ from wsi_mil.explain.curves import (
     enrichment_csv,
     reliance,
 )
-from wsi_mil.explain.heads import Head, heads_csv, learnt_distances
+from wsi_mil.explain.heads import DISTANCE_FILES, Head, heads_csv, learnt_distances
 from wsi_mil.explain.heatmap import attention_png, png, require_one_slide, slide_png
 from wsi_mil.explain.looking import Look, LookOptions, Pairs, look
 from wsi_mil.explain.manifest import MANIFEST, Facts, read_manifest
@@ -23,6 +23,7 @@ from wsi_mil.explain.writing import (
 )
 
 __all__ = [
+    "DISTANCE_FILES",
     "MANIFEST",
     "Asked",
     "AtDistance",

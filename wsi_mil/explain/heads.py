@@ -14,6 +14,8 @@ from torch import Tensor
 from wsi_mil.aggregators import Aggregator
 from wsi_mil.attention import DistanceBias
 
+DISTANCE_FILES = ("learnt_distances.csv", "attention_by_distance.csv", "learnt_distances.svg")
+"""What lies beside a model that learnt distances: `heads_csv`, `enrichment_csv`, and both as a figure."""
 _TO_TENTHS = math.log(9)  # sigmoid(-log 9) is a tenth, sigmoid(log 9) nine
 
 

@@ -191,7 +191,9 @@ class _Training:
         """End an epoch: validate, and tell whether it is the best."""
         loss = ranks.add_up(self.fabric, torch.tensor(self.loss, dtype=torch.float64)).item()
         if not math.isfinite(loss):
-            raise TrainingError("the training loss is not finite: try a lower --lr, or check the features")
+            raise TrainingError(
+                "the training loss is not finite: try a lower `wsimil train --lr`, or check the features"
+            )
         figures = self._validate()
         loss /= len(self.job.train)
         self.history.append(Epoch(self.epoch, self.lr, loss, figures.pop("val_loss"), figures))
@@ -213,7 +215,9 @@ class _Training:
                 outputs[bag.index] = apply(self.model, bag.batch).logits[0]
         answers = task.answers(ranks.add_up(self.fabric, outputs))
         if not np.isfinite(answers).all():
-            raise TrainingError("the model's answers are not finite: try a lower --lr, or check the features")
+            raise TrainingError(
+                "the model's answers are not finite: try a lower `wsimil train --lr`, or check the features"
+            )
         return task.judge(val.targets, answers)
 
     def _save(self) -> None:

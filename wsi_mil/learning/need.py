@@ -59,8 +59,8 @@ def require_memory(model: Aggregator, slide_id: str, tiles: int, reserved: int =
     digits = 10 ** (len(str(fitting)) - 2)
     raise TrainingError(
         f"{_refusal(slide_id, tiles, 'to train on', need, free, len(beside))} add --max-tiles"
-        f" {fitting // digits * digits} to train on so many of a slide, drawn anew each epoch, or choose another"
-        " --aggregator"
+        f" {fitting // digits * digits} (of `wsimil train`) to train on so many of a slide, drawn anew each epoch, or"
+        " choose another --aggregator"
     )
 
 
@@ -88,8 +88,8 @@ def require_memory_to_ask(
     if (need := sum(answer_bytes(counted, model.dim, count) for count in (tiles, *beside))) > free:
         raise TrainingError(
             f"{_refusal(slide_id, tiles, 'to ask a model about', need, free, len(beside))} make fewer tiles by"
-            " `wsimil tile --max-tiles` or larger ones by `--tile-um`, choose another --aggregator, or a --device with"
-            " more memory"
+            " `wsimil tile --max-tiles` or larger ones by `--tile-um`, train another --aggregator, or use a --device"
+            " with more memory"
         )
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from wsi_mil.train import Trained
 from wsi_mil.training_bags import facts_of
 
 log = logging.getLogger(__name__)
+
+Told = TypeVar("Told")
 
 SLIDES = 8
 """So many are looked at, at most."""
@@ -51,16 +53,23 @@ class DistanceUse:
             bags: gives what it is asked about, anew each time, so that they need not all be in memory at once.
             asked: what these are, as "slides that it did not learn from".
         """
-        told = attempt(lambda: (enrichment(model, bags()), reliance(model, bags())))
-        if isinstance(told, Exception):  # an explanation is not worth the training
-            log.warning("what distance does to attention is not told: %s", one_line(told))
-            told = ([], [])
-        return cls(learnt_distances(model), *told, TileDistances.recorded(training), asked)
+        heads = _or_nothing(list[Head](), learnt_distances, model)
+        found, relied = _or_nothing(([], []), lambda: (enrichment(model, bags()), reliance(model, bags())))
+        return cls(heads, found, relied, TileDistances.recorded(training), asked)
 
     @classmethod
     def recorded(cls, made: Checkpoint) -> "DistanceUse":
         """What the checkpoint alone tells: curves, and how far apart the tiles of training lie."""
         return cls(learnt_distances(made.model()), tiles=TileDistances.recorded(made.training))
+
+
+def _or_nothing(nothing: Told, tell: Callable[..., Told], *about: Any) -> Told:
+    """What is told; nothing where that fails, for an explanation is not worth the training."""
+    told = attempt(tell, *about)
+    if isinstance(told, Exception):
+        log.warning("what distance does to attention is not told: %s", one_line(told))
+        return nothing
+    return told
 
 
 def distance_use(trained: Trained, feats: Path, device: torch.device) -> DistanceUse:

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from wsi_mil.explain import AtDistance, Head, Reliance, enrichment_csv, heads_csv
+from wsi_mil.explain import DISTANCE_FILES, AtDistance, Head, Reliance, enrichment_csv, heads_csv
 from wsi_mil.report.distance_charts import distance_charts
 from wsi_mil.report.distance_use import SLIDES, DistanceUse, members, part_of
 from wsi_mil.report.page import Section, figure
 
-DISTANCE_FILES = ("learnt_distances.csv", "attention_by_distance.csv", "learnt_distances.svg")
 _HEADING = "What distance did it learn?"
 _HEADS_NAMED = 4
 _HARDLY = 0.1
@@ -59,10 +58,11 @@ def length(um: float) -> str:
 
 def _sentences(use: DistanceUse) -> str:
     told = [_transitions(use.heads)] if use.heads else []
-    if told and (moved := max(abs(one.theta_um / one.start_um - 1) for one in use.heads)) < _HARDLY:
+    moved = [abs(one.theta_um - one.start_um) / abs(one.start_um) for one in use.heads if one.start_um]
+    if moved and max(moved) < _HARDLY:
         told.append(
-            f"No length moved by more than {100 * moved:.1f} % in training: they are those that it started from, chosen"
-            " to span the distances between tiles, and no finding about the label."
+            f"No length moved by more than {100 * max(moved):.1f} % in training: they are those that it started from,"
+            " and no finding about the label."
         )
     if use.heads and use.tiles is not None:
         told.append(f"95 % of the tile distances of training lie below {length(use.tiles.quantile(0.95))}.")
