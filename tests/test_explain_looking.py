@@ -10,6 +10,7 @@ from test_aggregators import CLASSES, DIM, VARIANTS, Largest, bag, patient
 from test_attention_discrete import BINS, brute
 
 from wsi_mil.aggregators import Ensemble, build, infer
+from wsi_mil.aggregators.explanation import evidence_of
 from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
 from wsi_mil.attention import BinBias, DistanceBias, dense_distance_attention, discrete, public, readout
 from wsi_mil.bags import Bag, collate
@@ -250,6 +251,10 @@ def test_an_ensemble_tells_the_calibrated_mean_of_its_members():
     rest = shuffled(one, torch.tensor([row for row in range(TILES) if row != tile]))
     wanted = told.evidence - look(model, rest, BRIEF).evidence
     np.testing.assert_allclose(told.occlusion[tile], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_evidence_of_a_single_output_is_that_output():
+    assert evidence_of(torch.tensor([[2.0], [-1.0]])).tolist() == [[2.0], [-1.0]]
 
 
 def test_one_calibrated_model_has_the_evidence_of_its_probabilities():

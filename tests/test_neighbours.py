@@ -5,6 +5,7 @@ import pytest
 import torch
 from graphs import CASES, batch_of, dense, matrix, scattered
 
+from wsi_mil.aggregators import neighbours
 from wsi_mil.aggregators.neighbours import neighbour_graph
 from wsi_mil.errors import OptionError
 
@@ -46,10 +47,23 @@ def test_a_pixel_more_or_less_does_not_make_a_tie_a_choice():
 def test_too_many_pairs_are_refused_and_how_many_are_fewer_is_said():
     with pytest.raises(OptionError, match=r"neighbours 0: too many pairs among 4,097 tiles, choose fewer, such as 8"):
         neighbour_graph(batch_of(scattered(4097, 0)), 0)
-    with pytest.raises(OptionError, match="neighbours 3000"):
-        neighbour_graph(batch_of(scattered(4097, 0)), 3000)
+    with pytest.raises(OptionError, match="neighbours 4095"):
+        neighbour_graph(batch_of(scattered(4097, 0)), 4095)
     with pytest.raises(OptionError, match="neighbours 8"):
         neighbour_graph(batch_of(torch.zeros(5000, 2)), 8)  # all tie
+
+
+def test_many_tiles_and_some_in_one_place_are_not_too_many(monkeypatch: pytest.MonkeyPatch):
+    """Only who has ties is asked about again, and a few tiles at a time; none is lost on the way."""
+    xy = torch.cat([scattered(300, 0), torch.full((120, 2), 7.0)])
+    whole = neighbour_graph(batch_of(xy), 3)
+    assert whole.degree[300:].min() >= 119
+    monkeypatch.setattr(neighbours, "_AT_ONCE", 1000)
+    parts = neighbour_graph(batch_of(xy), 3)
+    assert torch.equal(parts.source, whole.source)
+    assert torch.equal(parts.target, whole.target)
+    monkeypatch.setattr(neighbours, "MOST_PAIRS", 120**2 + 300 * 6)
+    neighbour_graph(batch_of(xy), 3)
 
 
 def test_sums_over_neighbours_and_their_gradients_are_those_of_dense_matrices():

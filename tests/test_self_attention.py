@@ -194,6 +194,16 @@ def test_fourier_encoding_is_a_network_on_waves():
     torch.testing.assert_close(model.encode(position)[0, 0], second.weight @ hidden + second.bias)
 
 
+def test_fourier_positions_keep_their_digits_in_half_precision():
+    model = build("self-attention-fourier", 8, 2, projection=False)
+    position = torch.tensor([[[391.3, 392.3], [392.3, 391.3]]])
+    exact = model.encode(position)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.encode(position)
+    apart = (exact[0, 0] - exact[0, 1]).norm()
+    assert (rounded[0] - exact[0]).norm(dim=-1).max() < apart
+
+
 def test_fourier_frequencies_start_at_a_hundredth_of_a_radian_per_unit():
     torch.manual_seed(0)
     drawn = torch.cat([build("self-attention-fourier", 8, 2).frequencies for _ in range(100)])

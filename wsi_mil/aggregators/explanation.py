@@ -82,7 +82,12 @@ class PairAttention(NamedTuple):
 
 
 def evidence_of(logits: Float[Tensor, "*any classes"]) -> Float64[Tensor, "*any classes"]:
-    """Each logit less the mean of those of the other classes: of two classes the log-odds. Linear in the logits."""
+    """Each logit less the mean of those of the other classes: of two classes the log-odds. Linear in the logits.
+
+    A single output is taken as it is.
+    """
     logits = logits.double()
     classes = logits.shape[-1]
+    if classes == 1:
+        return logits
     return (logits - logits.mean(dim=-1, keepdim=True)) * (classes / (classes - 1))

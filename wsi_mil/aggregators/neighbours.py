@@ -1,5 +1,6 @@
 """Which tiles of a slide are neighbours, and sums over neighbours whose memory is linear in the tiles."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ TIE_UM = 1.0
 """Distances that differ by less are ties: tiles lie on whole pixels, and a turned slide is rounded anew."""
 MOST_PAIRS = 4096**2
 """Of one slide. All pairs of 4,096 tiles; 100,000 tiles with 8 neighbours each have a million."""
+_AT_ONCE = 1 << 21  # distances that are looked at together
 
 
 class Graph(NamedTuple):
@@ -70,7 +72,7 @@ def neighbour_graph(batch: Batch, neighbours: int, self_loops: bool = False) -> 
         self_loops: whether each real tile is its own neighbour too.
 
     Raises:
-        OptionError: a slide has more than `MOST_PAIRS` pairs to look at.
+        OptionError: a slide has more than `MOST_PAIRS` pairs of neighbours.
     """
     nodes = batch.mask.numel()
     coords = batch.coords_um.detach().cpu().double().flatten(0, 1).numpy()
@@ -109,20 +111,36 @@ def _nearest(coords_um: Float[np.ndarray, "tiles 2"], neighbours: int) -> Int[np
     if rank == tiles - 1:
         _require_few(tiles**2, tiles, neighbours)
         return np.stack(np.triu_indices(tiles, 1))
-    # Rank 0 is the tile itself, or one that coincides with it.
-    tree, asked = KDTree(coords_um), min(2 * rank + 8, tiles)
-    while True:
-        _require_few(tiles * asked, tiles, neighbours)
-        um, other = tree.query(coords_um, asked)
-        near = um <= um[:, [rank]] + TIE_UM
-        if asked == tiles or not near[:, -1].any():
-            break
-        asked = min(2 * asked, tiles)  # some tile has more ties than fitted
-    tile, column = near.nonzero()
-    pairs = np.stack([tile, other[tile, column]])
-    return pairs[:, pairs[0] != pairs[1]]
+    _require_few(tiles * (rank + 1), tiles, neighbours)
+    tree, found, count = KDTree(coords_um), list[Int[np.ndarray, "2 some"]](), 0
+    asked = min(2 * rank + 8, tiles)
+    for rows in np.array_split(np.arange(tiles), math.ceil(tiles * asked / _AT_ONCE)):
+        for pairs in _nearest_of(rows, tree, rank, asked):
+            count += pairs.shape[1]
+            _require_few(count, tiles, neighbours)
+            found.append(pairs)
+    both = np.concatenate(found, axis=1)
+    return both[:, both[0] != both[1]]
+
+
+def _nearest_of(
+    rows: Int[np.ndarray, " rows"], tree: KDTree, rank: int, asked: int
+) -> Iterator[Int[np.ndarray, "2 pairs"]]:
+    """Pairs of some tiles and their nearest; who has more ties than were asked for is asked about again."""
+    um, other = tree.query(tree.data[rows], asked)
+    near = um <= um[:, [rank]] + TIE_UM  # rank 0 is the tile itself, or one that coincides with it
+    whole = ~near[:, -1] | (asked == tree.n)
+    row, column = (near & whole[:, None]).nonzero()
+    yield np.stack([rows[row], other[row, column]])
+    more = min(2 * asked, tree.n)
+    if len(rest := rows[~whole]):
+        for some in np.array_split(rest, math.ceil(len(rest) * more / _AT_ONCE)):
+            yield from _nearest_of(some, tree, rank, more)
 
 
 def _require_few(pairs: int, tiles: int, neighbours: int) -> None:
     if pairs > MOST_PAIRS:
-        raise OptionError(f"neighbours {neighbours}: too many pairs among {tiles:,} tiles, choose fewer, such as 8")
+        raise OptionError(
+            f"neighbours {neighbours}: too many pairs among {tiles:,} tiles, choose fewer, such as 8 (tiles in one"
+            " place are neighbours all)"
+        )

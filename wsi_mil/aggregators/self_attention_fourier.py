@@ -29,5 +29,7 @@ class FourierSelfAttention(AbsoluteSelfAttention):
 
     def encode(self, position: Float[Tensor, "bags tiles 2"]) -> Float[Tensor, "bags tiles dim"]:
         """What is learnt of each position."""
-        angles = position.to(self.frequencies) @ self.frequencies.T
+        # No matrix product: autocast would round positions to the three digits of bf16.
+        x, y = position.to(self.frequencies).unsqueeze(-1).unbind(dim=-2)
+        angles = x * self.frequencies[:, 0] + y * self.frequencies[:, 1]
         return self.encoding(torch.cat([angles.cos(), angles.sin()], dim=-1) / math.sqrt(_WAVES))
