@@ -410,6 +410,12 @@ def test_a_slide_that_moved_is_found_by_its_id(cohort):
     assert "--slides DIR" in str(report.failed["a"])
 
 
+def test_a_slide_that_moved_is_found_though_another_lies_where_it_was(cohort):
+    shutil.copytree(cohort / "slides", cohort / "archive")
+    make_slide(cohort / "slides/a.tif", 9)
+    assert extract(cohort, Means(), moved=dict(find_slides(cohort / "archive"))).failed == {}
+
+
 def test_another_slide_of_the_same_name_is_refused(cohort):
     make_slide(cohort / "slides/a.tif", 9)  # of the same size
     report = extract(cohort, Means())

@@ -14,7 +14,7 @@ from planted import plant, plant_cohort
 from test_cli import call
 
 from wsi_mil import inspection
-from wsi_mil.errors import ArtifactCorrupt, OptionError, SlideError, WeightsError
+from wsi_mil.errors import ArtifactCorrupt, OptionError, SlideError
 from wsi_mil.weights import save_tensors
 
 
@@ -150,5 +150,4 @@ def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SlideError):
         inspection.inspect(tmp_path / "a.npy")
     torch.save([1, 2], tmp_path / "a.pth")
-    with pytest.raises(WeightsError):
-        inspection.inspect(tmp_path / "a.pth")
+    assert "a.pth" in inspection.inspect(tmp_path / "a.pth")["problem"]

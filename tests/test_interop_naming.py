@@ -8,6 +8,7 @@ import pytest
 from test_cli import call
 from test_interop import convert, reason, warnings  # noqa: F401 (a fixture)
 
+from wsi_mil.interop.detection import content_of
 from wsi_mil.interop.naming import is_known, same_encoder
 
 
@@ -100,3 +101,18 @@ def test_what_files_call_an_encoder_that_nobody_knows_may_be_put_in_other_words(
         " --encoder",
         "--encoder mine",
     ]
+
+
+def test_what_trident_alone_calls_so_goes_by_the_name_that_all_know(tmp_path: Path) -> None:
+    for theirs, ours in (("ctranspath", "chief-ctranspath"), ("resnet50", "resnet50-layer3")):
+        path = peers.trident(tmp_path / theirs / "a.h5", *peers.bag(), encoder=theirs)
+        assert convert(path, mpp=0.25).attrs["encoder"] == ours
+        assert convert(path, mpp=0.25, encoder=ours).attrs["encoder"] == ours
+        assert f"of {ours}, not of {theirs}: leave --encoder out" in reason(path, encoder=theirs)
+
+
+def test_features_whose_folder_is_called_otherwise_are_other_features(tmp_path: Path) -> None:
+    for name in ("features_uni", "features_uni2"):
+        path = peers.trident(tmp_path / name / "a.h5", *peers.bag(), encoder=None)
+        assert content_of(path).endswith(f" encoder={name.removeprefix('features_')}")
+    assert "encoder=" not in content_of(peers.trident(tmp_path / "features_uni" / "b.h5", *peers.bag()))

@@ -334,6 +334,10 @@ def test_polygons_outside_the_slide_are_told(tmp_path, caplog):
         (("--exclude", "Pen"), "--exclude Pen: say where the regions are, by --regions DIR"),
         (("--regions", "drawn", "--include", "a", "--exclude", "a"), "--include a --exclude a: give one or the other"),
         (("--regions", "drawn", "--out", "drawn/"), "--regions drawn is --out, where outlines are written anew"),
+        (
+            ("--annotations", "drawn", "--out", "drawn/"),
+            "--annotations drawn is --out, where outlines are written anew",
+        ),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(make_slide, tmp_path, monkeypatch, capsys, words, what):

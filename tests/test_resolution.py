@@ -78,9 +78,16 @@ def test_encoders_without_a_resolution_take_any_tiles(caplog):
 @pytest.mark.parametrize("spec", [spec for spec in list_encoders() if spec.mpp], ids=lambda spec: spec.name)
 def test_tiles_made_for_an_encoder_fit_it(spec, caplog):
     tile_px, tile_um = tile_geometry(spec)
-    assert tile_um / tile_px == pytest.approx(spec.mpp)
+    assert tile_um / (spec.tile_px if spec.read_px else tile_px) == pytest.approx(spec.mpp)
     require_resolution(spec, {Path("a"): TileSize(tile_um, tile_px)}, "mend it")
     assert not caplog.records
+
+
+def test_conch_reads_256_px_and_enlarges_them_itself(caplog):
+    assert tile_geometry(find_encoder("conch")) == (256, 128.0)
+    require_resolution(find_encoder("conch"), {Path("a"): TileSize(128.0, 200)}, "mend it")
+    (warning,) = caplog.messages
+    assert "enlarges the tiles of a from 200 to 256 px" in warning
 
 
 # ------------------------------------------------------------------------------------------------ as a user types it

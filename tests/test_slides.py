@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import struct
@@ -12,6 +13,7 @@ from painting import flat, smooth_grey, write_aperio, write_tiff
 from PIL import Image
 
 from wsi_mil.errors import ResolutionError, SlideDamaged, SlideError, SlideUnreadable, WsiMilError
+from wsi_mil.runs import artifacts
 from wsi_mil.slides import find_slides, open_slide, openslide_reader, slide_fingerprint, write_pyramid
 from wsi_mil.slides.discovery import EXTENSIONS
 from wsi_mil.slides.resolution import Hints, resolve
@@ -490,6 +492,27 @@ def test_loops_broken_links_and_folders_of_artifacts_hold_no_slides(tmp_path):
     assert [slide.slide_id for slide in find_slides(tmp_path)] == ["a", "x", "y"]
     with pytest.raises(SlideUnreadable, match=r"x\.dcm"):
         slide_fingerprint(tmp_path / "x.dcm")
+
+
+@pytest.mark.parametrize("find", [lambda folder: find_slides(folder), lambda folder: list(artifacts(folder))])
+def test_a_folder_that_may_not_be_listed_is_named_and_one_that_is_gone_is_not(tmp_path, monkeypatch, find):
+    write_pyramid(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8), 0.5)
+    (tmp_path / "site").mkdir()
+    listed = os.scandir
+
+    def refusing(code):
+        def scandir(path):
+            if str(path).endswith("site"):
+                raise OSError(code, os.strerror(code), str(path))
+            return listed(path)
+
+        return scandir
+
+    monkeypatch.setattr(os, "scandir", refusing(errno.EACCES))
+    with pytest.raises(WsiMilError, match=r"site cannot be listed \(Permission denied\): allow it"):
+        find(tmp_path)
+    monkeypatch.setattr(os, "scandir", refusing(errno.ENOENT))
+    find(tmp_path)
 
 
 def test_what_is_written_is_read_by_pillow_too(tmp_path):

@@ -182,7 +182,9 @@ def test_a_slide_a_little_too_coarse_is_enlarged_and_says_so(make_slide, caplog)
     attrs = tile(path, TileParams(tile_px=256, tile_um=128.0)).artifact.attrs
     assert attrs["enlargement"] == pytest.approx(2.0)
     assert "enlarged 2.00 times" in caplog.text
-    with pytest.raises(ResolutionError, match=r"slide\.tif has 1 um/px, too coarse for tiles of 0\.4 .* --mpp"):
+    with pytest.raises(
+        ResolutionError, match=r"slide\.tif has 1 um/px, too coarse for tiles of 0\.4 .* `wsimil tile --mpp`"
+    ):
         tile(path, TileParams(tile_px=256, tile_um=102.4))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from wsi_mil import publishing, store
-from wsi_mil.errors import ArtifactCorrupt, one_line
+from wsi_mil.errors import ArtifactError, one_line
 from wsi_mil.guards import parse_json
 from wsi_mil.guards.kinds import COUNT, NUMBER, TABLE, WORD, require_kinds
 from wsi_mil.pages import render
@@ -56,7 +56,7 @@ def write_contact_sheet(folder: Path) -> Path:
                 known[item.slide_id] = attrs
             else:
                 cards.append(Card(item.slide_id, "", {}, [_OLD], 3))
-        except (ArtifactCorrupt, KeyError, ValueError) as error:
+        except (ArtifactError, KeyError, ValueError) as error:
             cards.append(Card(item.slide_id, "", {}, [f"its artifact is damaged: {one_line(error)}"], 3))
     tiled = [attrs for attrs in known.values() if attrs["tiles"]]
     usual = {

@@ -74,12 +74,13 @@ def tile_plan(
 
 
 def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Place]) -> None:
-    """Refuse to write outlines over regions, or a preview over its slide."""
-    if drawings.regions and drawings.regions.resolve() == out.resolve():
-        raise OptionError(
-            f"--regions {drawings.regions} is --out, where outlines are written anew: keep those that you edited in a"
-            " folder of their own, or give another --out"
-        )
+    """Refuse to write outlines over regions or annotations, or a preview over its slide."""
+    for option, folder in (("--regions", drawings.regions), ("--annotations", drawings.annotations)):
+        if folder and folder.resolve() == out.resolve():
+            raise OptionError(
+                f"{option} {folder} is --out, where outlines are written anew: keep those that you edited in a"
+                " folder of their own, or give another --out"
+            )
     for slide_id, path in slides.items():
         preview = out / f"{slide_id}.jpg"
         if isinstance(path, Path) and path.suffix.lower() == ".jpg" and preview.exists() and preview.samefile(path):

@@ -248,8 +248,11 @@ class _Source:
 
     def _open(self, attrs: dict[str, Any]) -> Slide:
         """Open the slide of some tiles, if it still is that slide."""
-        path = self.place()
-        if path is None or slide_fingerprint(path) != attrs["upstream"].partition(" ")[0]:
+        path, wanted = self.place(), attrs["upstream"].partition(" ")[0]
+        moved = self.stage.moved.get(self.item.slide_id)
+        if path is not None and moved is not None and moved != path and slide_fingerprint(path) != wanted:
+            path = self.found = moved  # another slide lies where this one was
+        if path is None or slide_fingerprint(path) != wanted:
             raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
         # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
         mpp, params = attrs["mpp_x"] if attrs["mpp_source"] == "option" else None, self.stage.params
@@ -282,10 +285,10 @@ class _Column:
         made, fault = half(features.numpy())
         if fault:
             l0_x, l0_y = self.tiles.arrays["coords"][start + fault.tile]
-            remedy = "other weights" if self.encoder.precision == "fp32" else "--precision fp32, other weights"
+            finer = "" if self.encoder.precision == "fp32" else "`wsimil extract --precision fp32`, "
             self.error = EncoderError(
-                f"the tile at ({l0_x}, {l0_y}) got {fault.what}, from {self.encoder.name}: try {remedy} or another"
-                " encoder"
+                f"the tile at ({l0_x}, {l0_y}) got {fault.what}, from {self.encoder.name}: try {finer}other weights or"
+                " another encoder"
             )
         else:
             self.features[start : start + len(made)] = made

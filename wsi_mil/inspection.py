@@ -164,7 +164,10 @@ def _weights(path: Path) -> dict[str, Any] | None:
             return _checkpoint(path)
         except WeightsError:
             pass  # weights of something else
-    state = weights.read_state(path)
+    try:
+        state = weights.read_state(path)
+    except WeightsError as error:
+        return {"kind": f"weights ({format_})", "path": str(path), "problem": str(error)}
     values = sum(tensor.numel() for tensor in state.values())
     found = {"kind": f"weights ({format_})", "path": str(path), "tensors": len(state), "values": values}
     return found | {"sha256": weights.file_sha256(path)}

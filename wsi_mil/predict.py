@@ -197,7 +197,9 @@ def _features(
     cache, threads = options.out / "cache", options.workers
     loop = RunOptions(options.overwrite, True, threads, scheduler=options.scheduler, cache=options.cache)
     resolutions = {slide.slide_id: mpp for slide in slides} if mpp is not None else {}
-    tile = tiling.TileStage(tiling.TileParams(**model.tile_params), loop.threads, resolutions)
+    # Whoever reads them, pixels are the same; a new slide may be of a format that one reader does not know.
+    params = dataclasses.replace(tiling.TileParams(**model.tile_params), reader="auto")
+    tile = tiling.TileStage(params, loop.threads, resolutions)
     tiled = run(tile, [Item(*slide) for slide in slides], cache / "tiles", loop)
     reading = {"stain": model.recipe.stain["method"], "fast_decode": model.recipe.fast_decode}
     load, feats = partial(_encoders, path.absolute(), _for_workers(options)), cache / "feats"

@@ -101,7 +101,7 @@ def sweep(folder: Path) -> None:
 
     A folder that one of them had moved aside, and put nothing in its place, goes back there.
     """
-    ours = re.compile(re.escape(f".{socket.gethostname()}-") + r"(\d+)-[0-9a-f]+\.(tmp|old\.tmp)$")
+    ours = re.compile(re.escape(f".{_here()}-") + r"(\d+)-[0-9a-f]+\.(tmp|old\.tmp)$")
     # not rglob, which fails where another process removes a folder meanwhile
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -166,9 +166,16 @@ def _telling(path: Path, errors: Collection[int] = ()) -> Generator[None]:
         ) from error
 
 
+def _here() -> str:
+    """Where process numbers mean something: this machine, and the container that its processes see."""
+    with suppress(OSError):
+        return f"{socket.gethostname()}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    return socket.gethostname()
+
+
 def _sibling(path: Path, suffix: str = ".tmp") -> Path:
     """A hidden name beside a path, of this process alone; of a long name only the start, since there is no room."""
-    mark = f".{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
+    mark = f".{_here()}-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
     room = _NAME_BYTES - len(mark) - 1
     start = path.name.encode(errors="surrogateescape")[:room].decode(errors="ignore")
     return path.with_name(f".{start}{mark}")

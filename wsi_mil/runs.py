@@ -20,6 +20,7 @@ from wsi_mil import publishing, store
 from wsi_mil.errors import ArtifactError, OptionError, one_line
 from wsi_mil.executors import available_cores
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
+from wsi_mil.guards.folders import walked
 from wsi_mil.remote import CacheParams, by_address
 
 log = logging.getLogger(__name__)
@@ -175,9 +176,12 @@ def artifacts(folder: Path) -> Iterator[tuple[str, Path]]:
     """The artifacts in a folder with their slide_ids, those that are being written left out.
 
     Folders that are links are followed, each place once: so parts of a cohort are put together.
+
+    Raises:
+        ArtifactError: a folder cannot be listed.
     """
     visited: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in walked(folder, ArtifactError):
         place = os.path.realpath(parent)
         if place in visited:  # a loop, or a second link
             folders.clear()

@@ -251,7 +251,8 @@ def _enlargement(slide: Slide, params: TileParams) -> float:
     if factor > _MAX_ENLARGEMENT:
         raise ResolutionError(
             f"{slide.place} has {_mpp(slide)} um/px, too coarse for tiles of {params.mpp:.4g} um/px: "
-            f"choose a coarser --mpp, at least {max(slide.mpp_x, slide.mpp_y) / 2:.3g}"
+            f"make coarser ones by `wsimil tile --mpp`, at least {max(slide.mpp_x, slide.mpp_y) / 2:.3g}; a model of"
+            " finer tiles has no answer for this slide"
         )
     if factor > 1.01:
         log.warning(

@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -118,7 +117,7 @@ def test_processes_that_write_one_folder_at_once_end_well(tmp_path: Path) -> Non
 
 def test_what_was_moved_aside_is_removed_where_another_lies(tmp_path: Path) -> None:
     publish_folder(tmp_path, NEW)
-    aside = tmp_path / f".thing.{socket.gethostname()}-999999999-ab.old.tmp"
+    aside = tmp_path / f".thing.{publishing._here()}-999999999-ab.old.tmp"
     shutil.copytree(tmp_path / "thing", aside)
     publishing.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]

@@ -9,6 +9,7 @@ PACKAGED: tuple[EncoderSpec, ...] = (
         "conch",
         dim=512,
         tile_px=448,
+        read_px=256,
         tile_um=128.0,
         licence="CC-BY-NC-ND-4.0",
         gated=True,

@@ -30,7 +30,7 @@ def tile_geometry(spec: EncoderSpec) -> tuple[int, float]:
     Raises:
         OptionError: its recipe has no resolution.
     """
-    side_px = spec.resize_px or spec.tile_px
+    side_px = _read_px(spec)
     if spec.tile_um is None:
         raise OptionError(
             f"--for {spec.name}: its recipe has no resolution: give --tile-px {side_px} and --tile-um or --mpp instead"
@@ -60,7 +60,7 @@ def require_resolution(
         return
     side_px = spec.resize_px or spec.tile_px
     if warn:
-        _warn_of_enlarged(spec.name, side_px, tiles, remedy)
+        _warn_of_enlarged(spec.name, _read_px(spec), tiles, remedy)
     seen = {path: um / side_px for path, (um, _) in tiles.items()}
     off = {path: max(mpp / spec.mpp, spec.mpp / mpp) for path, mpp in seen.items() if abs(mpp / spec.mpp - 1) > _SILENT}
     if not off:
@@ -75,6 +75,11 @@ def require_resolution(
         raise IncompatibleError(f"{message}; make tiles that fit by `{remedy}`, or add --allow-mpp-mismatch")
     if warn:
         log.warning("%s; `%s` makes tiles that fit", message, remedy)
+
+
+def _read_px(spec: EncoderSpec) -> int:
+    """Side of its tiles as they are read from the slide."""
+    return spec.read_px or spec.resize_px or spec.tile_px
 
 
 def _warn_of_enlarged(name: str, side_px: int, tiles: Mapping[Path, TileSize], remedy: str) -> None:

@@ -50,6 +50,8 @@ class EncoderSpec:
     std: Rgb = IMAGENET[1]
     interpolation: str = "bicubic"
     """How tiles are resized, always antialiased: "bilinear" or "bicubic"."""
+    read_px: int | None = None
+    """Side of the authors' tiles before that, where it is smaller: tiles of ``--for`` have it; None: the same."""
     resize_px: int | None = None
     """Side that tiles are resized to before ``tile_px`` are cut from the middle; None: to ``tile_px``, all of it."""
     precision: str = "fp32"

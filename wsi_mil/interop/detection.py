@@ -116,7 +116,14 @@ def content_of(path: Path, encoder: str | None = None) -> str:
         return file_sha256(path)[:32]
     names, of_encoders = {"coords", "feats", "features"}, encoders_of(survey)
     names |= {f"features/{name}" for name in ([encoder] if encoder in of_encoders else of_encoders)}
-    return store.digest(path, names & survey.shapes.keys())
+    digest = store.digest(path, names & survey.shapes.keys())
+    if (
+        "features" in survey.shapes
+        and "encoder" not in survey.array_attrs.get("features", {})
+        and (name := trident.of_folder(path))
+    ):
+        return f"{digest} encoder={name}"
+    return digest
 
 
 def l0_size_of(path: Path) -> tuple[int, int] | None:

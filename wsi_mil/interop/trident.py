@@ -14,6 +14,8 @@ from wsi_mil.errors import ArtifactError
 from wsi_mil.interop.bag import PeerBag, number, require_rows, text, whole_coords
 
 _FEATURES = "features/"
+_OURS = {"ctranspath": "chief-ctranspath", "resnet50": "resnet50-layer3"}
+"""Names by which TRIDENT means another network than everyone else: CHIEF's weights, and the mean over layer3."""
 
 
 def read_trident(path: Path, survey: store.Survey) -> PeerBag:
@@ -24,8 +26,9 @@ def read_trident(path: Path, survey: store.Survey) -> PeerBag:
     """
     attrs = survey.array_attrs["coords"]
     arrays = store.read_arrays(path, ("features", "coords"))
-    encoder = text(survey.array_attrs["features"].get("encoder"))
-    return _bag("TRIDENT", path, attrs, arrays["coords"], arrays["features"], encoder or _of_folder(path))
+    encoder = text(survey.array_attrs["features"].get("encoder")) or of_folder(path) or ""
+    ours = _OURS.get(encoder, encoder) or None
+    return _bag("TRIDENT", path, attrs, arrays["coords"], arrays["features"], ours)
 
 
 def encoders_of(survey: store.Survey) -> list[str]:
@@ -89,6 +92,6 @@ def l0_size(attrs: Mapping[str, Any]) -> tuple[int, int] | None:
     return (round(width), round(height)) if width and height else None
 
 
-def _of_folder(path: Path) -> str | None:
+def of_folder(path: Path) -> str | None:
     """The encoder by which TRIDENT calls a folder of features."""
     return path.parent.name.removeprefix("features_") if path.parent.name.startswith("features_") else None

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from wsi_mil.errors import SlideError, SlideUnreadable
 from wsi_mil.guards import is_inside
+from wsi_mil.guards.folders import walked
 from wsi_mil.remote import CacheParams, RemoteSlide, Url
 from wsi_mil.slides import far
 from wsi_mil.slides.naming import EXTENSIONS, Place, names_in, slide_ids, without_extension
@@ -90,7 +91,7 @@ def slide_bytes(path: Place) -> int:
 def _candidates(folder: Path) -> Iterable[Path]:
     visited: set[str] = set()
     has_previews = False
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in walked(folder, SlideError):
         place = os.path.realpath(parent)
         is_stage = "runs" in folders and "summary.csv" in files
         if not visited:  # the folder that was named: somebody wants its slides, whatever else lies there

@@ -2,12 +2,13 @@
 
 import importlib.util
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import PurePosixPath
 
-from wsi_mil.errors import OptionError, RemoteError, SlideError
+from wsi_mil.errors import OptionError, RemoteError, SlideError, StorageError
 from wsi_mil.guards import is_inside
 from wsi_mil.publishing import write_bytes
 from wsi_mil.remote import (
@@ -86,7 +87,8 @@ def slide_fingerprint(slide: RemoteSlide) -> str:
     samples = read_parts(first.url, spans(first.size))
     made = fingerprint(first.size, samples, {file.name: file.size for file in others})
     if slide.has_versions:
-        write_bytes(kept, made.encode())
+        with suppress(StorageError, OSError):  # the next run reads the samples again, then
+            write_bytes(kept, made.encode())
     return made
 
 

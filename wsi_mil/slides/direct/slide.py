@@ -194,7 +194,9 @@ class DirectSlide(Slide):
         try:
             return table.decode(data)
         except Undecodable as error:
-            raise SlideUnreadable(f"{where} cannot be decoded: {error}: try --reader openslide") from error
+            raise SlideUnreadable(
+                f"{where} cannot be decoded: {error}: try --reader openslide (of `wsimil tile` and `extract`)"
+            ) from error
 
     def _blank(self, table: TileTable) -> Pixels:
         """A tile that was never scanned."""
