@@ -11,55 +11,33 @@ For das-mil it draws, beside the table, collages with their attention and the le
 """
 
 import argparse
-import csv
 import itertools
 import json
-import math
-import multiprocessing
-import os
 import statistics
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from collage_data import RULES, Source, load_source
 from collage_models import PUBLISHED, READERS
 from collage_pictures import draw_collages, draw_curves, transitions_px
 from collage_runs import (
     FRESH_EPOCHS,
-    LEARNING_RATES,
     PAPER_EPOCHS,
     TRAININGS,
-    TRIAL_SEEDS,
     Recipe,
     Score,
     fresh_collages,
     paper_collages,
     run_fresh,
     run_paper,
-    try_recipe,
 )
+from collage_search import search
+from collage_work import in_processes, read_rows, write_rows
 
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.errors import WsiMilError
 from wsi_mil.executors import available_cores
-from wsi_mil.progress import print_table, progress, show_messages
-
-# glibc gives arrays of over 128 kB back at once: a training step would spend a third of its time getting them again.
-_KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-
-
-class Trial(NamedTuple):
-    """Validation loss of a recipe."""
-
-    model: str
-    variant: str
-    reader: str
-    lr: float
-    seed: int
-    loss: float
+from wsi_mil.progress import print_table, show_messages
 
 
 class Run(NamedTuple):
@@ -69,50 +47,6 @@ class Run(NamedTuple):
     variant: str
     protocol: str
     seed: int
-
-
-def read_rows(path: Path, kind: type[Any]) -> list[Any]:
-    """The rows of an earlier run; none if there was none."""
-    if not path.exists():
-        return []
-    types = kind.__annotations__
-    with path.open(newline="") as file:
-        return [kind(**{name: types[name](line[name]) for name in kind._fields}) for line in csv.DictReader(file)]
-
-
-def write_rows(path: Path, rows: list[Any]) -> None:
-    """Write a table anew; it is whole at any moment."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="") as file:
-        csv.writer(file).writerows([rows[0]._fields, *sorted(rows)])
-    part.replace(path)
-
-
-def in_processes(
-    function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, what: str
-) -> Iterator[Any]:
-    """Results as they come. Each process computes on one thread: bags are small."""
-    jobs = list(jobs)
-    if not jobs:
-        return
-    for name in _KEEP_MEMORY:  # read when a process starts, so these are told by its environment
-        os.environ.setdefault(name, str(2**30))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["wsi_mil.aggregators", "wsi_mil.learning"])
-    pool = ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
-    try:
-        with progress(what, len(jobs)) as track:
-            for future in as_completed([pool.submit(function, *job) for job in jobs]):
-                yield future.result()
-                track.advance(what)
-    finally:
-        pool.shutdown(cancel_futures=True)  # who stops early does not wait for what has not begun
-
-
-def trial(model: str, variant: str, recipe: Recipe, seed: int, source: Source) -> Trial:
-    """Measure a recipe once; what diverges is the worst."""
-    loss = try_recipe(model, variant, recipe, seed, source)
-    return Trial(model, variant, recipe.reader, recipe.lr, seed, loss if math.isfinite(loss) else math.inf)
 
 
 def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -> tuple[Score, list[float]]:
@@ -136,50 +70,6 @@ def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -
     return score, transitions
 
 
-def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], Recipe]:
-    """The recipe of each model and variant: that of the least mean loss among its trials; earlier trials count.
-
-    Where it has the lowest or the highest of the learning rates, the next one beyond is tried too.
-    """
-    path = options.out.with_suffix(".trials.csv")
-    losses = {trial[:5]: trial for trial in read_rows(path, Trial)}
-    asked: dict[tuple[str, str], list[float]] = {}
-    wanted = {pair: list(LEARNING_RATES) for pair in itertools.product(options.models, options.variant)}
-    best: dict[tuple[str, str], Recipe] = {}
-    while wanted != asked:
-        asked = wanted
-        recipes = [
-            (*pair, Recipe(lr, options.epochs or FRESH_EPOCHS, options.reader)) for pair in asked for lr in asked[pair]
-        ]
-        jobs = [
-            (model, variant, recipe, seed, source)
-            for (model, variant, recipe), seed in itertools.product(recipes, TRIAL_SEEDS)
-            if (model, variant, recipe.reader, recipe.lr, seed) not in losses
-        ]
-        for done in in_processes(trial, jobs, options.workers, "trials"):
-            losses[done[:5]] = done
-            write_rows(path, list(losses.values()))
-        best = least(recipes, losses)
-        wanted = {pair: widened(rates, best[pair].lr) for pair, rates in asked.items()}
-    return best
-
-
-def least(recipes: list[tuple[str, str, Recipe]], losses: dict[tuple[Any, ...], Trial]) -> dict[Any, Recipe]:
-    """The recipe of the least mean loss, of each model and variant."""
-    best: dict[tuple[str, str], tuple[float, Recipe]] = {}
-    for model, variant, recipe in recipes:
-        tried = [losses[model, variant, recipe.reader, recipe.lr, seed].loss for seed in TRIAL_SEEDS]
-        found = statistics.fmean(tried), recipe
-        best[model, variant] = min(best.get((model, variant), found), found)
-    return {pair: recipe for pair, (_, recipe) in best.items()}
-
-
-def widened(rates: list[float], best: float) -> list[float]:
-    """Rising rates, and one more beyond the best if that is the first or the last of them."""
-    before, after = [rates[0] / 2] * (best == rates[0]), [rates[-1] * 2] * (best == rates[-1])
-    return before + rates + after
-
-
 def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
     """Results made of other digits, with other epochs or another learning rate do not go into one table."""
     path = options.out.with_suffix(".json")
@@ -189,7 +79,7 @@ def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
         "digits": source.name,
         "epochs": options.epochs,
         "lr": options.lr,
-        "reader": options.reader,
+        "reader": options.reader if options.protocol == "fresh" else "published",
         "trainings": trainings,
     }
     before = {"trainings": 1, **known.get(options.protocol, now)}  # as it was before there were several

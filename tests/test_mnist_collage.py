@@ -312,16 +312,16 @@ def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(m
     ],
 )
 def test_the_rate_of_the_best_trials_is_chosen_but_never_an_outermost_one(monkeypatch, tmp_path, models, losses, best):
-    script = importlib.import_module("mnist_collage")
-    monkeypatch.setattr(script, "try_recipe", lambda name, variant, recipe, seed, source: losses[recipe.lr][seed])
-    monkeypatch.setattr(script, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
+    script, searching = importlib.import_module("mnist_collage"), importlib.import_module("collage_search")
+    monkeypatch.setattr(searching, "try_recipe", lambda name, variant, recipe, seed, source: losses[recipe.lr][seed])
+    monkeypatch.setattr(searching, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
     monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--variant", "inv", "--out", str(tmp_path / "out.csv")])
     chosen = {("das-mil", "inv"): script.Recipe(best, 120, "normalised-jitter")}
-    assert script.search(script.parse(), None) == chosen
+    assert searching.search(script.parse(), None) == chosen
     tried = len((tmp_path / "out.trials.csv").read_text().splitlines()) - 1
     assert tried == 2 * len(losses)
     losses.clear()  # trials of an earlier run count
-    assert script.search(script.parse(), None) == chosen
+    assert searching.search(script.parse(), None) == chosen
 
 
 def test_a_model_that_diverged_is_the_worst_and_ends_nothing(models, runs, stand_in):
