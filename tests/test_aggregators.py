@@ -535,6 +535,12 @@ def test_mean_pooling_looks_at_all_real_tiles_alike():
     assert_same(pooled.attention, torch.tensor([[0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]]))
 
 
+@pytest.mark.parametrize("pool", [mean_pool, log_sum_exp_pool])
+def test_pooling_counts_beyond_the_numbers_of_half_precision(pool):
+    tiles = torch.full((2, 65_536, 1), 0.5, dtype=torch.float16)
+    torch.testing.assert_close(pool(tiles, torch.ones(2, 65_536, dtype=torch.bool)).embedding, torch.full((2, 1), 0.5))
+
+
 def test_log_sum_exp_lies_between_mean_and_maximum_and_does_not_grow_with_the_bag():
     tiles, mask = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 9, dtype=torch.bool)
     once = log_sum_exp_pool(tiles, mask).embedding

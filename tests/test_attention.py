@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsi_mil.attention import DistanceBias, attention_rows, dense_distance_attention, distance_attention, tiled
+from wsi_mil.attention import DistanceBias, attention_rows, dense_distance_attention, distance_attention, public, tiled
 
 SHARED = Path(os.environ.get("WSIMIL_SHARED", Path(__file__).parents[2] / "shared"))
 GOLDEN = SHARED / "golden" / "das"
@@ -204,3 +204,25 @@ def test_which_of_the_66_cases_run(capsys):
 def test_is_what_the_equations_say(backend, tables, self_bias, phis):
     case = random_case(tables=tables, self_bias=self_bias, phis=phis)
     assert_close(distance_attention(*case, backend=backend), brute(*case))
+
+
+@pytest.mark.parametrize("mask", [None, some_mask(2, 30)])
+def test_attention_without_bias_is_the_same_with_dimensions_made_even(mask, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 30, 10, generator=g, dtype=torch.float64) for _ in range(3))
+    plain = public._plain(q, k, v, 0.3, mask)
+    monkeypatch.setattr(public, "_ALIGNED", {"cpu": 8})
+    torch.testing.assert_close(public._plain(q, k, v, 0.3, mask), plain)
+
+
+def test_padded_bags_without_bias_go_torchs_linear_way(monkeypatch):
+    seen = []
+
+    def watched(q, k, v, **options):
+        seen.append(q.shape)
+        return q
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    x = torch.randn(2, 3, 30, 8)
+    public._plain(x, x, x, 0.3, some_mask(2, 30))
+    assert all(len(shape) == 4 for shape in seen)

@@ -253,7 +253,10 @@ def test_extras_tell_what_they_bring(extra: packages.Extra, monkeypatch: pytest.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2")
     monkeypatch.setattr(importlib, "import_module", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {extra.module: ["called-otherwise"]})
     assert of(extra.module).told == f"1.2: {extra.brings}"
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
+    assert of(extra.module).told == f"installed: {extra.brings}"
 
     def broken(name: str) -> object:
         raise ImportError("LLVM is another")

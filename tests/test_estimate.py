@@ -93,7 +93,7 @@ def test_the_command_prints_it_and_writes_nothing(
     (tmp_path / "slides").mkdir()
     make_slide("a.tif").rename(tmp_path / "slides" / "a.tif")
     (tmp_path / "slides" / "b.svs").write_text("<!DOCTYPE html><html>Please log in</html>")
-    assert call("tile", "slides", "--dry-run", "--for", "uni") == 0
+    assert call("tile", "slides", "--dry-run", "--for", "uni") == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("2 slides, ")
     for words in ("extract", "the features of uni", "1 of the 2 that were tried failed"):

@@ -419,6 +419,13 @@ def test_models_whose_figures_are_replaced_are_named(tmp_path: Path, caplog: pyt
     assert "no more of das-mil: `wsimil compare`" in message
 
 
+def test_a_folder_of_a_judging_takes_nothing_else(tmp_path: Path) -> None:
+    evaluation.refuse_judged(tmp_path)
+    evaluation.claim(tmp_path, {"command": "evaluate"})
+    with pytest.raises(ArtifactStale, match="holds the results of `wsimil evaluate`: give another --out"):
+        evaluation.refuse_judged(tmp_path)
+
+
 def test_each_round_starts_from_a_seed_of_its_own_that_all_models_share() -> None:
     params = CrossvalParams(TrainParams("abmil", learn=QUICK), ("abmil", "mean"))
     seeds = [params.of_round(name, fold).learn.seed for name in ("abmil", "mean") for fold in ("1", "2", "B")]

@@ -151,3 +151,15 @@ def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
         inspection.inspect(tmp_path / "a.npy")
     torch.save([1, 2], tmp_path / "a.pth")
     assert "a.pth" in inspection.inspect(tmp_path / "a.pth")["problem"]
+
+
+def test_numbers_that_json_lacks_and_letters_that_move_the_cursor_do_no_harm(tmp_path: Path, capsys) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = [1.0]
+        file.attrs["score"] = float("nan")
+        file.attrs["name\x1b[31m"] = "a\nfake: line"
+    found = told(tmp_path / "a.h5", capsys)
+    assert found["attributes"]["score"] is None
+    text = "\n".join(inspection.lines(found))
+    assert "\x1b" not in text
+    assert not any(line.startswith("fake:") for line in text.splitlines())

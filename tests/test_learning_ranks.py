@@ -19,6 +19,7 @@ from wsi_mil.bags import Bag
 from wsi_mil.errors import IncompatibleError, RankLost
 from wsi_mil.executors import is_first_to_tell
 from wsi_mil.learning import Epoch, Example, LearnParams, RunParams, loop, ranks
+from wsi_mil.learning.loop import rank_seed
 from wsi_mil.tasks import Classification
 from wsi_mil.weights import load_tensors, save_tensors
 
@@ -194,3 +195,11 @@ def test_gloo_processes_have_the_gradients_of_one(tmp_path: Path, devices: int) 
             assert one == pytest.approx(other.row(), rel=1e-4, abs=1e-6)
         for key, tensor in model.state_dict().items():
             torch.testing.assert_close(tensors[f"weights.{key}"], tensor, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_every_process_draws_numbers_of_its_own() -> None:
+    drawn = set()
+    for rank in range(1, 9):
+        torch.manual_seed(rank_seed(5, rank))
+        drawn.add(tuple(torch.rand(3).tolist()))
+    assert len(drawn) == 8

@@ -25,8 +25,9 @@ from wsi_mil.errors import (
 )
 from wsi_mil.extract import ExtractParams
 from wsi_mil.learning import LearnParams
-from wsi_mil.predict import PredictOptions, find_bags, predict_bags
+from wsi_mil.predict import PredictOptions, find_bags, nameable, predict_bags
 from wsi_mil.predictions import Prediction, entered, read_predictions, write_predictions
+from wsi_mil.slides import SlideFile
 from wsi_mil.stain import stain_recipe
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders, LabelTable
@@ -68,6 +69,14 @@ def test_training_recorded_the_same_predictions(root: Path, tmp_path: Path) -> N
     recorded = {row.slide_id: row.probabilities for row in read_predictions(root / "model" / "predictions.csv")[0]}
     for row in rows:
         assert row.probabilities == pytest.approx(recorded[row.slide_id], abs=1e-5)
+
+
+def test_a_slide_that_no_file_can_be_called_after_fails_alone(tmp_path: Path) -> None:
+    slides = [SlideFile("good", tmp_path / "good.svs"), SlideFile("x" * 300, tmp_path / "x.svs")]
+    named, unnamed = nameable([*slides, SlideFile("caf\udce9", tmp_path / "y.svs")])
+    assert named == slides[:1]
+    assert list(unnamed) == ["x" * 300, "caf\\udce9"]
+    assert "is not UTF-8" in str(unnamed["caf\\udce9"])
 
 
 def test_the_command_tells_slides_that_are_empty_and_those_that_fail(

@@ -210,6 +210,10 @@ def test_tiles_are_looked_for_where_they_are_said_to_be(here: Path, capfd: pytes
         (("explain", "slides/a.tif", "--tiles", "elsewhere"), "--tiles elsewhere tells of --bags"),
         (("predict", "--bags", "feats", "--tiles", "elsewhere"), "add --explain"),
         (("predict", "--bags", "feats", "--slides", "slides"), "which say it themselves"),
+        (("predict", "--bags", "feats", "--weights", "nowhere"), "--weights tells of the encoder"),
+        (("explain", "--bags", "feats", "--trust-checkpoint"), "--trust-checkpoint tells of the encoder"),
+        (("explain", "--scheduler", "tcp://127.0.0.1:9"), "--scheduler tells of slides"),
+        (("predict", "--bags", "feats", "--json", "s3://bucket/a.json"), "nothing is written to servers"),
     ):
         assert call(*options) == 2
         assert message in " ".join(capfd.readouterr().err.split())

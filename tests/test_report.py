@@ -110,3 +110,7 @@ def test_rows_that_do_not_fit_a_telephone_become_lists() -> None:
 def test_commands_can_be_typed_as_they_stand() -> None:
     text = page("t", "l", [Section("S", commands=["wsimil train --out 'a b'"])]).decode()
     assert "<code>wsimil train --out &#39;a b&#39;</code>" in text
+
+
+def test_a_path_that_is_not_utf8_is_shown_by_its_bytes() -> None:
+    assert b"mod\\udce9l" in page("mod\udce9l", "lead", [])

@@ -477,6 +477,12 @@ def test_files_that_differ_by_case_keep_their_extensions_or_are_refused(tmp_path
         find_slides(tmp_path)
 
 
+def test_a_hidden_file_is_no_slide_though_it_is_named(tmp_path):
+    (tmp_path / ".a.svs").touch()
+    with pytest.raises(SlideError, match=r"\.a\.svs is hidden"):
+        find_slides(tmp_path / ".a.svs")
+
+
 def test_loops_broken_links_and_folders_of_artifacts_hold_no_slides(tmp_path):
     write_pyramid(tmp_path / "a.tif", np.zeros((300, 300, 3), np.uint8), 0.5)
     (tmp_path / "loop").symlink_to(tmp_path)

@@ -1,8 +1,10 @@
 """The stages together, on real slides, as a user types them."""
 
 import csv
+import itertools
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,9 +16,10 @@ from pathlib import Path
 import pytest
 from test_cli import call
 
-from wsi_mil import store
+from wsi_mil import store, workflow
 from wsi_mil.predictions import read_predictions
 from wsi_mil.stage import artifact_items
+from wsi_mil.train import TrainParams
 
 MORPHOLOGY = ("--model", "morphology")
 
@@ -196,6 +199,16 @@ def test_slides_that_moved_are_found_again(folder: Path, cohort: Path, capsys: p
     assert "--slides DIR" in capsys.readouterr().err
     assert call("extract", *MORPHOLOGY, "--slides", "elsewhere") == 0
     assert [row["status"] for row in summary(folder / "feats").values()] == ["done", "done"]
+
+
+def test_a_training_that_run_would_replace_is_replaced_alone_by_the_command_it_names(tmp_path: Path) -> None:
+    labels = workflow.LabelTable(tmp_path / "my labels.csv")
+    words = shlex.split(workflow._training_anew(labels, workflow.Folders.under(tmp_path), TrainParams("abmil")))
+    assert words[:2] == ["wsimil", "train"]
+    assert words[-1] == "--overwrite"
+    given = dict(itertools.pairwise(words[2:-1]))
+    assert (given["--labels"], given["--aggregator"], given["--seed"]) == (str(labels.path), "abmil", "0")
+    assert given["--bags"] == str(tmp_path / "feats")
 
 
 def test_a_plain_image_needs_a_resolution_by_option_or_table(

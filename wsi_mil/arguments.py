@@ -65,7 +65,7 @@ BagSlides = Annotated[
         "--slides",
         metavar="PATH",
         parser=require_slides_here,
-        help="Folder of the slides, which tell their um/px where other programs' bags do not.",
+        help="Folder of the slides: for um/px where other programs' bags tell none, and for pictures if they moved.",
     ),
 ]
 BagTable = Annotated[

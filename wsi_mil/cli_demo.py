@@ -28,7 +28,9 @@ def demo(
 
 @app.command()
 def synthetic(
-    folder: Annotated[Path, typer.Argument(help="Where slides/ and labels.csv go.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", parser=require_local, help="Where slides/ and labels.csv go.")
+    ],
     seed: Seed = 0,
     quick: Quick = False,
     workers: Workers = 0,

@@ -82,4 +82,6 @@ def inspect(
     from wsi_mil import inspection
 
     found = inspection.inspect(file)
-    typer.echo(json.dumps(found, indent=2, default=str) if as_json else "\n".join(inspection.lines(found)))
+    typer.echo(
+        json.dumps(found, indent=2, default=str, allow_nan=False) if as_json else "\n".join(inspection.lines(found))
+    )

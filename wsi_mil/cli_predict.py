@@ -1,5 +1,6 @@
 """Answers about new slides: one thin function per command, as in `cli`."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from wsi_mil.arguments import (
 from wsi_mil.arguments_remote import DEFAULT_SIZE, FAR, Cache, CacheSize, ManySlides, Place, brought, cache_params
 from wsi_mil.arguments_together import peer_options
 from wsi_mil.errors import OptionError
-from wsi_mil.remote.urls import parse_place
+from wsi_mil.remote.urls import parse_place, require_local
 from wsi_mil.screen import show_answers, show_learnt
 from wsi_mil.typed import typed
 
@@ -94,7 +95,8 @@ def predict(
 
     if tiles and not explain:
         raise OptionError(f"--tiles {tiles} shows what was looked at: add --explain, or leave it out")
-    _require_one_source("predict", slides, bags, bool(bag_slides or table or encoder), tiles)
+    told = {"--weights": weights, "--trust-checkpoint": trust, "--batch": batch}
+    _require_one_source("predict", slides, bags, bool(bag_slides or table or encoder), tiles, told)
     staged = cache_params(cache, cache_size)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
     _require_file(json_to)
@@ -145,11 +147,13 @@ def explain(
     staged = cache_params(cache, cache_size)
     if not slides and bags is None:
         _require_no_more({"--slides": bag_slides, "--slides-csv": table, "--encoder": encoder, "--tiles": tiles,
-                          "--patients": patients, "--mpp": slide_mpp, "--weights": weights})  # fmt: skip
+                          "--patients": patients, "--mpp": slide_mpp, "--weights": weights, "--batch": batch or None,
+                          "--trust-checkpoint": trust or None, "--scheduler": scheduler or None})  # fmt: skip
         path = checkpoint_at(brought(model, staged))
         show_learnt(path, *learnt(path, out, overwrite), json_to)
         return
-    _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles)
+    told = {"--weights": weights, "--trust-checkpoint": trust, "--batch": batch}
+    _require_one_source("explain", slides, bags, bool(bag_slides or table or encoder), tiles, told)
     options = _options(out, weights, device, batch, workers, overwrite, trust, patients, staged, scheduler)
     path = checkpoint_at(brought(model, staged, scheduler))
     asked = _asked(slides, bags, bag_slides, table, encoder, slide_mpp, tiles, options)
@@ -157,15 +161,23 @@ def explain(
 
 
 def _require_one_source(
-    command: str, slides: list[Place] | None, bags: Place | None, of_peers: bool, tiles: Place | None
+    command: str,
+    slides: list[Place] | None,
+    bags: Place | None,
+    of_peers: bool,
+    tiles: Place | None,
+    of_encoder: Mapping[str, object],
 ) -> None:
     """Refuse to be asked about nothing or about two things, or to be told what says nothing of it."""
+    given = [option for option, value in of_encoder.items() if value]
     if bool(slides) == bool(bags):
         raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
     if slides and of_peers:
         raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
     if slides and tiles:
         raise OptionError(f"--tiles {tiles} tells of --bags: leave it out, slides are tiled as in training")
+    if bags and given:
+        raise OptionError(f"{given[0]} tells of the encoder, which --bags do not need any more: leave it out")
 
 
 def _require_no_more(told: Mapping[str, object]) -> None:
@@ -217,5 +229,11 @@ def _options(
 
 
 def _require_file(json_to: str | None) -> None:
-    if json_to is not None and json_to != "-" and Path(json_to).is_dir():
+    if json_to is None or json_to == "-":
+        return
+    path = require_local(json_to)
+    if path.is_dir():
         raise OptionError(f"--json {json_to} is a folder: name a file, or - for stdout")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(path if path.exists() else there, os.W_OK):
+        raise OptionError(f"--json {json_to} is not yours to write: name another file")

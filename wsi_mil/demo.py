@@ -5,6 +5,7 @@ near a cluster. A model that ignores positions cannot beat chance.
 """
 
 import logging
+import shlex
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,8 @@ def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> li
         out, folders, SyntheticParams.quick() if quick else SyntheticParams(), RunOptions(refresh=True, workers=workers)
     )
     learn = LearnParams(epochs=_QUICK_EPOCHS) if quick else LearnParams()
-    _say(f"wsimil train --bags {folders.feats} --labels {out / 'labels.csv'} --out {folders.model} --overwrite")
+    few = ("--epochs", _QUICK_EPOCHS) if quick else ()
+    _say("train", "--bags", folders.feats, "--labels", out / "labels.csv", "--out", folders.model, *few, "--overwrite")
     trained = workflow.train_model(
         workflow.LabelTable(out / "labels.csv"), folders, TrainParams(learn=learn), "auto", overwrite=True
     )
@@ -88,11 +90,11 @@ def show(out: Path, seeds: int = 3, quick: bool = False, workers: int = 0) -> li
 def _prepare(out: Path, folders: workflow.Folders, cohort: SyntheticParams, options: RunOptions) -> None:
     """Make slides and put them through stages 1 to 3."""
     make_cohort(out, cohort, options.threads)
-    _say(f"wsimil tile {out / 'slides'} --out {folders.tiles}")
+    _say("tile", out / "slides", "--out", folders.tiles)
     workflow.tile(out / "slides", folders.tiles, TileParams(), options)
-    _say(f"wsimil extract --model morphology --tiles {folders.tiles} --out {folders.feats}")
+    _say("extract", "--model", "morphology", "--tiles", folders.tiles, "--out", folders.feats)
     workflow.extract_features(folders.tiles, folders.feats, workflow.Encoding({"morphology": None}), options, None)
-    _say(f"wsimil distances --bags {folders.feats} --out {folders.distances}")
+    _say("distances", "--bags", folders.feats, "--out", folders.distances)
     workflow.measure_distances(folders.feats, folders.distances, DistanceParams(), options)
 
 
@@ -123,7 +125,8 @@ def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Tr
     shown = [next(member for member in test if member.label == name) for name in classes]
     slides = [SlideFile(member.slide_id, out / "slides" / f"{member.slide_id}.tif") for member in shown]
     options = PredictOptions(out / "predictions", overwrite=True)
-    _say(f"wsimil predict {' '.join(str(slide.path) for slide in slides)} --model {folders.model} --out {options.out}")
+    paths = [slide.path for slide in slides]
+    _say("predict", *paths, "--model", folders.model, "--out", options.out, "--overwrite")
     rows = {row.slide_id: row for row in predict_slides(folders.model / CHECKPOINT, slides, options)}
     parts = [
         _slide_section(folders, trained, member, slide, rows[member.slide_id])
@@ -157,5 +160,5 @@ def _slide_section(
     )
 
 
-def _say(command: str) -> None:
-    log.info("$ %s", command)
+def _say(*words: object) -> None:
+    log.info("$ %s", shlex.join(["wsimil", *map(str, words)]))

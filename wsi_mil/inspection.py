@@ -7,7 +7,7 @@ from typing import Any
 
 from wsi_mil import checkpoint, interop, store, weights
 from wsi_mil.errors import ArtifactError, OptionError, ResolutionError, SlideError, WeightsError
-from wsi_mil.guards import parse_json
+from wsi_mil.guards import parse_json, printable
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -28,6 +28,19 @@ def inspect(path: Path) -> dict[str, Any]:
         ArtifactError: it is an HDF5 file that is damaged.
         SlideError: it is no file that wsimil knows.
     """
+    return {name: _told(value) for name, value in _found(path).items()}
+
+
+def _told(value: Any) -> Any:
+    """A value without numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _told(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(each) for each in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _found(path: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "is a folder: name a file in it" if path.is_dir() else "does not exist: name a file"
         raise OptionError(f"{path} {what}")
@@ -234,14 +247,15 @@ def _of_slide(path: Path, slide: Slide) -> dict[str, Any]:
 def lines(found: Mapping[str, Any], indent: str = "") -> list[str]:
     """What `inspect` found, one name and value a line; what holds several things has them below it."""
     told = []
-    for key, value in found.items():
+    for name, value in found.items():
+        key = printable(str(name))
         if isinstance(value, Mapping) and value:
             told += [f"{indent}{key}:", *lines(value, indent + "  ")]
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            rows = [", ".join(f"{name} {each}" for name, each in one.items()) for one in value]
+            rows = [printable(", ".join(f"{part} {each}" for part, each in one.items())) for one in value]
             told += [f"{indent}{key}:", *(f"{indent}  {index}: {row}" for index, row in enumerate(rows))]
         elif isinstance(value, list):
-            told.append(f"{indent}{key}: {', '.join(map(str, value))}")
+            told.append(f"{indent}{key}: {printable(', '.join(map(str, value)))}")
         else:
-            told.append(f"{indent}{key}: {'unknown' if value is None else value}")
+            told.append(f"{indent}{key}: {'unknown' if value is None else printable(str(value))}")
     return told

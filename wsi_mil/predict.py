@@ -22,11 +22,12 @@ from wsi_mil.devices import pick_device, precision_like
 from wsi_mil.encoders import Encoder, LateEncoder, find_encoder, load_encoder
 from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
 from wsi_mil.extraction import Extraction
+from wsi_mil.guards import printable
 from wsi_mil.predictions import TABLE, Prediction, entered, read_predictions, write_predictions
 from wsi_mil.remote import CacheParams, Url
 from wsi_mil.runs import Report, failures
 from wsi_mil.slides import Place, SlideFile, find_again, find_slides, recorded, require_mpp, slide_fingerprint
-from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, run
+from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
 from wsi_mil.stain import stain_recipe
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def predict_slides(
     require_mpp("--mpp", mpp)
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
+    slides, unnamed = nameable(slides)
     for slide in slides:
         _refuse_namesake(slide, artifact_path(options.out / "cache" / "tiles", slide.slide_id), options.cache)
     loaded = None if options.scheduler else _encoders(path, options, options.device)
@@ -84,13 +86,23 @@ def predict_slides(
         if isinstance(encoder, LateEncoder) and _must_encode(slides, options):
             encoder.load()  # before hours of tiling
     tiled, extracted = _features(model, path, slides, loaded, options, mpp)
-    feats, failed = options.out / "cache" / "feats", tiled.failed | extracted.failed
+    feats, failed = options.out / "cache" / "feats", unnamed | tiled.failed | extracted.failed
     bags = [Item(slide.slide_id, artifact_path(feats, slide.slide_id)) for slide in slides]
     seconds = {
         slide.slide_id: sum(report.seconds.get(slide.slide_id, 0.0) for report in (tiled, extracted))
         for slide in slides
     }
     return _answered(path, model, [bag for bag in bags if bag.slide_id not in failed], failed, options, seconds)
+
+
+def nameable(slides: Sequence[SlideFile]) -> tuple[list[SlideFile], dict[str, Exception]]:
+    """The slides whose names files can have, and why the others cannot be answered for, by what can be shown of them.
+
+    The latter are those that `wsimil tile` names as failed, too.
+    """
+    found = [(slide, attempt(artifact_path, Path(), slide.slide_id)) for slide in slides]
+    unnamed = {printable(slide.slide_id): error for slide, error in found if isinstance(error, Exception)}
+    return [slide for slide, path in found if not isinstance(path, Exception)], unnamed
 
 
 def predict_bags(
@@ -290,10 +302,11 @@ def _table_so_far(options: PredictOptions, model: Checkpoint, path: Path) -> lis
 
 def _enter(options: PredictOptions, model: Checkpoint, path: Path, rows: list[Prediction]) -> list[Prediction]:
     """Enter rows in the tables, keeping those of other slides; return the new ones, by slide_id."""
-    table = entered(_table_so_far(options, model, path), rows, model.unit == "patient")
     digest = checkpoint.digest(path)
-    write_predictions(options.out / TABLE, table, model.classes, digest)
-    publishing.write_bytes(options.out / JSON, as_json(as_object(table, model, digest, notes(model))).encode())
+    with publishing.alone(options.out):  # another process may enter other slides
+        table = entered(_table_so_far(options, model, path), rows, model.unit == "patient")
+        write_predictions(options.out / TABLE, table, model.classes, digest)
+        publishing.write_bytes(options.out / JSON, as_json(as_object(table, model, digest, notes(model))).encode())
     return sorted(rows, key=lambda row: row.slide_id)
 
 

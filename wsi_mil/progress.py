@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.live import Live
@@ -152,7 +153,7 @@ class _EpochTable(Epochs):
 
     def _table(self, names: list[str]) -> Table:
         seconds, done = time.monotonic() - self.start, int(self.rows[-1][0])
-        left = time.strftime("%H:%M:%S", time.gmtime(seconds / max(done - self.first, 1) * (self.total - done)))
+        left = timedelta(seconds=round(seconds / max(done - self.first, 1) * (self.total - done)))
         table = Table(caption=f"{done} of at most {self.total} epochs, {left} left at most; * the best so far")
         for name in ("", *names, "bags/s"):
             table.add_column(name.removeprefix("val_").replace("_", " "), justify="right")

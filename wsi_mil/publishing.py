@@ -6,6 +6,7 @@ next run on the same machine sweeps away.
 """
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -94,6 +95,19 @@ def marked(folder: Path) -> Generator[Path]:
         yield mark
     finally:
         mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Be the only one, of all processes and threads, that changes several files of a folder together.
+
+    The system takes the lock away with its process, however that ends; on a disk that knows no locks there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("ab") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sweep(folder: Path) -> None:

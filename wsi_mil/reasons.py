@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,14 +96,13 @@ def answer(
     if asked.bags is None:
         rows = predict.predict_slides(path, asked.slides, options, asked.mpp)
         cache = options.out / "cache"
-        bags = [Item(slide.slide_id, artifact_path(cache / "feats", slide.slide_id)) for slide in asked.slides]
+        named, _ = predict.nameable(asked.slides)
+        bags = [Item(slide.slide_id, artifact_path(cache / "feats", slide.slide_id)) for slide in named]
         tiles, moved = cache / "tiles", dict(asked.slides)
     else:
         ours = not asked.bags.exists() or holds_own(asked.bags)
         tiles = _tiles_of(asked, ours)
-        # Slides tell of other programs' features what these do not; of ours they only show what was looked at.
-        peers = replace(asked.peers, slides=None) if ours and closely is not None else asked.peers
-        made = own_bags(asked.bags, peers, options.workers)
+        made = own_bags(asked.bags, asked.peers, options.workers, pictures=closely is not None)
         bags = predict.find_bags(asked.bags) if made.items is None else list(made.items)
         rows = predict.predict_bags(path, bags, options, made.failed)
         moved = dict(find_slides(asked.slides_at, options.cache)) if asked.slides_at else {}

@@ -201,6 +201,7 @@ def show_estimate(found: "Estimate", threads: int, encoder: str) -> None:
     if found.failed:
         tried = len(found.failed) + len(counts)
         typer.echo(f"{len(found.failed)} of the {tried} that were tried failed: as large a share of all is expected to")
+        raise typer.Exit(1)
 
 
 def _hours(seconds: float) -> str:

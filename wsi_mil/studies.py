@@ -32,6 +32,7 @@ from wsi_mil.evaluation import (
     folded,
     judge,
     matched,
+    refuse_judged,
     require_own,
     table_of,
     write_study,
@@ -86,7 +87,9 @@ def cross_validate(
 ) -> Study:
     """Judge models by cross-validation; ``folders.model`` is where everything goes, whatever ``run`` says."""
     publishing.sweep(folders.model)
-    folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
+    _refuse_model_folder(folders.model)
+    refuse_judged(folders.model)
+    folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
     cohort = folded(labelled(labels, folders), params)
     place = Place(folders.feats, folders.distances, folders.model, run.overwrite)
     made = list(crossval(cohort, place, params, pick_device(device), run))
@@ -138,7 +141,7 @@ def evaluate_model(
 ) -> Study:
     """Judge a trained model on labelled slides; ``folders.model`` is where everything goes."""
     publishing.sweep(folders.model)
-    folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
+    folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
     made = checkpoint.load(model)
     as_trained = replace(labels.params, unit=made.unit, classes=made.classes)
     cohort = _chosen(labelled(replace(labels, params=as_trained), folders), asked.part)

@@ -1,6 +1,7 @@
 """Chains the stages: what one command needs of several rooms."""
 
 import logging
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from wsi_mil.cutting import tile
 from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
 from wsi_mil.errors import ArtifactError, ArtifactMissing, ArtifactStale, OptionError, SlideError
+from wsi_mil.evaluation import refuse_judged
 from wsi_mil.executors import is_first_rank
 from wsi_mil.interop import PeerOptions, own_bags
 from wsi_mil.learning import RunParams, discard
@@ -111,7 +113,8 @@ def train_model(
         The training, or None if ``folders.model`` already holds this very one.
     """
     publishing.sweep(folders.model)
-    folders = replace(folders, feats=own_bags(folders.feats, peers).folder)
+    refuse_judged(folders.model)
+    folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
     cohort = labelled(labels, folders)
     print_ = train.fingerprint(cohort, folders.feats, params)
     if train.is_finished(folders.model, print_, params, overwrite):
@@ -181,9 +184,22 @@ def run_all(
     extracted = extract_features(folders.tiles, folders.feats, plan.encoding, options, slides, encoders)
     failed |= extracted[folders.feats].failed
     failed |= measure_distances(folders.feats, folders.distances, distances.DistanceParams(), options).failed
-    return train_model(
-        labels, replace(folders, cache=options.cache), plan.train, plan.encoding.device, options.overwrite
-    )
+    there = replace(folders, cache=options.cache)
+    try:
+        return train_model(labels, there, plan.train, plan.encoding.device, options.overwrite)
+    except ArtifactStale as error:
+        if not (folders.model / CHECKPOINT).exists():
+            raise
+        command = _training_anew(labels, folders, plan.train)
+        raise ArtifactStale(f"{error}. So run makes tiles and features anew, too: `{command}` trains alone") from error
+
+
+def _training_anew(labels: LabelTable, folders: Folders, params: TrainParams) -> str:
+    """The command that replaces a training alone: with --overwrite, run makes tiles and features anew, too."""
+    given = {"bags": folders.feats, "labels": labels.path, "tiles": folders.tiles, "distances": folders.distances,
+             "out": folders.model, "aggregator": params.aggregator, "seed": params.learn.seed}  # fmt: skip
+    options = (word for name, value in given.items() for word in (f"--{name}", str(value)))
+    return f"{shlex.join(['wsimil', 'train', *options])} --overwrite"
 
 
 def labelled(labels: LabelTable, folders: Folders) -> Cohort:

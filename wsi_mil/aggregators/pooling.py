@@ -56,9 +56,10 @@ def max_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags ti
 
 def mean_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags tiles"]) -> Pooled:
     """Mean per feature. Attention: equal shares."""
-    shares = mask.to(tiles.dtype) / mask.sum(dim=1, keepdim=True)
+    wide, count = _wide(tiles), mask.sum(dim=1, keepdim=True)
+    shares = mask.to(wide) / count
     tiles = tiles.masked_fill(~mask.unsqueeze(-1), 0.0)
-    return Pooled(torch.einsum("bn,bnd->bd", shares, tiles), shares, shares.unsqueeze(-1), tiles)
+    return Pooled(tiles.sum(dim=1, dtype=wide) / count, shares, shares.unsqueeze(-1), tiles)
 
 
 def log_sum_exp_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags tiles"]) -> Pooled:
@@ -66,11 +67,16 @@ def log_sum_exp_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, 
 
     A tile gave its share of the exponentials of each feature.
     """
-    tiles = tiles.masked_fill(~mask.unsqueeze(-1), -torch.inf)
+    tiles = tiles.to(_wide(tiles)).masked_fill(~mask.unsqueeze(-1), -torch.inf)
     count = mask.sum(dim=1, keepdim=True).to(tiles.dtype)
     embedding = torch.logsumexp(tiles, dim=1) - count.log()
     shares = torch.softmax(tiles.detach(), dim=1)
     return Pooled(embedding, shares.mean(dim=-1), shares, embedding.unsqueeze(1))
+
+
+def _wide(tiles: Tensor) -> torch.dtype:
+    """What tiles are counted in: fp16 ends at 65,504."""
+    return torch.promote_types(tiles.dtype, torch.float32)
 
 
 class AttentionPool(nn.Module):

@@ -114,6 +114,6 @@ def _padded(rows: Float[Tensor, "heads tiles dim"]) -> Float[Tensor, "heads tile
 def _across(rows: Float[Tensor, "heads tiles dim"]) -> Float[Tensor, "heads more_dim more_tiles"]:
     """A row per dimension, of an odd number of vectors so that rows do not evict each other from cache."""
     heads, tiles, dim = rows.shape
-    across = rows.new_zeros(heads, dim + -dim % WIDTH, ((tiles // WIDTH + 1) | 1) * WIDTH)
+    across = rows.new_zeros(heads, dim + -dim % WIDTH, ((tiles // WIDTH + 2) | 1) * WIDTH)
     across[:, :dim, :tiles] = rows.mT
     return across

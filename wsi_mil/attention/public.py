@@ -15,6 +15,9 @@ from wsi_mil.attention.factored import Setting, factored_distance_attention
 from wsi_mil.attention.reference import dense_distance_attention
 from wsi_mil.errors import OptionError
 
+_ALIGNED = {"cuda": 8}
+"""By device the multiple that dimensions must have for torch's attention to keep nothing of size n x n."""
+
 Backend = Literal["auto", "reference", "tiled", "numba", "triton"]
 
 # Up to so many tiles arrays of all pairs are faster than blocks of them (docs/decisions.md).
@@ -121,12 +124,16 @@ def _plain(
 
     Nor numbers of a tile that lie apart, nor values of another dimension than the queries (which the caller sees to).
     """
+    dim_v = v.shape[-1]
+    q, k, v = (functional.pad(tensor, (0, -tensor.shape[-1] % _ALIGNED.get(q.device.type, 1))) for tensor in (q, k, v))
     q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
     if mask is None:
-        return functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        return functional.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim_v]
     bags = []
     for bag, real in enumerate(mask):
         index = real.nonzero().squeeze(1)
-        one = functional.scaled_dot_product_attention(q[bag][:, index], k[bag][:, index], v[bag][:, index], scale=scale)
+        # of tensors of three axes torch makes all of n x n
+        q_own, k_own, v_own = (tensor[bag : bag + 1][:, :, index] for tensor in (q, k, v))
+        one = functional.scaled_dot_product_attention(q_own, k_own, v_own, scale=scale)[0]
         bags.append(one.new_zeros(v.shape[1:]).index_copy(1, index, one))
-    return torch.stack(bags)
+    return torch.stack(bags)[..., :dim_v]

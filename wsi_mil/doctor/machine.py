@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -98,10 +99,18 @@ def _cache() -> Finding:
             return Finding(OK, f"{home} is not there yet, and will be made")
         return Finding(WARN, f"{home} cannot be made, as {where} is not yours to write to",
                        "name another folder by WSIMIL_HOME")  # fmt: skip
-    files = [path for path in home.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
+    sizes = [size for path in home.rglob("*") if (size := _file_size(path)) is not None]
     found = _writable(home, "WSIMIL_HOME")
-    return Finding(found.status, f"{found.told}; {len(files)} files, {size / _GIB:.2f} GiB", found.remedy)
+    return Finding(found.status, f"{found.told}; {len(sizes)} files, {sum(sizes) / _GIB:.2f} GiB", found.remedy)
+
+
+def _file_size(path: Path) -> int | None:
+    """Bytes of a file; None of what is none, or was removed meanwhile."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _writable(folder: Path, option: str = "--out") -> Finding:

@@ -110,7 +110,9 @@ def _extra(extra: Extra) -> Finding:
         importlib.import_module(extra.module)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return Finding(WARN, f"is installed and does not load ({error}), so no {extra.brings}", extra.install)
-    return Finding(OK, f"{importlib.metadata.version(extra.module)}: {extra.brings}")
+    owners = importlib.metadata.packages_distributions().get(extra.module, [])  # not always called as the module is
+    versions = ", ".join(sorted({importlib.metadata.version(owner) for owner in owners}))
+    return Finding(OK, f"{versions or 'installed'}: {extra.brings}")
 
 
 def _wanted() -> dict[str, str]:

@@ -6,7 +6,7 @@ from wsi_mil.evaluation.comparing import Comparison, compare
 from wsi_mil.evaluation.crossval import CrossvalParams, Place, Validated, crossval, folded
 from wsi_mil.evaluation.figures import FIGURES, Group, Judged, judge
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
-from wsi_mil.evaluation.record import RECORD, REPORT, claim, require_own
+from wsi_mil.evaluation.record import RECORD, REPORT, claim, refuse_judged, require_own
 from wsi_mil.evaluation.runs import answers_in, matched, table_of
 from wsi_mil.evaluation.spatial import Spatial, does_space_matter
 from wsi_mil.evaluation.study import Study, write_study
@@ -35,6 +35,7 @@ __all__ = [
     "folded",
     "judge",
     "matched",
+    "refuse_judged",
     "require_own",
     "table_of",
     "write_study",

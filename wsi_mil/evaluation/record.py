@@ -44,6 +44,16 @@ def claim(out: Path, inputs: Mapping[str, str]) -> None:
     publishing.write_bytes(out / RECORD, json.dumps(dict(inputs), indent=1, sort_keys=True).encode())
 
 
+def refuse_judged(out: Path) -> None:
+    """Refuse to put something else into a folder of `wsimil evaluate` or `wsimil compare`.
+
+    Raises:
+        ArtifactStale: it is one.
+    """
+    if command := _recorded(out).get("command"):
+        raise ArtifactStale(f"{out} holds the results of `wsimil {command}`: give another --out")
+
+
 def _there(out: Path) -> list[str]:
     return [name for name in _RESULTS if (out / name).exists()]
 

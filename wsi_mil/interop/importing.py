@@ -137,20 +137,21 @@ def import_bags(source: Path, out: Path, peers: PeerOptions, options: RunOptions
     return _convert(items, out, peers, options)
 
 
-def own_bags(source: Path, peers: PeerOptions, workers: int = 0) -> OwnBags:
+def own_bags(source: Path, peers: PeerOptions, workers: int = 0, pictures: bool = False) -> OwnBags:
     """Find the artifacts of a folder of bags, or of one file, whoever made them; what is not ours is converted first.
 
     Args:
         source: a folder of features, or a file of one slide.
         peers: what files of other programs do not say.
         workers: threads; 0 = the cores this process may use.
+        pictures: whether slides that are named with bags of ours show what they are of; um/px these say themselves.
 
     Raises:
         ArtifactError: no bag of another program could be converted; names the first reason.
         OptionError: the cache cannot be written, or options were given that say nothing of bags of ours.
     """
     if not source.exists() or holds_own(source):
-        _refuse_idle(source, peers)
+        _refuse_idle(source, replace(peers, slides=None) if pictures else peers)
         return OwnBags(source)
     items, cache = peer_items(source), _writable_cache(source)
     log.info("%s holds features of another program, which are kept as our own in %s", source, cache)

@@ -32,6 +32,11 @@ _DEFAULT = RunParams()
 _OUTCOME = "outcome.safetensors"
 
 
+def rank_seed(seed: int, rank: int) -> int:
+    """What a process other than the first draws from; torch's generator on a CPU keeps 32 bits of it."""
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+
+
 class _Job:
     """What `learn` was given: one thing that other processes are given too."""
 
@@ -93,7 +98,7 @@ class _Training:
         self.job, self.fabric, self.params = job, fabric, params
         self.rank, self.world = fabric.global_rank, fabric.world_size
         if self.rank:  # rank 0 draws what one device draws
-            torch.manual_seed(params.seed + (self.rank << 32))
+            torch.manual_seed(rank_seed(params.seed, self.rank))
         self.model = job.model.to(fabric.device)
         plain = torch.optim.AdamW(self.model.parameters(), params.lr, weight_decay=params.weight_decay)
         steps = math.ceil(len(job.train) / params.bags_per_step) * params.epochs

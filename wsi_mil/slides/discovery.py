@@ -44,6 +44,8 @@ def find_slides(folder: Path | Url, cache: CacheParams | None = None) -> list[Sl
     if isinstance(folder, Url):
         return [SlideFile(*slide) for slide in far.find(folder, cache or CacheParams())]
     if folder.is_file():
+        if folder.name.startswith("."):
+            raise SlideError(f"{folder} is hidden, as files are that are being written: give it another name")
         return [SlideFile(without_extension(folder.name), folder)]
     if not folder.is_dir():
         raise SlideError(f"{folder} does not exist: name a folder of slides, or one slide")
