@@ -296,6 +296,10 @@ def test_folders_of_ours_go_through_untouched(tmp_path: Path) -> None:
     assert not (tmp_path / "feats-wsimil").exists()
     with pytest.raises(OptionError, match=r"--mpp: .*feats holds features of wsimil, which say it themselves"):
         own_bags(tmp_path / "feats", PeerOptions(mpp=0.5))
+    slides = PeerOptions(slides=tmp_path)
+    with pytest.raises(OptionError, match="--slides: "):
+        own_bags(tmp_path / "feats", slides)
+    assert own_bags(tmp_path / "feats", slides, pictures=True) == interop.OwnBags(tmp_path / "feats")
     with pytest.raises(OptionError, match="--encoder: "):
         own_bags(tmp_path / "feats" / "a.h5", PeerOptions(encoder="uni"))
     with pytest.raises(OptionError, match="--mpp 50: give um per level-0 px"):
