@@ -75,7 +75,7 @@ REFUSED = [
     (
         "slide_id,label,patient_id a,x,p b,x,q c,y,p",
         PATIENT,
-        r"rows 2, 4: patient p has several labels \(x, y\): --unit patient puts its slides under one label",
+        r"rows 2, 4: patient p has several labels \(x, y\): all slides of a patient are under one label here",
     ),
     (
         "slide_id,label,patient_id,sex a,x,p,f b,y,q,f c,x,p,m",
