@@ -10,6 +10,8 @@ from collage_data import Source
 from collage_runs import FRESH_EPOCHS, LEARNING_RATES, TRIAL_SEEDS, Recipe, try_recipe
 from collage_work import in_processes, read_rows, write_rows
 
+LOWEST_RATE = 1e-6
+
 
 class Trial(NamedTuple):
     """Validation loss of a recipe."""
@@ -67,6 +69,8 @@ def least(recipes: list[tuple[str, str, Recipe]], losses: dict[tuple[Any, ...], 
 
 
 def widened(rates: list[float], best: float) -> list[float]:
-    """Rising rates, and one more beyond the best if that is the first or the last of them."""
+    """Rising rates, and one more beyond the best if that is the first or the last of them; none below a millionth."""
+    if best < LOWEST_RATE:  # such a model diverges, or learns nothing, at any rate
+        return rates
     before, after = [rates[0] / 2] * (best == rates[0]), [rates[-1] * 2] * (best == rates[-1])
     return before + rates + after

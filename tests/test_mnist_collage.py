@@ -324,6 +324,14 @@ def test_the_rate_of_the_best_trials_is_chosen_but_never_an_outermost_one(monkey
     assert searching.search(script.parse(), None) == chosen
 
 
+def test_a_model_that_diverges_at_every_rate_is_not_tried_for_ever():
+    searching = importlib.import_module("collage_search")
+    rates = [1e-3, 2e-3]
+    while (wider := searching.widened(rates, rates[0])) != rates:
+        rates = wider
+    assert rates[0] == pytest.approx(1e-3 / 2**10)
+
+
 def test_a_model_that_diverged_is_the_worst_and_ends_nothing(models, runs, stand_in):
     examples = runs.paper_collages("collage", stand_in).test[:4]
     model = models.CollageModel("max", models.fresh_options("max"), models.READERS["published"]())

@@ -1,16 +1,20 @@
 import csv
 import dataclasses
+import errno
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from planted import plant, plant_cohort
 
-from wsi_mil import cli, devices, train, workflow
+from wsi_mil import cli, devices, publishing, train, workflow
 from wsi_mil import predict as predictor
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.checkpoint import Checkpoint, Part, Recipe, load, save
@@ -140,6 +144,38 @@ def test_the_table_grows_and_another_model_is_refused(root: Path, tmp_path: Path
     assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00", "s01"]
     predict_bags(root / "other" / CHECKPOINT, find_bags(root / "feats" / "s00.h5"), anew)
     assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == ["s00"]
+
+
+def test_predictions_of_one_folder_at_the_same_time_lose_no_row(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*rows: Any) -> list[Prediction]:
+        time.sleep(0.05)  # between reading the table and writing it anew
+        return entered(*rows)
+
+    monkeypatch.setattr(predictor, "entered", slowly)
+    names = [f"s{index:02d}" for index in range(8)]
+
+    def predict(name: str) -> list[Prediction]:
+        return predict_bags(
+            root / "model" / CHECKPOINT, find_bags(root / "feats" / f"{name}.h5"), PredictOptions(tmp_path)
+        )
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        told = list(pool.map(predict, names))
+    assert [row.slide_id for rows in told for row in rows] == names
+    assert [row.slide_id for row in read_predictions(tmp_path / "predictions.csv")[0]] == names
+
+
+def test_a_disk_that_knows_no_locks_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with publishing.alone(tmp_path):
+        assert "knows no locks (No locks available): let no two commands write there" in caplog.text
 
 
 def test_a_damaged_table_is_replaced_when_that_is_asked_for(root: Path, tmp_path: Path) -> None:

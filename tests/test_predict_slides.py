@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from painting import EOSIN, disc, flat
+from PIL import Image
 from test_encoders_weights import trained_on
 
 from wsi_mil import checkpoint, store
@@ -64,6 +66,16 @@ def test_cached_features_of_other_weights_are_made_again(
     assert cached["encoder_weights_sha256"] == checkpoint.load(other).recipe.encoder_weights_sha256
     assert cached["encoder_weights"] == "random:1"
     assert row.status == "done"
+
+
+def test_a_model_of_slides_that_one_reader_alone_read_predicts_on_other_formats(model: Path, tmp_path: Path) -> None:
+    made = checkpoint.load(model)
+    checkpoint.save(model, dataclasses.replace(made, tile_params={**made.tile_params, "reader": "direct"}))
+    image = flat(1024, 1024)
+    disc(image, 512, 512, 400, EOSIN)
+    Image.fromarray(image).save(tmp_path / "plain.png")
+    (row,) = predict_slides(model, slides_at([tmp_path / "plain.png"]), PredictOptions(tmp_path / "out"), mpp=1.0)
+    assert (row.status, row.error) == ("done", "")
 
 
 def test_weights_that_cannot_be_had_are_named_before_any_slide_is_tiled(

@@ -201,6 +201,23 @@ def test_slides_that_moved_are_found_again(folder: Path, cohort: Path, capsys: p
     assert [row["status"] for row in summary(folder / "feats").values()] == ["done", "done"]
 
 
+def test_a_training_draws_slides_that_moved(
+    folder: Path, cohort: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "slides").unlink()
+    shutil.copytree(cohort / "slides", folder / "slides")
+    assert call("tile", "slides") == 0
+    assert call("extract", *MORPHOLOGY) == 0
+    (folder / "slides").rename(folder / "elsewhere")
+    pictures = []
+    for words in ((), ("--slides", "elsewhere", "--overwrite")):
+        caplog.clear()
+        assert call("train", "--bags", "feats", "--epochs", "1", *words) == 0
+        pictures.append((folder / "model" / "report.html").read_text().count("data:image/"))
+        assert ("--slides" in caplog.text + capsys.readouterr().err) == (not words)
+    assert pictures[0] < pictures[1]
+
+
 def test_a_training_that_run_would_replace_is_replaced_alone_by_the_command_it_names(tmp_path: Path) -> None:
     labels = workflow.LabelTable(tmp_path / "my labels.csv")
     words = shlex.split(workflow._training_anew(labels, workflow.Folders.under(tmp_path), TrainParams("abmil")))

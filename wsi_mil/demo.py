@@ -134,8 +134,8 @@ def _page(out: Path, folders: workflow.Folders, scores: list[Score], trained: Tr
     ]
     lead = f"Synthetic slides: is some tumour nest {' or '.join(classes)} to a cluster of lymphocytes?"
     if quick:
-        slides = len(trained.cohort.members)
-        lead += f" {slides} slides and {_QUICK_EPOCHS} epochs show the way; no figure here is a result."
+        count = len(trained.cohort.members)
+        lead += f" {count} slides and {_QUICK_EPOCHS} epochs show the way; no figure here is a result."
     return page("Does the model know where things are?", lead, [table, *parts])
 
 

@@ -248,12 +248,13 @@ class _Source:
 
     def _open(self, attrs: dict[str, Any]) -> Slide:
         """Open the slide of some tiles, if it still is that slide."""
-        path, wanted = self.place(), attrs["upstream"].partition(" ")[0]
-        moved = self.stage.moved.get(self.item.slide_id)
-        if path is not None and moved is not None and moved != path and slide_fingerprint(path) != wanted:
-            path = self.found = moved  # another slide lies where this one was
-        if path is None or slide_fingerprint(path) != wanted:
-            raise SlideError(f"{path} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
+        wanted, moved = attrs["upstream"].partition(" ")[0], self.stage.moved.get(self.item.slide_id)
+        places = dict.fromkeys(place for place in (self.place(), moved) if place is not None)
+        path = next((place for place in places if slide_fingerprint(place) == wanted), None)
+        if path is None:
+            told = next(reversed(places), None)
+            raise SlideError(f"{told} is not the slide that its tiles were made from: run `wsimil tile --overwrite`")
+        self.found = path  # where another slide lies now, this is the one that was named
         # Reading at level-0 coordinates needs no resolution, but a file that tells none is not opened without.
         mpp, params = attrs["mpp_x"] if attrs["mpp_source"] == "option" else None, self.stage.params
         return open_slide(path, mpp, params.reader, params.fast_decode)

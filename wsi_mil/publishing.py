@@ -7,6 +7,7 @@ next run on the same machine sweeps away.
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from wsi_mil.errors import StorageError
+
+log = logging.getLogger(__name__)
 
 _NAME_BYTES = 255
 _TRIES = 20
@@ -105,8 +108,10 @@ def alone(folder: Path) -> Generator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("ab") as file:
-        with suppress(OSError):
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("%s: this disk knows no locks (%s): let no two commands write there", folder, error.strerror)
         yield
 
 

@@ -126,9 +126,8 @@ def show_answers(answered: "Answered", path: Path, out: Path, json_to: str | Non
             publishing.write_bytes(Path(json_to), told_as_json(path, answered).encode())
         made = checkpoint.load(path)
         print_table(f"{out / 'predictions.csv'}", *_table(rows, made.classes))
-        if made.threshold is not None and any(
-            row.predicted for row in rows
-        ):  # else a row may seem to be decided against its own probabilities
+        # Without this word a row may seem to be decided against its own probabilities.
+        if made.threshold is not None and any(row.predicted for row in rows):
             typer.echo(f"{made.classes[1]} is decided for from a probability of {made.threshold:.3g} on")
         explained = sum(one.status == "done" for one in answered.explained)
         reasons = f"; {explained} explained in {out / 'explanations'}" if explained else ""

@@ -51,7 +51,8 @@ class EncoderSpec:
     interpolation: str = "bicubic"
     """How tiles are resized, always antialiased: "bilinear" or "bicubic"."""
     read_px: int | None = None
-    """Side of the authors' tiles before that, where it is smaller: tiles of ``--for`` have it; None: the same."""
+    """Side at which the authors cut their tiles, where that is not ``resize_px`` or ``tile_px``: they enlarged them.
+    `wsimil tile --for` makes tiles of it."""
     resize_px: int | None = None
     """Side that tiles are resized to before ``tile_px`` are cut from the middle; None: to ``tile_px``, all of it."""
     precision: str = "fp32"

@@ -58,13 +58,13 @@ def comparison_notes(judged: Sequence[Judged]) -> Iterator[str]:
         return
     fewest, folds = min(_patients_of(answers)), np.array(answers.folds)
     lonely = [fold for fold in sorted(set(answers.folds)) if 1 in _patients_of(answers.where(folds == fold))]
-    if lonely:
+    if any(lonely):
         yield (
             f"round {', '.join(lonely)} tests one patient of some class, which tells nothing of how much AUROC varies:"
             " where models differ there, DeLong's test has no p. Ask for fewer --folds"
-            if any(lonely)
-            else "one patient alone is of some class: DeLong's test has no p"
         )
+    elif lonely:  # there are no rounds
+        yield "one patient alone is of some class: DeLong's test has no p"
     elif 0 < fewest < ENOUGH_FOR_DELONG:
         yield (
             f"{fewest} patients of the rarer class: with fewer than {ENOUGH_FOR_DELONG} the p of DeLong's test is"

@@ -22,7 +22,7 @@ from wsi_mil.training_bags import facts_of
 
 log = logging.getLogger(__name__)
 
-Told = TypeVar("Told")
+_Told = TypeVar("_Told")
 
 SLIDES = 8
 """So many are looked at, at most."""
@@ -63,7 +63,7 @@ class DistanceUse:
         return cls(learnt_distances(made.model()), tiles=TileDistances.recorded(made.training))
 
 
-def _or_nothing(nothing: Told, tell: Callable[..., Told], *about: Any) -> Told:
+def _or_nothing(nothing: _Told, tell: Callable[..., _Told], *about: Any) -> _Told:
     """What is told; nothing where that fails, for an explanation is not worth the training."""
     told = attempt(tell, *about)
     if isinstance(told, Exception):

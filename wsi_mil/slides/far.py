@@ -1,14 +1,14 @@
 """Slides at an address: found and called by the rules of `discovery`, and told apart by the same fingerprints."""
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import PurePosixPath
 
-from wsi_mil.errors import OptionError, RemoteError, SlideError, StorageError
+from wsi_mil.errors import OptionError, RemoteError, SlideError, StorageError, one_line
 from wsi_mil.guards import is_inside
 from wsi_mil.publishing import write_bytes
 from wsi_mil.remote import (
@@ -25,6 +25,8 @@ from wsi_mil.remote import (
 )
 from wsi_mil.slides.naming import EXTENSIONS, names_in, slide_ids, without_extension
 from wsi_mil.slides.sampling import fingerprint, spans
+
+log = logging.getLogger(__name__)
 
 _SEVERAL = (".mrxs", ".vms", ".vmu", ".dcm")
 """Slides that may consist of several files."""
@@ -87,8 +89,10 @@ def slide_fingerprint(slide: RemoteSlide) -> str:
     samples = read_parts(first.url, spans(first.size))
     made = fingerprint(first.size, samples, {file.name: file.size for file in others})
     if slide.has_versions:
-        with suppress(StorageError, OSError):  # the next run reads the samples again, then
+        try:
             write_bytes(kept, made.encode())
+        except (StorageError, OSError) as error:
+            log.warning("%s: the next run will read samples of it again (%s)", slide, one_line(error))
     return made
 
 
