@@ -22,12 +22,13 @@ from torch import nn
 
 from wsi_mil import checkpoint, cli
 from wsi_mil.aggregators import build
+from wsi_mil.asked import slides_at
 from wsi_mil.checkpoint import Checkpoint, Part, Recipe
 from wsi_mil.encoders import add_weights, cache, find_encoder, load_encoder, pretrained, sources
 from wsi_mil.encoders._hub import hub_file
 from wsi_mil.encoders._timm import import_timm
 from wsi_mil.errors import EncoderError, IncompatibleError, OptionError, WeightsError
-from wsi_mil.predict import PredictOptions, predict_slides, slides_at
+from wsi_mil.predict import PredictOptions, predict_slides
 from wsi_mil.weights import file_sha256, load_tensors
 
 TINY = "timm:test_vit"

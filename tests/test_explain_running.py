@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from planted import plant, untrained
 
+from wsi_mil.asked import find_bags
 from wsi_mil.errors import WeightsError
 from wsi_mil.explain import MANIFEST, Explained, ExplainOptions, LookOptions, explain_bags, explanation_folder, running
-from wsi_mil.predict import PredictOptions, find_bags, predict_bags
+from wsi_mil.predict import PredictOptions, predict_bags
 from wsi_mil.predictions import read_predictions
 from wsi_mil.stage import Item
 
@@ -175,7 +176,7 @@ def test_killed_in_the_middle_there_is_no_folder_and_the_next_run_sweeps(feats: 
     path = untrained(tmp_path / "model", feats / "a.h5")
     code = (
         "import os; from pathlib import Path; from wsi_mil.explain import writing, explain_bags, ExplainOptions\n"
-        "from wsi_mil.predict import find_bags\n"
+        "from wsi_mil.asked import find_bags\n"
         "writing.write_pairs = lambda *_: os._exit(9)\n"
         f"explain_bags(Path({str(path)!r}), [[one] for one in find_bags(Path({str(feats)!r}))],"
         f" ExplainOptions(Path({str(tmp_path / 'e')!r})))"

@@ -16,6 +16,7 @@ from planted import plant, plant_cohort
 
 from wsi_mil import cli, devices, publishing, train, workflow
 from wsi_mil import predict as predictor
+from wsi_mil.asked import find_bags, nameable
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.checkpoint import Checkpoint, Part, Recipe, load, save
 from wsi_mil.encoders import Encoder, load_encoder
@@ -29,7 +30,7 @@ from wsi_mil.errors import (
 )
 from wsi_mil.extract import ExtractParams
 from wsi_mil.learning import LearnParams
-from wsi_mil.predict import PredictOptions, find_bags, nameable, predict_bags
+from wsi_mil.predict import PredictOptions, predict_bags
 from wsi_mil.predictions import Prediction, entered, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile
 from wsi_mil.stain import stain_recipe

@@ -15,10 +15,11 @@ from planted import plant, plant_cohort
 from wsi_mil import checkpoint, cli, store, train, workflow
 from wsi_mil.aggregators import infer
 from wsi_mil.answering import Question, answers, notes
+from wsi_mil.asked import find_bags
 from wsi_mil.bags import as_one, read_bag
 from wsi_mil.cohort import CohortParams
 from wsi_mil.learning import LearnParams
-from wsi_mil.predict import PredictOptions, find_bags, predict_bags
+from wsi_mil.predict import PredictOptions, predict_bags
 from wsi_mil.predictions import Prediction, read_predictions
 from wsi_mil.stage import Item
 from wsi_mil.train import CHECKPOINT, TrainParams

@@ -10,9 +10,10 @@ from PIL import Image
 from test_encoders_weights import trained_on
 
 from wsi_mil import checkpoint, store
+from wsi_mil.asked import slides_at
 from wsi_mil.encoders import LateEncoder, load_encoder
 from wsi_mil.errors import WeightsError
-from wsi_mil.predict import PredictOptions, predict_slides, slides_at
+from wsi_mil.predict import PredictOptions, predict_slides
 from wsi_mil.predictions import Prediction
 
 TINY = "timm:test_vit"

@@ -21,6 +21,7 @@ from planted import plant
 from toy_stage import ToyStage
 
 from wsi_mil import checkpoint, publishing, store
+from wsi_mil.asked import find_bags
 from wsi_mil.bags import read_bag
 from wsi_mil.contact_sheet import Card
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, PolygonError, TableError, WeightsError
@@ -30,7 +31,6 @@ from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 from wsi_mil.interop import read_peer
 from wsi_mil.learning import resume
 from wsi_mil.pages import render
-from wsi_mil.predict import find_bags
 from wsi_mil.predictions import Prediction
 from wsi_mil.report import prediction
 from wsi_mil.report.card import _code, _text

@@ -196,7 +196,7 @@ def _asked(
     tiles: Place | None,
     options: "PredictOptions",
 ) -> "Asked":
-    from wsi_mil.predict import slides_at
+    from wsi_mil.asked import slides_at
     from wsi_mil.reasons import Asked
 
     if slides:

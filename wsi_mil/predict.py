@@ -12,22 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wsi_mil import checkpoint, publishing, store, tiling
+from wsi_mil import checkpoint, publishing, tiling
 from wsi_mil.answering import JSON, OnCluster, Question, answers, as_json, as_object, notes
-from wsi_mil.bags import bag_items
+from wsi_mil.asked import nameable, refuse_namesake
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import some_names
 from wsi_mil.cohort.owners import read_patients
 from wsi_mil.devices import pick_device, precision_like
 from wsi_mil.encoders import Encoder, LateEncoder, find_encoder, load_encoder
-from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, one_line
+from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, IncompatibleError, one_line
 from wsi_mil.extraction import Extraction
-from wsi_mil.guards import printable
 from wsi_mil.predictions import TABLE, Prediction, entered, read_predictions, write_predictions
-from wsi_mil.remote import CacheParams, Url
+from wsi_mil.remote import CacheParams
 from wsi_mil.runs import Report, failures
-from wsi_mil.slides import Place, SlideFile, find_again, find_slides, recorded, require_mpp, slide_fingerprint
-from wsi_mil.stage import Item, RunOptions, artifact_items, artifact_path, attempt, run
+from wsi_mil.slides import SlideFile, require_mpp
+from wsi_mil.stage import Item, RunOptions, artifact_path, run
 from wsi_mil.stain import stain_recipe
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ def predict_slides(
     _table_so_far(options, model, path)
     slides, unnamed = nameable(slides)
     for slide in slides:
-        _refuse_namesake(slide, artifact_path(options.out / "cache" / "tiles", slide.slide_id), options.cache)
+        refuse_namesake(slide, artifact_path(options.out / "cache" / "tiles", slide.slide_id), options.cache)
     loaded = None if options.scheduler else _encoders(path, options, options.device)
     for encoder in loaded or []:
         if isinstance(encoder, LateEncoder) and _must_encode(slides, options):
@@ -95,16 +94,6 @@ def predict_slides(
     return _answered(path, model, [bag for bag in bags if bag.slide_id not in failed], failed, options, seconds)
 
 
-def nameable(slides: Sequence[SlideFile]) -> tuple[list[SlideFile], dict[str, Exception]]:
-    """The slides whose names files can have, and why the others cannot be answered for, by what can be shown of them.
-
-    The latter are those that `wsimil tile` names as failed, too.
-    """
-    found = [(slide, attempt(artifact_path, Path(), slide.slide_id)) for slide in slides]
-    unnamed = {printable(slide.slide_id): error for slide, error in found if isinstance(error, Exception)}
-    return [slide for slide, path in found if not isinstance(path, Exception)], unnamed
-
-
 def predict_bags(
     path: Path, bags: Iterable[Item], options: PredictOptions, failed: Mapping[str, Exception] | None = None
 ) -> list[Prediction]:
@@ -112,47 +101,6 @@ def predict_bags(
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
     return _answered(path, model, list(bags), failed or {}, options, {})
-
-
-def find_bags(source: Path) -> list[Item]:
-    """One bag, or all bags of a folder."""
-    if source.is_file():
-        return [Item(store.read_attrs(source).get("slide_id", source.stem), source)]
-    if not artifact_items(source):
-        raise OptionError(f"--bags {source}: no .h5 file is there: make features with `wsimil extract`")
-    return bag_items(source)
-
-
-def slides_at(sources: Sequence[Path | Url], cache: CacheParams | None = None) -> list[SlideFile]:
-    """The slides that some paths or addresses, each of a slide or of a folder of slides, name.
-
-    Raises:
-        OptionError: two of them would share a slide_id.
-    """
-    known: dict[str, Place] = {}
-    for slide_id, path in (slide for source in sources for slide in find_slides(source, cache)):
-        if not _is_same(known.setdefault(slide_id, path), path):
-            raise OptionError(f"{known[slide_id]} and {path} are both called {slide_id}: give each its own --out")
-    return [SlideFile(*slide) for slide in known.items()]
-
-
-def _is_same(one: Place, other: Place) -> bool:
-    """Whether two places are one."""
-    if isinstance(one, Path) and isinstance(other, Path):
-        return one.resolve() == other.resolve()
-    return recorded(one) == recorded(other)
-
-
-def _refuse_namesake(slide: SlideFile, cached: Path, cache: CacheParams) -> None:
-    """Refuse a slide that another one, still there, has entered its name before: its row would be lost."""
-    try:
-        before = store.read_attrs(cached)["slide_path"]
-    except (ArtifactMissing, ArtifactCorrupt):  # nothing to be mistaken for; the cache makes it anew
-        return
-    if before == recorded(slide.path) or (there := find_again(before, cache)) is None:
-        return
-    if slide_fingerprint(there) != slide_fingerprint(slide.path):
-        raise ArtifactStale(f"{before} was predicted as {slide.slide_id} before: give another --out for {slide.path}")
 
 
 def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
@@ -168,9 +116,7 @@ def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:
     if precision != trained:
         log.info("the model was trained on features in %s, which this device is not made for: fp32 instead", trained)
     encoder: Encoder
-    if (
-        options.weights or not spec.arch
-    ):  # what the user names is looked at, needed or not; what is built in costs nothing
+    if options.weights or not spec.arch:  # what the user names is looked at, needed or not; what is built in is free
         weights = options.weights or model.encoder_weights
         encoder = load_encoder(name, weights, options.device, precision, options.trust, wanted)
     else:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from wsi_mil import checkpoint, predict, publishing
 from wsi_mil.answering import JSON, as_json
+from wsi_mil.asked import find_bags, nameable
 from wsi_mil.cohort import SEVERAL
 from wsi_mil.errors import ArtifactStale, OptionError, one_line
 from wsi_mil.explain import (
@@ -96,14 +97,14 @@ def answer(
     if asked.bags is None:
         rows = predict.predict_slides(path, asked.slides, options, asked.mpp)
         cache = options.out / "cache"
-        named, _ = predict.nameable(asked.slides)
+        named, _ = nameable(asked.slides)
         bags = [Item(slide.slide_id, artifact_path(cache / "feats", slide.slide_id)) for slide in named]
         tiles, moved = cache / "tiles", dict(asked.slides)
     else:
         ours = not asked.bags.exists() or holds_own(asked.bags)
         tiles = _tiles_of(asked, ours)
         made = own_bags(asked.bags, asked.peers, options.workers, pictures=closely is not None)
-        bags = predict.find_bags(asked.bags) if made.items is None else list(made.items)
+        bags = find_bags(asked.bags) if made.items is None else list(made.items)
         rows = predict.predict_bags(path, bags, options, made.failed)
         moved = dict(find_slides(asked.slides_at, options.cache)) if asked.slides_at else {}
     explained: list[Explained] = []

@@ -124,8 +124,9 @@ class _Trip:
 
     def _answer(self, explain: bool) -> Finding:
         from wsi_mil import workflow
+        from wsi_mil.asked import slides_at
         from wsi_mil.explain import LookOptions
-        from wsi_mil.predict import PredictOptions, slides_at
+        from wsi_mil.predict import PredictOptions
         from wsi_mil.progress import silent
         from wsi_mil.reasons import Asked, answer
 
