@@ -3,4 +3,4 @@
 Importing the package loads nothing heavy: no torch, no OpenSlide, no network, no device.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
