@@ -8,8 +8,8 @@ need the distance.
 
 import gzip
 import hashlib
+import http.client
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,7 +165,7 @@ def load_source(folder: Path | None, cache: Path) -> Source:
     if folder is None:
         try:
             folder = _download(cache)
-        except urllib.error.URLError as error:
+        except ConnectionError as error:
             print(f"MNIST cannot be downloaded ({error}): scikit-learn's digits stand in.", file=sys.stderr)
             print("Their figures are not those of MNIST: give --mnist DIR for these.", file=sys.stderr)
             return _stand_in()
@@ -173,11 +173,20 @@ def load_source(folder: Path | None, cache: Path) -> Source:
 
 
 def _download(cache: Path) -> Path:
+    """The folder, with all four files.
+
+    Raises:
+        ConnectionError: one cannot be had.
+        WsiMilError: one is not MNIST's.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         if not (cache / name).exists():
-            with urllib.request.urlopen(_SOURCE + name, timeout=30) as answer:
-                content = answer.read()
+            try:
+                with urllib.request.urlopen(_SOURCE + name, timeout=30) as answer:
+                    content = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise ConnectionError(f"{_SOURCE + name}: {error}") from error
             _verify(content, _SOURCE + name)
             (cache / f"{name}.part").write_bytes(content)
             (cache / f"{name}.part").replace(cache / name)

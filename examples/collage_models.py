@@ -198,16 +198,28 @@ PUBLISHED = {
 }
 
 
-def fresh_options(name: str) -> dict[str, Any]:
+CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "relative-discrete": {"as das-mil": {"query_bias": False, "self_bias": True, "table_std": 0.1}},
+    "gat": {"all": {"neighbours": 0}},
+    "mil-gnn": {"all": {"neighbours": 0}},
+    "transmil": {"tile_um 60": {"tile_um": 60.0}},  # three cells, as far as its largest kernel reaches, are 180 px then
+    "set-transformer": {"dropout 0.25": {"dropout": 0.25}},
+    "iset-transformer": {"dropout 0.25": {"dropout": 0.25}},
+}
+"""Other options under *fresh*, by the names that tables have for them, where it is not plain what suits a model."""
+
+
+def fresh_options(name: str, choice: str = "") -> dict[str, Any]:
     """Options of a model of the registry under the protocol *fresh*: heads and widths alike where a model has them.
 
     Only das-mil-paper keeps its one narrow head. Beside them come lengths in pixels, from the training collages. GCN
     sees all digits and how far they are, as published; the other graphs know of distance only who is among the nearest.
+    ``choice`` is one of the model's `CHOICES`; "" = none of them.
     """
     attention = {"heads": 4, "head_dim": 16, "hidden": 64}
     transformer = {"hidden": 64, "heads": 4}
     graph = {"hidden": 64, "neighbours": 3}
-    return {
+    usual: dict[str, dict[str, Any]] = {
         "das-mil": {**attention, "sharpness": 10.0},
         "das-mil-paper": {"hidden": 0, "value_dim": 32},
         "self-attention": attention,
@@ -221,4 +233,5 @@ def fresh_options(name: str) -> dict[str, Any]:
         "gcn": {"hidden": 64, "neighbours": 0, "distance_weights": True},
         "gat": {**graph, "heads": 4},
         "mil-gnn": graph,
-    }.get(name, {"hidden": 64})
+    }
+    return usual.get(name, {"hidden": 64}) | (CHOICES[name][choice] if choice else {})

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsi_mil.aggregators.das_mil import DasMil
-from wsi_mil.attention import attention_rows
 from wsi_mil.bags import collate
 from wsi_mil.learning import Example
 
@@ -31,13 +30,8 @@ def pair_attention(model: CollageModel, example: Example) -> Float[np.ndarray, "
         raise TypeError(f"{type(aggregator).__name__} has no attention between pairs to draw")
     batch = collate([example.bag])
     with torch.inference_mode():
-        read = batch._replace(features=model.features(batch))
-        digits = aggregator.project(aggregator.standardise(read))
-        heads = (aggregator.params.heads, -1)
-        q, k = (linear(digits).unflatten(-1, heads).transpose(1, 2) for linear in (aggregator.query, aggregator.key))
-        rows = torch.arange(digits.shape[1])
-        weights = attention_rows(q, k, read.coords_um, aggregator.distance_bias(), rows)
-    return weights[0].mean(dim=0).numpy()
+        pairs = aggregator.pair_attention(batch._replace(features=model.features(batch)))
+        return pairs.rows(torch.arange(len(example.bag.features)))[0].numpy()
 
 
 def draw_collages(model: CollageModel, examples: list[Example], variant: str, path: Path) -> None:

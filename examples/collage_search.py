@@ -1,16 +1,20 @@
-"""Which learning rate a model of MNIST-COLLAGE learns best at, as the validation collages judge."""
+"""Which options and learning rate a model of MNIST-COLLAGE learns best with, as the validation collages judge."""
 
 import argparse
 import itertools
 import math
 import statistics
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from collage_data import Source
+from collage_models import CHOICES
 from collage_runs import FRESH_EPOCHS, LEARNING_RATES, TRIAL_SEEDS, Recipe, try_recipe
 from collage_work import in_processes, read_rows, write_rows
 
 LOWEST_RATE = 1e-6
+Pair = tuple[str, str]
+"""A model and a variant."""
 
 
 class Trial(NamedTuple):
@@ -19,53 +23,73 @@ class Trial(NamedTuple):
     model: str
     variant: str
     reader: str
+    choice: str
     lr: float
     seed: int
     loss: float
 
 
-def trial(model: str, variant: str, recipe: Recipe, seed: int, source: Source) -> Trial:
+def trial(pair: Pair, recipe: Recipe, seed: int, source: Source) -> Trial:
     """Measure a recipe once; what diverges is the worst."""
-    loss = try_recipe(model, variant, recipe, seed, source)
-    return Trial(model, variant, recipe.reader, recipe.lr, seed, loss if math.isfinite(loss) else math.inf)
+    loss = try_recipe(*pair, recipe, seed, source)
+    return Trial(*pair, recipe.reader, recipe.choice, recipe.lr, seed, loss if math.isfinite(loss) else math.inf)
 
 
-def search(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], Recipe]:
+def search(options: argparse.Namespace, source: Source) -> dict[Pair, Recipe]:
     """The recipe of each model and variant: that of the least mean loss among its trials; earlier trials count.
 
-    Where it has the lowest or the highest of the learning rates, the next one beyond is tried too.
+    Options are chosen first, where there are `CHOICES`, at the two rates in the middle; then the rate: where the best
+    is the lowest or the highest, the next one beyond is tried too.
     """
-    path = options.out.with_suffix(".trials.csv")
-    losses = {trial[:5]: trial for trial in read_rows(path, Trial)}
-    asked: dict[tuple[str, str], list[float]] = {}
-    wanted = {pair: list(LEARNING_RATES) for pair in itertools.product(options.models, options.variant)}
-    best: dict[tuple[str, str], Recipe] = {}
+    trials = _Trials(options, source)
+    pairs = list(itertools.product(options.models, options.variant))
+    choices = {pair: ["", *CHOICES[pair[0]]] for pair in pairs if pair[0] in CHOICES}
+    middle = LEARNING_RATES[1:3]
+    best = trials.best({pair: list(itertools.product(choices[pair], middle)) for pair in choices})
+    chosen = dict.fromkeys(pairs, "") | {pair: recipe.choice for pair, recipe in best.items()}
+    asked: dict[Pair, list[float]] = {}
+    wanted = {pair: list(LEARNING_RATES) for pair in pairs}
     while wanted != asked:
         asked = wanted
-        recipes = [
-            (*pair, Recipe(lr, options.epochs or FRESH_EPOCHS, options.reader)) for pair in asked for lr in asked[pair]
-        ]
-        jobs = [
-            (model, variant, recipe, seed, source)
-            for (model, variant, recipe), seed in itertools.product(recipes, TRIAL_SEEDS)
-            if (model, variant, recipe.reader, recipe.lr, seed) not in losses
-        ]
-        for done in in_processes(trial, jobs, options.workers, "trials"):
-            losses[done[:5]] = done
-            write_rows(path, list(losses.values()))
-        best = least(recipes, losses)
+        best = trials.best({pair: [(chosen[pair], lr) for lr in rates] for pair, rates in asked.items()})
         wanted = {pair: widened(rates, best[pair].lr) for pair, rates in asked.items()}
     return best
 
 
-def least(recipes: list[tuple[str, str, Recipe]], losses: dict[tuple[Any, ...], Trial]) -> dict[Any, Recipe]:
-    """The recipe of the least mean loss, of each model and variant."""
-    best: dict[tuple[str, str], tuple[float, Recipe]] = {}
-    for model, variant, recipe in recipes:
-        tried = [losses[model, variant, recipe.reader, recipe.lr, seed].loss for seed in TRIAL_SEEDS]
-        found = statistics.fmean(tried), recipe
-        best[model, variant] = min(best.get((model, variant), found), found)
-    return {pair: recipe for pair, (_, recipe) in best.items()}
+class _Trials:
+    """Trials, those of earlier runs among them."""
+
+    def __init__(self, options: argparse.Namespace, source: Source) -> None:
+        self.options, self.source = options, source
+        self.path = options.out.with_suffix(".trials.csv")
+        self.done = {trial[:-1]: trial for trial in read_rows(self.path, Trial)}
+
+    def best(self, wanted: Mapping[Pair, Sequence[tuple[str, float]]]) -> dict[Pair, Recipe]:
+        """The recipe of the least mean loss of each model and variant, of some choices and rates."""
+        epochs, reader = self.options.epochs or FRESH_EPOCHS, self.options.reader
+        recipes = [(pair, Recipe(lr, epochs, reader, choice)) for pair in wanted for choice, lr in wanted[pair]]
+        self._measure(recipes)
+        best: dict[Pair, tuple[float, Recipe]] = {}
+        for pair, recipe in recipes:
+            found = statistics.fmean(self.done[key].loss for key in _keys(pair, recipe)), recipe
+            best[pair] = min(best.get(pair, found), found)
+        return {pair: recipe for pair, (_, recipe) in best.items()}
+
+    def _measure(self, recipes: Sequence[tuple[Pair, Recipe]]) -> None:
+        jobs = [
+            (pair, recipe, key[-1], self.source)
+            for pair, recipe in recipes
+            for key in _keys(pair, recipe)
+            if key not in self.done
+        ]
+        for made in in_processes(trial, jobs, self.options.workers, "trials"):
+            self.done[made[:-1]] = made
+            write_rows(self.path, list(self.done.values()))
+
+
+def _keys(pair: Pair, recipe: Recipe) -> list[tuple[str, str, str, str, float, int]]:
+    """What the trials of a recipe are known by."""
+    return [(*pair, recipe.reader, recipe.choice, recipe.lr, seed) for seed in TRIAL_SEEDS]
 
 
 def widened(rates: list[float], best: float) -> list[float]:

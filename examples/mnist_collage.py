@@ -7,6 +7,7 @@ A collage is a bag of digits, positive if some 0 and some 1 are closer than 80 p
 170 px (*inv*): see collage_data.py, for the protocols collage_runs.py. DIR holds the four files of MNIST; without it
 they are downloaded to --cache, and offline scikit-learn's digits stand in. Each run is a row of --out (model, variant,
 protocol, seed, accuracy, auroc), written as soon as it is known: started again, the script goes on where it stopped.
+Beside it, OUT.learnt.csv tells the learning rate and options of each row, and OUT.trials.csv every trial.
 For das-mil it draws, beside the table, collages with their attention and the learned distance curves.
 """
 
@@ -23,6 +24,7 @@ from collage_pictures import draw_collages, draw_curves, transitions_px
 from collage_runs import (
     FRESH_EPOCHS,
     PAPER_EPOCHS,
+    TEST_SEED,
     TRAININGS,
     Recipe,
     Score,
@@ -40,49 +42,65 @@ from wsi_mil.executors import available_cores
 from wsi_mil.progress import print_table, show_messages
 
 
-class Run(NamedTuple):
-    """What is to be trained and tested."""
+class Learnt(NamedTuple):
+    """How a row of the table came about, and where das-mil's heads pass from near to far."""
 
     model: str
     variant: str
     protocol: str
     seed: int
+    lr: float
+    choice: str
+    near_becomes_far_px: str
 
 
-def run(job: Run, recipe: Recipe | int, source: Source, pictures: Path | None) -> tuple[Score, list[float]]:
-    """Train and test by a recipe, or as published for so many epochs; das-mil draws pictures if a folder is given.
+class Job(NamedTuple):
+    """What is to be trained and tested: by a recipe, or as published for so many epochs."""
 
-    Also gives its learned transitions, in px.
-    """
-    if isinstance(recipe, int):
-        score, model = run_paper(job.model, job.variant, job.seed, source, recipe)
-        examples = paper_collages(job.variant, source).test
+    model: str
+    variant: str
+    protocol: str
+    seed: int
+    recipe: Recipe | int
+    test_seed: int
+    pictures: Path | None
+    """Folder for das-mil's pictures."""
+
+
+def run(job: Job, source: Source) -> tuple[Score, Learnt]:
+    """Train and test; das-mil draws pictures if a folder is given."""
+    if isinstance(job.recipe, int):
+        score, model = run_paper(job.model, job.variant, job.seed, source, job.recipe)
+        examples, how = paper_collages(job.variant, source).test, (PUBLISHED[job.model].lr, "")
     else:
-        score, model = run_fresh(job.model, job.variant, job.seed, recipe, source)
-        examples = fresh_collages(job.variant, source).test
+        score, model = run_fresh(job.model, job.variant, job.seed, job.recipe, source, job.test_seed)
+        examples = fresh_collages(job.variant, source, job.test_seed).test
+        how = job.recipe.lr, job.recipe.choice
     transitions = transitions_px(model)
-    if pictures is not None and transitions:
+    if job.pictures is not None and transitions:
         positive = [example for example in examples if example.target][:2]
         negative = [example for example in examples if not example.target][:1]
         stem = f"{job.model}-{job.variant}-{job.protocol}"
-        draw_collages(model, positive + negative, job.variant, pictures / f"{stem}-collages.png")
-        draw_curves(model, job.variant, pictures / f"{stem}-curves.png")
-    return score, transitions
+        draw_collages(model, positive + negative, job.variant, job.pictures / f"{stem}-collages.png")
+        draw_curves(model, job.variant, job.pictures / f"{stem}-curves.png")
+    return score, Learnt(*score[:4], *how, " ".join(f"{each:.0f}" for each in transitions))
 
 
 def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
     """Results made of other digits, with other epochs or another learning rate do not go into one table."""
     path = options.out.with_suffix(".json")
     known = json.loads(path.read_text()) if path.exists() else {}
-    trainings = TRAININGS if options.protocol == "fresh" else 1
+    fresh = options.protocol == "fresh"
     now = {
         "digits": source.name,
         "epochs": options.epochs,
         "lr": options.lr,
-        "reader": options.reader if options.protocol == "fresh" else "published",
-        "trainings": trainings,
+        "reader": options.reader if fresh else "published",
+        "trainings": TRAININGS if fresh else 1,
+        "test_seed": options.test_seed,
     }
-    before = {"trainings": 1, **known.get(options.protocol, now)}  # as it was before there were several
+    # What was always so before it could be told.
+    before = {"trainings": 1, "test_seed": TEST_SEED, **known.get(options.protocol, now)}
     if differing := [name for name, value in now.items() if before.get(name) != value]:
         told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in differing)
         raise SystemExit(f"error: {options.out} was made with {told}: give another --out")
@@ -139,6 +157,7 @@ def parse() -> argparse.Namespace:
         default=next(iter(READERS)),
         help="of protocol fresh: the network that reads digits",
     )
+    add("--test-seed", type=int, default=TEST_SEED, help="of protocol fresh: decides the test collages")
     add("--epochs", type=int, help="none: those of the protocol; fewer show the way, not the result")
     add("--out", type=Path, default=Path("mnist-collage.csv"))
     add("--workers", type=int, default=available_cores(), help="runs at a time")
@@ -152,9 +171,62 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name} {value}: give a positive number")
     if options.seeds < 0:
         parser.error(f"--seeds {options.seeds}: give 0 or a positive number")
-    if options.protocol == "paper" and (options.lr is not None or options.reader != parser.get_default("reader")):
-        parser.error("--lr, --reader: protocol paper has its own")
+    fresh_alone = [name for name in ("lr", "reader", "test_seed") if getattr(options, name) != parser.get_default(name)]
+    if options.protocol == "paper" and fresh_alone:
+        told = ", ".join("--" + name.replace("_", "-") for name in fresh_alone)
+        parser.error(f"{told}: protocol paper has its own")
     return options
+
+
+def recipes_of(options: argparse.Namespace, source: Source) -> dict[tuple[str, str], Recipe | int]:
+    """How each model learns each variant."""
+    pairs = list(itertools.product(options.models, options.variant))
+    if options.protocol == "paper":
+        return dict.fromkeys(pairs, options.epochs or PAPER_EPOCHS)
+    if options.lr is not None:
+        return dict.fromkeys(pairs, Recipe(options.lr, options.epochs or FRESH_EPOCHS, options.reader))
+    return dict(search(options, source))
+
+
+class Table:
+    """The rows of --out, and how each came about."""
+
+    def __init__(self, out: Path) -> None:
+        self.path, self.beside = out, out.with_suffix(".learnt.csv")
+        self.scores: list[Score] = read_rows(self.path, Score)
+        self.learnt: list[Learnt] = read_rows(self.beside, Learnt)
+
+    def enter(self, score: Score, learnt: Learnt) -> None:
+        """Add a row; how it came about first, so that no row is without."""
+        self.scores.append(score)
+        self.learnt = [row for row in self.learnt if row[:4] != learnt[:4]] + [learnt]
+        write_rows(self.beside, self.learnt)
+        write_rows(self.path, self.scores)
+
+    def drop(self, model: str, variant: str, recipe: Recipe) -> None:
+        """Forget rows of protocol fresh of another recipe: trials since have chosen this one."""
+        stale = {
+            row[:4]
+            for row in self.learnt
+            if row[:3] == (model, variant, "fresh") and (row.lr, row.choice) != (recipe.lr, recipe.choice)
+        }
+        if stale:
+            print(f"{model} {variant}: {recipe.lr:g} {recipe.choice} is chosen now: {len(stale)} rows are made anew")
+        self.scores = [row for row in self.scores if row[:4] not in stale]
+        self.learnt = [row for row in self.learnt if row[:4] not in stale]
+
+    def jobs(self, options: argparse.Namespace, recipes: dict[tuple[str, str], Recipe | int]) -> list[Job]:
+        """What is not there yet."""
+        known = {row[:4] for row in self.scores}
+        rows = [
+            (model, variant, options.protocol, seed)
+            for (model, variant), seed in itertools.product(recipes, range(options.seeds))
+        ]
+        return [
+            Job(*row, recipes[row[:2]], options.test_seed, None if row[3] else options.out.parent)
+            for row in rows
+            if row not in known
+        ]
 
 
 def main() -> None:
@@ -167,28 +239,14 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     options.out.parent.mkdir(parents=True, exist_ok=True)
     refuse_a_mixture(options, source)
-    scores: list[Score] = read_rows(options.out, Score)
-    known = {tuple(score)[:4] for score in scores}
-    jobs = itertools.product(options.models, options.variant, [options.protocol], range(options.seeds))
-    runs = [Run(*job) for job in jobs if job not in known]
-    recipes: dict[tuple[str, str], Recipe] = {}
-    if options.protocol == "fresh" and (runs or not options.seeds):
-        given = Recipe(options.lr or 0.0, options.epochs or FRESH_EPOCHS, options.reader)
-        pairs = itertools.product(options.models, options.variant)
-        recipes = search(options, source) if options.lr is None else dict.fromkeys(pairs, given)
-    arguments = [
-        (
-            job,
-            recipes.get((job.model, job.variant), options.epochs or PAPER_EPOCHS),
-            source,
-            None if job.seed else options.out.parent,
-        )
-        for job in runs
-    ]
-    for score, transitions in in_processes(run, arguments, options.workers, "runs"):
-        scores.append(score)
-        write_rows(options.out, scores)
-        learned = ", ".join(f"{each:.0f}" for each in transitions)
+    table, recipes = Table(options.out), recipes_of(options, source)
+    for pair, recipe in recipes.items():
+        if isinstance(recipe, Recipe):
+            table.drop(*pair, recipe)
+    jobs = [(job, source) for job in table.jobs(options, recipes)]
+    for score, learnt in in_processes(run, jobs, options.workers, "runs"):
+        table.enter(score, learnt)
+        learned = learnt.near_becomes_far_px.replace(" ", ", ")
         print(
             f"{' '.join(map(str, score[:4]))}: accuracy {score.accuracy:.4f}, AUROC {score.auroc:.4f}"
             + (f"; near becomes far at {learned} px" if learned else ""),
@@ -196,7 +254,7 @@ def main() -> None:
         )
     header = ["variant", "model", "seeds", "accuracy %", "AUROC %"]
     header += ["published %"] if options.protocol == "paper" else []
-    print_table(f"{source.name}, protocol {options.protocol}", header, summary(scores, options.protocol))
+    print_table(f"{source.name}, protocol {options.protocol}", header, summary(table.scores, options.protocol))
 
 
 if __name__ == "__main__":

@@ -299,7 +299,6 @@ def collage_results():
     return {row.model: row.result for row in rows} | {"presence": rows[0].unplaced}
 
 
-@pytest.mark.slow
 def test_das_mil_solves_the_collage_and_models_without_positions_cannot(collage_results):
     presence = collage_results["presence"]
     assert 0.8 < presence < 0.93

@@ -33,6 +33,8 @@ class RelativeDiscreteParams(SelfAttentionParams):
     """Whether a tile is told how far away what it attends to is."""
     self_bias: bool = False
     """Whether a tile is biased towards itself, at distance 0."""
+    table_std: float = 1.0
+    """Standard deviation of what distance adds at first. Smaller: little at first, so less to unlearn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,14 +42,14 @@ class RelativeDiscreteParams(SelfAttentionParams):
             raise OptionError("key_bias, query_bias and value_bias are all off: use self-attention instead")
         if self.bins < 2:
             raise OptionError(f"bins {self.bins}: give at least 2, one for near and one for far")
-        require_positive(max_distance_um=self.max_distance_um)
+        require_positive(max_distance_um=self.max_distance_um, table_std=self.table_std)
 
 
 class RelativeDiscrete(SelfAttention):
     """`SelfAttention` whose scores and values depend on the bin that the distance of two tiles falls into.
 
     Bins are of equal width and centred on multiples of ``max_distance_um / (bins - 1)``, so the first and the last are
-    half as wide. Tables start at N(0, 1).
+    half as wide. Tables start at N(0, ``table_std``²).
 
     What was published is the published form of `SelfAttention` with ``attention_dropout`` 0.1 and these defaults
     (CAMELYON16), or with ``max_distance_um`` 362.04 where coordinates are pixels (MNIST-COLLAGE). Its code counted
@@ -63,9 +65,9 @@ class RelativeDiscrete(SelfAttention):
     def __init__(self, dim: int, classes: int, params: RelativeDiscreteParams):
         super().__init__(dim, classes, params)
         scores, values = ((params.heads, params.bins, width) for width in (params.head_dim, params.value_width))
-        self.key_table = nn.Parameter(torch.randn(scores)) if params.key_bias else None
-        self.query_table = nn.Parameter(torch.randn(scores)) if params.query_bias else None
-        self.value_table = nn.Parameter(torch.randn(values)) if params.value_bias else None
+        self.key_table = nn.Parameter(params.table_std * torch.randn(scores)) if params.key_bias else None
+        self.query_table = nn.Parameter(params.table_std * torch.randn(scores)) if params.query_bias else None
+        self.value_table = nn.Parameter(params.table_std * torch.randn(values)) if params.value_bias else None
 
     def attention(
         self,
