@@ -14,7 +14,7 @@ As in the published code, models have one logit under *paper*; under *fresh* one
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from collage_data import CANVAS_PX, RULES, Digits, Source, draw_layouts, with_images
 from collage_models import PUBLISHED, READERS, CollageModel, fresh_options, published_reader
 from fitting import lengths
+from torch import Tensor
 from torch.nn import functional
 
 from wsi_mil import metrics
@@ -98,9 +99,11 @@ def learn_as_published(
 ) -> None:
     """Train as published, in place: a collage per step, a constant learning rate, the last epoch kept."""
     optimiser, slow = _published_optimiser(model, name)
+    published = PUBLISHED[name]
+    besides = published.besides(model.aggregator) if published.besides else None
     for epoch in range(epochs):
         for batch in _shuffled(examples, 1, epoch, seed):
-            _step(model, optimiser, batch)
+            _step(model, optimiser, batch, besides=besides)
             if slow is not None:
                 slow.step()
     model.eval()
@@ -142,10 +145,18 @@ def _shuffled(examples: Sequence[Example], size: int, epoch: int, seed: int) -> 
         yield [examples[index] for index in order[start : start + size]]
 
 
-def _step(model: CollageModel, optimiser: torch.optim.Optimizer, batch: list[Example], clip: float = math.inf) -> None:
+def _step(
+    model: CollageModel,
+    optimiser: torch.optim.Optimizer,
+    batch: list[Example],
+    clip: float = math.inf,
+    besides: Callable[[], Tensor] | None = None,
+) -> None:
     model.train()
     logits = model(collate([example.bag for example in batch])).logits
     loss = functional.cross_entropy(logits, torch.tensor([example.target for example in batch]))
+    if besides is not None:
+        loss = loss + besides()
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if clip < math.inf:

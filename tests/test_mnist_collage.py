@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from wsi_mil.bags import collate
 from wsi_mil.errors import ArtifactMissing, WsiMilError
@@ -153,8 +154,8 @@ def test_offline_other_digits_stand_in_and_it_is_said(data, monkeypatch, tmp_pat
 
 # ---- models
 
-# Thousands of parameters, digit reader and all (arXiv 2305.10552, logs of its code). That of MIL-GNN, 19.2, counts layers
-# that its code makes and does not use.
+# Thousands of parameters, digit reader and all (arXiv 2305.10552, logs of its code). That of MIL-GNN, 19.2, counts
+# layers that its code makes and does not use.
 PUBLISHED_SIZES = {
     "max": 15.6,
     "abmil": 16.1,
@@ -263,6 +264,30 @@ def test_relative_discrete_starts_as_if_products_counted_twice(models):
     after = q @ k.T + (q @ key_bias)[:, None] + k @ query_bias
     q, k, key_bias, query_bias = before
     torch.testing.assert_close(after, 2 * q @ k.T + (q @ key_bias)[:, None] + k @ query_bias)
+
+
+def test_mil_gnn_is_to_make_digits_as_alike_as_they_are_linked(models, runs, stand_in, monkeypatch):
+    published = models.PUBLISHED["mil-gnn"]
+    model = models.CollageModel("mil-gnn", published.options, models.published_reader(), published.logits).eval()
+    besides, network = published.besides(model.aggregator), model.aggregator
+    example = runs.paper_collages("collage", stand_in).train[0]
+    batch = collate([example.bag])
+    model(batch)
+    one = model.features(batch)[0].detach()
+    others = (one.sum(dim=0) - one) / (len(one) - 1)
+    digits = functional.leaky_relu(network.embed.root(one) + network.embed.neighbour(others))
+    cluster = network.embed_clusters
+    whole = functional.leaky_relu(cluster.root(digits.sum(dim=0)) + cluster.neighbour(digits.sum(dim=0)))
+    alike, pairs = digits.softmax(dim=1) @ digits.softmax(dim=1).T, len(one) * (len(one) - 1)
+    wanted = ((1 - torch.eye(len(one)) - alike) ** 2).sum().sqrt() / len(one) ** 2
+    torch.testing.assert_close(besides(), wanted + pairs - whole.softmax(dim=0).square().sum())
+    with pytest.raises(TypeError, match="MaxMil has no graph of clusters"):
+        models.LinkLosses(models.CollageModel("max", {}, models.published_reader()).aggregator)
+
+    added = []
+    monkeypatch.setattr(models.LinkLosses, "__call__", lambda self: added.append(1) or torch.zeros(()))
+    runs.learn_as_published(model, "mil-gnn", runs.paper_collages("collage", stand_in).train[:5], 0, epochs=2)
+    assert len(added) == 10
 
 
 def test_one_logit_is_that_of_a_positive_collage_beside_zero(models, runs, stand_in):
