@@ -17,7 +17,12 @@ Made by `make docs` from the docstrings in `wsi_mil/aggregators`. `wsimil train 
 takes them by name; values are written as in JSON (`true`, `0.1`, `"max"`, `[500, 2000]`; words need no quotes).
 
 Positions: *none* = coordinates are ignored; *relative* = only distances count; *oriented* = directions count too;
-*absolute* = a shift of the slide counts too."""
+*absolute* = a shift of the slide counts too. Graphs in which all tiles are neighbours (`neighbours` 0, distances not
+counted) know nothing of them.
+
+Of lengths in um, training chooses `length_scales_um` alone, from the slides that it learns from. `max_distance_um` is
+what was published for CAMELYON16 unless it is given: on smaller pieces of tissue nearly all pairs lie in the first of
+the ten bins of relative-discrete then, and das-mil-paper hardly sees how far apart they are."""
 
 
 def meanings(params: type) -> dict[str, str]:
@@ -39,7 +44,9 @@ def section(name: str, aggregator: type[Aggregator]) -> list[str]:
         f"| `{field.name}` | `{field.default!r}` | {said[field.name].replace('|', chr(92) + '|')} |"
         for field in fields(aggregator.Params)
     ]
-    about = " ".join((inspect.getdoc(inspect.getmodule(aggregator)) or "").partition("\n\n")[0].split())
+    module = inspect.getmodule(aggregator)
+    told = [module] + [aggregator] * (sum(inspect.getmodule(kind) is module for kind in AGGREGATORS.values()) > 1)
+    about = " ".join(" ".join((inspect.getdoc(one) or "").partition("\n\n")[0].split()) for one in told)
     order = " The order of the array counts." if aggregator.ordered else ""
     header = ["| option | default | |", "| :-- | :-- | :-- |"]
     return [f"## {name}", "", f"{about} Positions: {aggregator.uses_position}.{order}", "", *header, *rows]

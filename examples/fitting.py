@@ -50,7 +50,8 @@ class InMemory:
 def fit(kind: type[Aggregator], train: InMemory, val: InMemory, params: LearnParams, **options: Any) -> Aggregator:
     """Learn a model; ``params.seed`` decides its first weights too.
 
-    As in `wsi_mil.train`, features are standardised and lengths chosen by the training bags alone.
+    As in `wsi_mil.train`, features are standardised by the training bags alone. So are all lengths chosen here, where
+    `wsi_mil.train` chooses the length scales of das-mil only.
 
     Args:
         kind: the model's class; ``wsi_mil.aggregators.AGGREGATORS[name]`` for one of the registry.
