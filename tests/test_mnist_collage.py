@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from wsi_mil.aggregators import params_of
 from wsi_mil.bags import collate
 from wsi_mil.errors import ArtifactMissing, WsiMilError
 
@@ -84,6 +85,15 @@ def test_seed_1_gives_the_published_collages(data, variant, count, first, both, 
     assert sum(presence) == both
     right = [has == collage.positive for has, collage in zip(presence, collages, strict=True)]
     assert np.mean(right) == pytest.approx(by_presence)
+
+
+@pytest.mark.parametrize("variant", ["collage", "inv"])
+def test_every_positive_collage_to_test_on_has_a_published_training_layout(runs, stand_in, variant):
+    """A fault of the published protocol, which protocol fresh does not have."""
+    train, _, test = runs.paper_collages(variant, stand_in)
+    known = {example.bag.coords_um.numpy().tobytes() for example in train}
+    seen = [example.bag.coords_um.numpy().tobytes() in known for example in test]
+    assert seen == [example.target == 1 for example in test]
 
 
 @pytest.mark.parametrize("variant", ["collage", "inv"])
@@ -178,6 +188,34 @@ def test_models_have_the_published_sizes(models, name):
     model = models.CollageModel(name, published.options, models.published_reader(), published.logits)
     size = sum(parameter.numel() for parameter in model.parameters()) / 1000
     assert size == pytest.approx(PUBLISHED_SIZES[name], abs=5 if name == "transmil-paper" else 0.05)
+
+
+def test_models_learn_as_their_authors_chose(models):
+    """Learning rate, weight decay and width by the configurations of the published code; the logs' accuracy in %."""
+    chosen = {
+        "max": (1e-4, 0.01, None, 82.8, 78.8),
+        "abmil": (1e-4, 0.001, 15, 74.0, 69.2),
+        "gat": (1e-3, 0.1, 20, 75.8, 71.6),
+        "gcn": (1e-3, 0.1, 15, 79.0, 79.4),
+        "mil-gnn": (1e-4, 0.01, 20, 57.8, 54.2),
+        "iset-transformer": (1e-4, 0.1, 15, 73.4, 72.0),
+        "set-transformer": (1e-3, 0.1, 10, 83.2, 79.2),
+        "self-attention": (1e-3, 0.1, 10, 84.8, 78.6),
+        "self-attention-axial": (1e-4, 0.1, 15, 78.6, 77.4),
+        "self-attention-fourier": (1e-3, 0.001, 15, 82.0, 80.8),
+        "relative-discrete": (1e-4, 0.1, 10, 92.6, 84.6),
+        "transmil-paper": (1e-4, 0.1, None, 72.8, 74.2),
+        "das-mil-paper": (1e-3, 0.01, 10, 95.8, 90.6),
+    }
+    assert set(chosen) == set(models.PUBLISHED)
+    for name, published in models.PUBLISHED.items():
+        options = params_of(name, published.options)
+        width = next((getattr(options, key) for key in ("head_dim", "attention") if hasattr(options, key)), None)
+        width = width or options.hidden
+        lr, decay, d, *percent = chosen[name]
+        assert (published.lr, published.weight_decay) == (lr, decay), name
+        assert d is None or width == d, name
+        assert [round(100 * published.accuracy[variant][0], 1) for variant in ("collage", "inv")] == percent, name
 
 
 def test_padding_is_not_read(models, runs, stand_in):
@@ -296,6 +334,36 @@ def test_one_logit_is_that_of_a_positive_collage_beside_zero(models, runs, stand
     logits = model(collate([example.bag for example in examples])).logits
     assert torch.equal(logits[:, 0], torch.zeros(2))
     assert (logits[:, 1] != 0).all()
+
+
+# ---- what was measured
+
+MEASURED = EXAMPLES.parent / "docs" / "mnist-collage"
+
+
+@pytest.mark.parametrize("protocol", ["fresh", "paper"])
+def test_the_tables_of_the_docs_are_those_of_the_rows_beside_them(protocol):
+    with (MEASURED / f"{protocol}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = (EXAMPLES.parent / "docs" / "results.md").read_text().partition("## MNIST-COLLAGE")[2]
+    assert {row["protocol"] for row in rows} == {protocol}
+    told = set()
+    for model, variant in sorted({(row["model"], row["variant"]) for row in rows}):
+        mine = [row for row in rows if (row["model"], row["variant"]) == (model, variant)]
+        if sorted(row["seed"] for row in mine) != list("01234"):
+            continue  # not all seeds are there yet
+        accuracy, auroc = (spread([float(row[name]) for row in mine]) for name in ("accuracy", "auroc"))
+        if protocol == "fresh":
+            assert f"| {variant} | {model} | {accuracy} | {auroc} | " in page, (model, variant)
+        else:
+            (line,) = [line for line in page.splitlines() if line.startswith(f"| {model} | ") and line.count("±") == 4]
+            assert line.split(" | ")[1 if variant == "collage" else 4] == accuracy, (model, variant)
+        told.add(model)
+    assert "das-mil" in {name.removesuffix("-paper") for name in told}
+
+
+def spread(values):
+    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
 
 
 # ---- the script
