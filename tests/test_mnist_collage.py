@@ -237,6 +237,18 @@ def test_jitter_moves_digits_a_little_and_only_in_training(models, stand_in):
     assert moved.min() >= models.BACKGROUND - 1e-4
 
 
+def test_readers_give_features_of_one_length_and_the_normalised_ones_none_that_never_lives(models, stand_in):
+    images = torch.from_numpy(stand_in.train.images[:64]).float().unsqueeze(1) / 255
+    for name, reader in models.READERS.items():
+        torch.manual_seed(0)
+        assert reader()(images).shape == (64, 32), name
+    torch.manual_seed(0)
+    last = models.READERS["normalised-throughout-jitter"]()
+    with torch.no_grad():
+        last[-3].bias.fill_(-1000.0)  # what would end every feature of the others
+    assert (last(images) > 0).any(dim=0).all()
+
+
 def test_lookahead_goes_half_the_way_every_six_steps(runs):
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
