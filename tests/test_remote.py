@@ -27,7 +27,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsi_mil.errors import OptionError, RemoteError, SlideError, SlideUnreadable
+from wsi_mil.errors import OptionError, RemoteError, SlideError, SlideUnreadable, StorageError
 from wsi_mil.guards import redacted
 from wsi_mil.remote import (
     Ahead,
@@ -677,6 +677,20 @@ def test_one_slide_of_a_web_server_by_its_signed_address(web: str, cache: Path) 
     held.release()
     assert not any(b"secret" in path.read_bytes() for path in cache.rglob("*") if path.is_file())
     assert slide_fingerprint(found.path) == slide_fingerprint(held.path)
+
+
+def test_a_cache_that_cannot_keep_a_fingerprint_is_told_of_and_costs_nothing_else(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("no room is left")
+
+    (tmp_path / "a.svs").write_bytes(noise(KB))
+    there = in_memory("far/a.svs", noise(KB), cache)
+    assert there.has_versions
+    monkeypatch.setattr("wsi_mil.slides.far.write_bytes", full)
+    assert slide_fingerprint(there) == slide_fingerprint(tmp_path / "a.svs")
+    assert f"{there}: the next run will read samples of it again (no room is left)" in caplog.text
 
 
 @pytest.mark.parametrize(
