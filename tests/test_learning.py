@@ -92,6 +92,21 @@ def test_a_step_descends_the_mean_of_the_weighted_losses_of_its_bags() -> None:
         torch.testing.assert_close(tensor, other.state_dict()[name], msg=name)
 
 
+@pytest.mark.parametrize("name", ["das-mil", "das-mil-paper"])
+def test_lengths_do_not_decay(name: str) -> None:
+    """Decay would pull what no slide asked for to 1 um, and a page would tell that as learnt."""
+    train, params = Drawn(8, 0), LearnParams(epochs=1, bags_per_step=1, lr=1e-2, weight_decay=50.0)
+    model = made(name)
+    before, lengths = weights(model), {id(weight) for weight in model.undecayed()}
+    learn(model, task_of(train), train, Drawn(4, 1), params)
+    assert len(lengths) == 2
+    for key, weight in model.named_parameters():
+        if id(weight) in lengths:
+            torch.testing.assert_close(weight, before[key], atol=8 * params.lr, rtol=0, msg=key)
+        elif before[key].any():
+            assert weight.abs().max() < 0.2 * before[key].abs().max() + 2 * params.lr, key
+
+
 @pytest.mark.parametrize(("clip", "longest"), [(0.0, math.inf), (1e-3, 1.001e-3)])
 def test_gradients_are_clipped_as_told(monkeypatch: pytest.MonkeyPatch, clip: float, longest: float) -> None:
     lengths, step = [], torch.optim.AdamW.step

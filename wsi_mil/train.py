@@ -92,7 +92,7 @@ class Trained:
 def fingerprint(cohort: Cohort, folder: Path, params: TrainParams) -> str:
     """Hash of everything that decides a training: parameters, cohort and bags."""
     prints = [store.read_fingerprint(artifact_path(folder, member.slide_id)) for member in cohort.members]
-    return store.fingerprint("train", 2, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
+    return store.fingerprint("train", 3, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
 
 
 def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = False) -> bool:

@@ -76,6 +76,12 @@ class Aggregator(nn.Module):
         """How long a bag of so many tiles takes, beside other bags; of no unit."""
         return tiles**2 if self.all_pairs else tiles
 
+    def undecayed(self) -> Sequence[nn.Parameter]:
+        """Weights that weight decay must leave alone, since 0 is no rest for them: lengths, and how steep near becomes
+        far. It would pull what was not learnt towards some unit of length.
+        """
+        return ()
+
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each bag."""
         raise NotImplementedError

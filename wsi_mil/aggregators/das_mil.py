@@ -88,6 +88,10 @@ class DasMil(SelfAttention):
         self.query_table = nn.Parameter(torch.zeros(scores)) if params.query_bias else None
         self.value_table = nn.Parameter(torch.randn(values)) if params.value_bias else None
 
+    def undecayed(self) -> Sequence[nn.Parameter]:
+        """What says where near becomes far: decay would pull it to 1 um."""
+        return self.log_theta_um, self.log_slope
+
     def distance_bias(self) -> DistanceBias:
         """Near and far of each head, in micrometres."""
         theta = self.log_theta_um.exp()

@@ -93,6 +93,10 @@ class DasMilPaper(PoolingAggregator):
         self.value_table = nn.Parameter(torch.randn(heads, 2, params.value_dim))
         self.classify = nn.Linear(heads * params.value_dim, 1 if classes == 2 else classes)
 
+    def undecayed(self) -> Sequence[nn.Parameter]:
+        """What says where near becomes far; published code decays it."""
+        return self.theta, self.beta
+
     def pooled(self, batch: Batch) -> Pooled:
         """The embedding of each bag."""
         q, k, v = self._heads(batch, self.query, self.key, self.value)

@@ -18,6 +18,7 @@ from wsi_mil.aggregators import Aggregator, apply
 from wsi_mil.errors import TrainingError
 from wsi_mil.learning import ranks, resume
 from wsi_mil.learning.dealing import shares_of, steps_of, tell_idle_share
+from wsi_mil.learning.decay import parameter_groups
 from wsi_mil.learning.examples import Epoch, Examples, Pace, Ready, best_epoch, prefetch
 from wsi_mil.learning.logs import TensorBoard
 from wsi_mil.learning.params import LearnParams, RunParams
@@ -100,11 +101,10 @@ class _Training:
         if self.rank:  # rank 0 draws what one device draws
             torch.manual_seed(rank_seed(params.seed, self.rank))
         self.model = job.model.to(fabric.device)
-        plain = torch.optim.AdamW(self.model.parameters(), params.lr, weight_decay=params.weight_decay)
+        self.plain = torch.optim.AdamW(parameter_groups(self.model, params.weight_decay), params.lr)
         steps = math.ceil(len(job.train) / params.bags_per_step) * params.epochs
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(plain, lambda step: _warmup_cosine(step, steps))
-        self.plain = plain
-        self.optimiser: Any = fabric.setup_optimizers(plain)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.plain, lambda step: _warmup_cosine(step, steps))
+        self.optimiser: Any = fabric.setup_optimizers(self.plain)
         ranks.begin_scaling(fabric)
         self.history: list[Epoch] = []
         self.best_state = deepcopy(self.model.state_dict())

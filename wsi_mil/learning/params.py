@@ -21,7 +21,7 @@ class LearnParams:
     lr: float = 1e-3
     """Peak learning rate of AdamW: a tenth of the steps to warm up, then half a cosine down to zero."""
     weight_decay: float = 1e-2
-    """Weight decay of AdamW."""
+    """Weight decay of AdamW; weights for which 0 is no rest, such as lengths, are spared (`Aggregator.undecayed`)."""
     bags_per_step: int = 2
     """Bags whose gradients are averaged for one step, on however many devices."""
     seed: int = 0
