@@ -69,13 +69,13 @@ def _normalised_throughout() -> nn.Sequential:
 
 
 READERS: dict[str, Callable[[], nn.Module]] = {
+    "normalised-throughout-jitter": lambda: nn.Sequential(Jitter(), *_normalised_throughout()),
     "normalised-jitter": lambda: nn.Sequential(Jitter(), *_normalised()),
     "jitter": lambda: nn.Sequential(Jitter(), *published_reader()),
     "normalised": _normalised,
-    "normalised-throughout-jitter": lambda: nn.Sequential(Jitter(), *_normalised_throughout()),
     "published": published_reader,
 }
-"""Networks that read digits under *fresh*; what is measured so far is measured with the first (docs/results.md)."""
+"""Networks that read digits under *fresh*; the first was chosen, on collages of training digits."""
 
 
 class CollageModel(Aggregator):

@@ -4,10 +4,9 @@
   test collage has the layout of a training collage; one collage per step, 50 epochs, the last one reported. What was
   chosen (learning rates, widths) had been chosen on the test collages.
 * *fresh*: 300 collages to learn from and 100 to choose by, of different training digits, 2,000 to test on, of test
-  digits; layouts from three seeds. Of every model a result is the better of two trainings, as the 100 judge, since one
-  may go astray, at high rates above all. Its learning rate is that whose trials do best on the 100: four rates are
-  tried, and further halves or doubles of them while the best is the lowest or the highest. So are the options of a
-  model where `collage_models.CHOICES` has others: at the two rates in the middle, before all rates are.
+  digits; layouts from three seeds. The learning rate of a model is that whose trials do best on the 100: four rates are
+  tried, and further halves or doubles of them while the best is the lowest or the highest. So are its options, where
+  `collage_models.CHOICES` has others: at the two rates in the middle, before all rates are.
 
 docs/results.md tells how it came about, and what of it was seen on test digits before.
 As in the published code, models have one logit under *paper*; under *fresh* one for each class, as on slides.
@@ -15,6 +14,7 @@ As in the published code, models have one logit under *paper*; under *fresh* one
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,9 +37,7 @@ TEST_SEED = 2103
 _TEST_BATCH = 100
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TRIAL_SEEDS = (0, 1)
-"""Trials of every model under *fresh*: each learning rate from each seed. Results of seed 0 are trained from these."""
-TRAININGS = 2
-"""Of each result under *fresh*, of which validation chooses one."""
+"""Trials under *fresh*: each learning rate from each seed. Results of these seeds are the same trainings."""
 
 
 class Collages(NamedTuple):
@@ -208,29 +206,46 @@ def run_paper(
     return Score(name, variant, "paper", seed, accuracy, auroc), model
 
 
-def try_recipe(name: str, variant: str, recipe: Recipe, seed: int, source: Source) -> float:
+def try_recipe(name: str, variant: str, recipe: Recipe, seed: int, source: Source, weights: Path) -> float:
     """Validation loss; the mean over `TRIAL_SEEDS` is a recipe's."""
     collages = fresh_collages(variant, source)
-    return evaluate(fresh_model(name, collages, recipe, seed), collages.val)[2]
+    return evaluate(_trained(name, variant, collages, recipe, seed, weights), collages.val)[2]
 
 
 def run_fresh(
-    name: str, variant: str, seed: int, recipe: Recipe, source: Source, test_seed: int = TEST_SEED
+    name: str, variant: str, seed: int, recipe: Recipe, source: Source, weights: Path, test_seed: int = TEST_SEED
 ) -> tuple[Score, CollageModel]:
-    """Train a model twice, keep what validation prefers, and look at the test collages, once."""
+    """Train a model, and look at the test collages, once."""
     collages = fresh_collages(variant, source, test_seed)
-    made = [fresh_model(name, collages, recipe, TRAININGS * seed + again) for again in range(TRAININGS)]
-    losses = [evaluate(model, collages.val)[2] for model in made]
-    model = made[int(np.argmin(losses))]
+    model = _trained(name, variant, collages, recipe, seed, weights)
     accuracy, auroc, _ = evaluate(model, collages.test)
     return Score(name, variant, "fresh", seed, accuracy, auroc), model
 
 
+def _trained(name: str, variant: str, collages: Collages, recipe: Recipe, seed: int, weights: Path) -> CollageModel:
+    """A model with its weights of before, if they are in the folder; else it learns, and they are kept there."""
+    path = weights / f"{name}-{variant}-{'-'.join(map(str, recipe))}-{seed}.pt".replace(" ", "_")
+    if path.exists():
+        model = _beginner(name, collages, recipe, seed)
+        model.load_state_dict(torch.load(path))
+        return model.eval()
+    model = fresh_model(name, collages, recipe, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(model.state_dict(), part)
+    part.replace(path)
+    return model
+
+
 def fresh_model(name: str, collages: Collages, recipe: Recipe, seed: int) -> CollageModel:
     """A model that has learnt from the training collages."""
+    model = _beginner(name, collages, recipe, seed)
+    learn_fresh(model, collages.train, recipe, seed)
+    return model
+
+
+def _beginner(name: str, collages: Collages, recipe: Recipe, seed: int) -> CollageModel:
     torch.manual_seed(seed)
     options = fresh_options(name, recipe.choice)
     options = lengths(AGGREGATORS[name], collages.train, options) | options
-    model = CollageModel(name, options, READERS[recipe.reader]())
-    learn_fresh(model, collages.train, recipe, seed)
-    return model
+    return CollageModel(name, options, READERS[recipe.reader]())

@@ -5,6 +5,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from collage_data import Source
@@ -29,9 +30,9 @@ class Trial(NamedTuple):
     loss: float
 
 
-def trial(pair: Pair, recipe: Recipe, seed: int, source: Source) -> Trial:
+def trial(pair: Pair, recipe: Recipe, seed: int, source: Source, weights: Path) -> Trial:
     """Measure a recipe once; what diverges is the worst."""
-    loss = try_recipe(*pair, recipe, seed, source)
+    loss = try_recipe(*pair, recipe, seed, source, weights)
     return Trial(*pair, recipe.reader, recipe.choice, recipe.lr, seed, loss if math.isfinite(loss) else math.inf)
 
 
@@ -77,7 +78,7 @@ class _Trials:
 
     def _measure(self, recipes: Sequence[tuple[Pair, Recipe]]) -> None:
         jobs = [
-            (pair, recipe, key[-1], self.source)
+            (pair, recipe, key[-1], self.source, weights_of(self.options.out))
             for pair, recipe in recipes
             for key in _keys(pair, recipe)
             if key not in self.done
@@ -90,6 +91,11 @@ class _Trials:
 def _keys(pair: Pair, recipe: Recipe) -> list[tuple[str, str, str, str, float, int]]:
     """What the trials of a recipe are known by."""
     return [(*pair, recipe.reader, recipe.choice, recipe.lr, seed) for seed in TRIAL_SEEDS]
+
+
+def weights_of(out: Path) -> Path:
+    """The folder of what has been trained for a table."""
+    return out.with_suffix(".weights")
 
 
 def widened(rates: list[float], best: float) -> list[float]:

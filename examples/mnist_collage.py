@@ -7,7 +7,8 @@ A collage is a bag of digits, positive if some 0 and some 1 are closer than 80 p
 170 px (*inv*): see collage_data.py, for the protocols collage_runs.py. DIR holds the four files of MNIST; without it
 they are downloaded to --cache, and offline scikit-learn's digits stand in. Each run is a row of --out (model, variant,
 protocol, seed, accuracy, auroc), written as soon as it is known: started again, the script goes on where it stopped.
-Beside it, OUT.learnt.csv tells the learning rate and options of each row, and OUT.trials.csv every trial.
+Beside it, OUT.learnt.csv tells the learning rate and options of each row, and OUT.trials.csv every trial; OUT.weights
+holds what was trained, so that nothing is trained twice.
 For das-mil it draws, beside the table, collages with their attention and the learned distance curves.
 """
 
@@ -25,7 +26,6 @@ from collage_runs import (
     FRESH_EPOCHS,
     PAPER_EPOCHS,
     TEST_SEED,
-    TRAININGS,
     Recipe,
     Score,
     fresh_collages,
@@ -33,7 +33,7 @@ from collage_runs import (
     run_fresh,
     run_paper,
 )
-from collage_search import search
+from collage_search import search, weights_of
 from collage_work import in_processes, read_rows, write_rows
 
 from wsi_mil.aggregators import AGGREGATORS
@@ -63,6 +63,8 @@ class Job(NamedTuple):
     seed: int
     recipe: Recipe | int
     test_seed: int
+    weights: Path
+    """Folder of what has been trained."""
     pictures: Path | None
     """Folder for das-mil's pictures."""
 
@@ -73,7 +75,7 @@ def run(job: Job, source: Source) -> tuple[Score, Learnt]:
         score, model = run_paper(job.model, job.variant, job.seed, source, job.recipe)
         examples, how = paper_collages(job.variant, source).test, (PUBLISHED[job.model].lr, "")
     else:
-        score, model = run_fresh(job.model, job.variant, job.seed, job.recipe, source, job.test_seed)
+        score, model = run_fresh(job.model, job.variant, job.seed, job.recipe, source, job.weights, job.test_seed)
         examples = fresh_collages(job.variant, source, job.test_seed).test
         how = job.recipe.lr, job.recipe.choice
     transitions = transitions_px(model)
@@ -96,11 +98,9 @@ def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
         "epochs": options.epochs,
         "lr": options.lr,
         "reader": options.reader if fresh else "published",
-        "trainings": TRAININGS if fresh else 1,
         "test_seed": options.test_seed,
     }
-    # What was always so before it could be told.
-    before = {"trainings": 1, "test_seed": TEST_SEED, **known.get(options.protocol, now)}
+    before = {"test_seed": TEST_SEED, **known.get(options.protocol, now)}  # as it was before it could be told
     if differing := [name for name, value in now.items() if before.get(name) != value]:
         told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in differing)
         raise SystemExit(f"error: {options.out} was made with {told}: give another --out")
@@ -217,13 +217,13 @@ class Table:
 
     def jobs(self, options: argparse.Namespace, recipes: dict[tuple[str, str], Recipe | int]) -> list[Job]:
         """What is not there yet."""
-        known = {row[:4] for row in self.scores}
+        known, out = {row[:4] for row in self.scores}, options.out
         rows = [
             (model, variant, options.protocol, seed)
             for (model, variant), seed in itertools.product(recipes, range(options.seeds))
         ]
         return [
-            Job(*row, recipes[row[:2]], options.test_seed, None if row[3] else options.out.parent)
+            Job(*row, recipes[row[:2]], options.test_seed, weights_of(out), None if row[3] else out.parent)
             for row in rows
             if row not in known
         ]
