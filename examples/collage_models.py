@@ -21,10 +21,18 @@ _FEATURES = 32
 
 
 class Jitter(nn.Module):
-    """In training, small affine changes of each image: what a digit is stays."""
+    """In training, small affine changes of each image: what a digit is stays.
 
-    turn, stretch, shear, shift = math.radians(15), 0.15, 0.2, 2 / 14
-    """At most so much: angle, share of the size, slope, and share of half the side."""
+    Args:
+        turn: at most, in degrees.
+        stretch: at most, as share of the size.
+        shear: steepest slope.
+        shift: at most, in pixels.
+    """
+
+    def __init__(self, turn: float = 15.0, stretch: float = 0.15, shear: float = 0.2, shift: float = 2.0):
+        super().__init__()
+        self.turn, self.stretch, self.shear, self.shift = math.radians(turn), stretch, shear, shift / (DIGIT_PX / 2)
 
     def forward(self, images: Float[Tensor, "digits 1 28 28"]) -> Float[Tensor, "digits 1 28 28"]:
         """Images of the same size; what comes in from outside is background."""
@@ -69,6 +77,7 @@ def _normalised_throughout() -> nn.Sequential:
 
 
 READERS: dict[str, Callable[[], nn.Module]] = {
+    "normalised-throughout-less-jitter": lambda: nn.Sequential(Jitter(10, 0.1, 0.12, 1), *_normalised_throughout()),
     "normalised-throughout-jitter": lambda: nn.Sequential(Jitter(), *_normalised_throughout()),
     "normalised-jitter": lambda: nn.Sequential(Jitter(), *_normalised()),
     "jitter": lambda: nn.Sequential(Jitter(), *published_reader()),
