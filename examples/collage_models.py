@@ -1,7 +1,7 @@
 """Models of MNIST-COLLAGE: the published network that reads digits, with any aggregator of the registry behind it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,10 @@ class CollageModel(Aggregator):
         self.uses_position = aggregator.uses_position
         # Channels last is the order in which small convolutions are fast on a CPU.
         self.read, self.aggregator = reader.to(memory_format=torch.channels_last), aggregator
+
+    def undecayed(self) -> Sequence[nn.Parameter]:
+        """Those of the aggregator."""
+        return self.aggregator.undecayed()
 
     def forward(self, batch: Batch) -> Output:
         """Logits and attention of each collage."""

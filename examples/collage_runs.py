@@ -28,7 +28,7 @@ from torch.nn import functional
 from wsi_mil import metrics
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.bags import collate
-from wsi_mil.learning import Example
+from wsi_mil.learning import Example, parameter_groups
 
 _PAPER_SEED, PAPER_EPOCHS = 1, 50
 _FRESH_SEEDS, FRESH_EPOCHS, _FRESH_BATCH = (2101, 2102), 120, 10
@@ -117,7 +117,7 @@ def _published_optimiser(model: CollageModel, name: str) -> tuple[torch.optim.Op
 
 def learn_fresh(model: CollageModel, examples: Sequence[Example], recipe: Recipe, seed: int) -> None:
     """Train in place: ten collages per step, turned at random, a warm-up and a cosine, the last epoch kept."""
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(parameter_groups(model, 0.01), recipe.lr, fused=True)
     steps = recipe.epochs * math.ceil(len(examples) / _FRESH_BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, steps, pct_start=0.1, cycle_momentum=False)
     for epoch in range(recipe.epochs):
