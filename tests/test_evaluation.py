@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ from wsi_mil.cohort import draw_folds, nested
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError
 from wsi_mil.evaluation import Answers, CrossvalParams, Place, compare, crossval, folded, judge
 from wsi_mil.evaluation.comparing import ENOUGH_FOR_DELONG
+from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.interop import PeerOptions
-from wsi_mil.learning import LearnParams, RunParams, need
+from wsi_mil.learning import Epoch, LearnParams, RunParams, need
 from wsi_mil.metrics import Resampling
 from wsi_mil.predictions import Prediction, read_predictions
 from wsi_mil.report import study_page
@@ -189,6 +192,47 @@ def test_an_option_goes_to_the_models_that_have_it() -> None:
     assert params.of("das-mil").options == {"sharpness": 2.0, "heads": 2}
     assert params.of("self-attention").options == {"heads": 2}
     assert params.of("mean").options == {}
+
+
+def test_an_interrupted_search_goes_on_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_cohort(tmp_path, slides=18)
+    asked: list[TrainParams] = []
+
+    def losing(*given: Any) -> Any:
+        asked.append(given[2])
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        if len(asked) == 3:
+            raise TrainingError("the training loss is not finite")
+        learn = given[2].learn
+        epoch = Epoch(1, learn.lr, 0.0, abs(math.log10(learn.lr) + 3) + learn.weight_decay, {})
+        return SimpleNamespace(history=(epoch,))
+
+    monkeypatch.setattr(train, "fit", losing)
+    labels, folders = LabelTable(tmp_path / "labels.csv"), Folders.under(tmp_path)
+    cohort = nested(folded(workflow.labelled(labels, folders), CrossvalParams(folds=3)), "1", 0.3, 0)
+    base, kept = TrainParams("abmil"), Kept(folders.distances, tmp_path / "whole", CPU)
+    stop = 0
+    best = search(cohort, folders.feats, base, 14, kept)
+    whole, asked = asked, []
+    stop, kept = 13, kept._replace(out=tmp_path / "halved")
+    with pytest.raises(KeyboardInterrupt):
+        search(cohort, folders.feats, base, 14, kept)
+    stop, asked = 0, asked[:-1]
+    assert search(cohort, folders.feats, base, 14, kept) == best
+    assert asked == whole
+    assert (tmp_path / "halved" / "search.csv").read_bytes() == (tmp_path / "whole" / "search.csv").read_bytes()
+
+
+def test_a_round_without_a_search_is_not_searched_for_and_then_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path, slides=18)
+    validated(tmp_path)
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained before it was refused"))
+    with pytest.raises(ArtifactStale, match="was trained without --search: add --overwrite"):
+        validated(tmp_path, trials=3)
+    assert not list(tmp_path.rglob("search.*"))
 
 
 @pytest.mark.slow
