@@ -1,6 +1,7 @@
 """Predictions as a table: one row per bag, a probability per class."""
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,16 +72,34 @@ def entered(before: Iterable[Prediction], rows: Iterable[Prediction], of_patient
     Args:
         before: the rows so far.
         rows: more of them. A failure takes no answer away.
-        of_patients: whether a row may join several slides; then it takes the place of rows on some of these.
+        of_patients: whether a row may join several slides; then no slide has two answers, and the later one stands,
+            unless it lacks slides that failed now and were part of the answer before.
     """
-    table = {row.slide_id: row for row in before}
+    def slides(row: Prediction) -> list[str]:
+        return row.slide_id.split(SEVERAL) if of_patients else [row.slide_id]
+
+    rows = list(rows)
+    failed = {row.slide_id for row in rows if row.status == "failed"}
+    table: dict[str, Prediction] = {}
+    holders: defaultdict[str, set[str]] = defaultdict(set)
+
+    def put(row: Prediction) -> None:
+        table[row.slide_id] = row
+        for slide in slides(row):
+            holders[slide].add(row.slide_id)
+
+    for row in before:
+        put(row)
     for row in rows:
-        if row.status != "failed" or row.slide_id not in table:
-            table[row.slide_id] = row
-        if of_patients and row.status == "done":
-            slides = set(row.slide_id.split(SEVERAL))
-            for name in [other for other in table if set(other.split(SEVERAL)) < slides]:
-                del table[name]
+        sharing = [table[name] for slide in slides(row) for name in holders[slide] if name in table]
+        if row.status == "failed" and sharing:
+            continue
+        if row.status == "done":
+            if any(old.status == "done" and failed & {*slides(old)} - {*slides(row)} for old in sharing):
+                continue
+            for old in sharing:
+                table.pop(old.slide_id, None)
+        put(row)
     return [table[name] for name in sorted(table)]
 
 
