@@ -51,7 +51,11 @@ def test_the_target_and_subgroups_are_columns_of_ones_choice(tmp_path: Path) -> 
 
 PATIENT = CohortParams(unit="patient")
 REFUSED = [
-    ("slide_id,label a,x b,NA c,y d,NA", CohortParams(), "rows 3, 5: label NA looks like a missing one: fill it in, take"),
+    (
+        "slide_id,label a,x b,NA c,y d,NA",
+        CohortParams(),
+        "rows 3, 5: label NA looks like a missing one: fill it in, take",
+    ),
     ("slide_id,label a,x b,y c,nan", CohortParams(), "row 4: label nan looks like a missing one"),
     ("slide_id,label,patient a,x,p b,y,N/A c,x,N/A", CohortParams(), "rows 3, 4: patient N/A looks like a missing one"),
     ("slide_id,label,site a,x,s b,y,null", CohortParams(), "row 3: site null looks like a missing one"),

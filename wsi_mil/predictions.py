@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,32 +75,45 @@ def entered(before: Iterable[Prediction], rows: Iterable[Prediction], of_patient
         of_patients: whether a row may join several slides; then no slide has two answers, and the later one stands,
             unless it lacks slides that failed now and were part of the answer before.
     """
-    def slides(row: Prediction) -> list[str]:
-        return row.slide_id.split(SEVERAL) if of_patients else [row.slide_id]
 
-    rows = list(rows)
-    failed = {row.slide_id for row in rows if row.status == "failed"}
-    table: dict[str, Prediction] = {}
-    holders: defaultdict[str, set[str]] = defaultdict(set)
-
-    def put(row: Prediction) -> None:
-        table[row.slide_id] = row
-        for slide in slides(row):
-            holders[slide].add(row.slide_id)
-
+    table, rows = _Answers(of_patients), list(rows)
     for row in before:
-        put(row)
+        table.put(row)
+    failed = {row.slide_id for row in rows if row.status == "failed"}
     for row in rows:
-        sharing = [table[name] for slide in slides(row) for name in holders[slide] if name in table]
+        table.enter(row, failed)
+    return [table.rows[name] for name in sorted(table.rows)]
+
+
+class _Answers:
+    """Rows, and which of them answer for a slide."""
+
+    def __init__(self, of_patients: bool) -> None:
+        self.of_patients, self.rows = of_patients, dict[str, Prediction]()
+        self.holders: defaultdict[str, set[str]] = defaultdict(set)
+
+    def slides(self, row: Prediction) -> set[str]:
+        """What a row is of."""
+        return set(row.slide_id.split(SEVERAL)) if self.of_patients else {row.slide_id}
+
+    def put(self, row: Prediction) -> None:
+        """Add a row."""
+        self.rows[row.slide_id] = row
+        for slide in self.slides(row):
+            self.holders[slide].add(row.slide_id)
+
+    def enter(self, row: Prediction, failed: Set[str]) -> None:
+        """Add a row in place of those that it shares slides with, if it is to stand."""
+        names = {name for slide in self.slides(row) for name in self.holders[slide]}
+        sharing = [self.rows[name] for name in names if name in self.rows]
         if row.status == "failed" and sharing:
-            continue
+            return
         if row.status == "done":
-            if any(old.status == "done" and failed & {*slides(old)} - {*slides(row)} for old in sharing):
-                continue
+            if any(old.status == "done" and failed & (self.slides(old) - self.slides(row)) for old in sharing):
+                return
             for old in sharing:
-                table.pop(old.slide_id, None)
-        put(row)
-    return [table[name] for name in sorted(table)]
+                del self.rows[old.slide_id]
+        self.put(row)
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str]:

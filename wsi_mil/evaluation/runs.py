@@ -81,7 +81,9 @@ def _of_the_same_patients(tables: dict[str, Answers]) -> dict[str, Answers]:
     for name, answers in others:
         pairs = zip(first.ids, first.patients, answers.patients, strict=True)
         if wrong := [bag for bag, one, other in pairs if one != other]:
-            raise TableError(f"{name} and {first_name} do not agree on the patient of {some_names(wrong)}: judge one anew")
+            raise TableError(
+                f"{name} and {first_name} do not agree on the patient of {some_names(wrong)}: judge one anew"
+            )
     for name in set(tables) - set(telling):
         log.warning("%s was told of no patients: bags are of the patients that %s names", name, first_name)
     return {name: replace(answers, patients=first.patients) for name, answers in tables.items()}
