@@ -192,6 +192,23 @@ def test_the_mask_is_the_same_whatever_the_scale_of_the_image():
     assert (fine.mask ^ coarse.mask).mean() < 0.002
 
 
+def loose(share: float) -> np.ndarray:
+    """A section of scattered cells, at the working scale."""
+    rng, section = np.random.default_rng(3), disc(flat(400, 400), 200, 200, 150, EOSIN)
+    cells = ndimage.gaussian_filter((rng.random((400, 400)) < share) * section * 1.0, 1.0)[..., None]
+    cover = np.clip(1.5 * cells / cells.max(), 0, 1)
+    return noisy((flat(400, 400) * (1 - cover) + np.array(EOSIN) * cover).astype(np.uint8), 1)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.04, 0.08])
+def test_loose_tissue_is_the_same_within_a_hair_of_the_working_scale(share):
+    """A slide's size leaves a little more or less than 16 um/px, on each axis for itself."""
+    image, near = loose(share), (WORKING_MPP * 0.999, WORKING_MPP, WORKING_MPP * 1.001)
+    areas = [find_tissue(image, mpp_x, mpp_y).area_mm2 for mpp_x in near for mpp_y in near]
+    assert min(areas) > 1
+    assert max(areas) < 1.01 * min(areas)
+
+
 def test_areas_are_physical_on_slides_of_unequal_axes():
     image = flat(500, 800)
     rows, columns = np.ogrid[:500, :800]

@@ -26,7 +26,9 @@ WORKING_MPP = 16.0
 HOLES_MM2 = 0.05
 """Holes of less are lumina and fat cells, and belong to the tissue."""
 _SMOOTH_UM = 12.0  # standard deviation: takes sensor noise and JPEG speckle off the glass, keeps a thin biopsy
-_CLOSE_UM = 24.0  # radius: gaps between the cells of loose tissue
+# Masks grow by whole pixels, and slides come out within a hair of 16 um/px: half a pixel would be rounded up on one
+# slide and down on the next, so such lengths, here and of ink, are 16 um and multiples of it.
+_CLOSE_UM = 32.0  # radius: gaps between the cells of loose tissue
 _MIN_TISSUE_MM2 = 0.02  # islands below are specks: a third of a 256 um tile
 
 _DARK = 40  # brightest channel of a fluorescence background
