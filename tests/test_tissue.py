@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from wsi_mil.slides import open_slide
 from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
+from wsi_mil.tissue.masks import _at_working_scale
 
 MPP = 8.0  # of what is painted here; the mask is half as fine
 
@@ -190,6 +191,15 @@ def test_the_mask_is_the_same_whatever_the_scale_of_the_image():
     assert fine.mask.shape == coarse.mask.shape == (150, 200)
     assert (fine.mpp_x, fine.mpp_y) == (WORKING_MPP, WORKING_MPP)
     assert (fine.mask ^ coarse.mask).mean() < 0.002
+
+
+def test_a_tall_image_comes_to_the_working_scale_alike_with_every_pillow():
+    image = noisy(flat(1600, 400), 40)
+    columns = Image.fromarray(image).resize((40, 1600), Image.Resampling.BOX)
+    expected = np.asarray(columns.resize((40, 160), Image.Resampling.BOX))
+    pixels, *mpp = _at_working_scale(image, 1.6, 1.6)
+    assert mpp == [WORKING_MPP, WORKING_MPP]
+    np.testing.assert_array_equal(np.moveaxis(pixels, 0, -1), expected)
 
 
 def loose(share: float) -> np.ndarray:

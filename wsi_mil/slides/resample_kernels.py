@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from wsi_mil.compiling import compiled
-from wsi_mil.filters import POINT, pillow_weights
+from wsi_mil.filters import POINT, pillow_taps
 
 _POINT, _ROUND = POINT, 1 << (POINT - 1)
 _GROUP = 4  # inputs added at once: as many pixels of 3 bytes as are whole in 16
@@ -102,13 +102,13 @@ class _ColumnTaps(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _column_taps(length: int, size: int) -> _ColumnTaps:
-    weights = pillow_weights(length, size, "bilinear")
-    used = weights != 0
-    first, last = used.argmax(1), length - used[:, ::-1].argmax(1)
-    places = first[:, None] + np.arange(-(-(last - first).max() // _GROUP) * _GROUP)
-    inside = np.minimum(places, length - 1)
-    counts = np.where(places < length, np.take_along_axis(weights, inside, 1), 0)
-    return _ColumnTaps(np.ascontiguousarray(inside, np.int64), np.ascontiguousarray(counts, np.int32))
+    taps = list(pillow_taps(length, size, "bilinear"))
+    most = -(-max(len(weights) for _, weights in taps) // _GROUP) * _GROUP
+    places = np.array([first for first, _ in taps], np.int64)[:, None] + np.arange(most)
+    counts = np.zeros((size, most), np.int32)
+    for line, (_, weights) in zip(counts, taps, strict=True):
+        line[: len(weights)] = weights
+    return _ColumnTaps(np.minimum(places, length - 1), counts)
 
 
 @functools.lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from wsi_mil.slides.resample import resized
 from wsi_mil.tissue.areas import grown, reaching_border, small_holes, without_small
 from wsi_mil.tissue.density import Density, density_of
 from wsi_mil.tissue.glass import GLASS_MIN, GLASS_SHARE, glass_of
@@ -112,7 +113,7 @@ def _at_working_scale(
     size = _fewer(width, mpp_x), _fewer(height, mpp_y)
     if size == (width, height):
         return np.ascontiguousarray(np.moveaxis(image, -1, 0)), mpp_x, mpp_y
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    small = np.asarray(resized(Image.fromarray(image), size, Image.Resampling.BOX))
     return np.ascontiguousarray(np.moveaxis(small, -1, 0)), mpp_x * width / size[0], mpp_y * height / size[1]
 
 
