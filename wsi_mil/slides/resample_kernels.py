@@ -38,11 +38,15 @@ def _compiled(function):
 def resample(
     pixels: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[1]} {size[0]} 3"]:
-    """Resize an image to ``size`` (width, height), along both axes."""
+    """Resize an image to ``size`` (width, height), along those axes that need it."""
     height, width = pixels.shape[:2]
+    narrow = np.ascontiguousarray(pixels)
+    if width != size[0]:
+        whole, narrow = narrow, np.empty((height, size[0], 3), np.uint8)
+        add_band([Piece(whole, 0, width)], 0, width, narrow)
+    if height == size[1]:
+        return narrow
     made = np.empty((size[1], size[0], 3), np.uint8)
-    narrow = np.empty((height, size[0], 3), np.uint8)
-    add_band([Piece(np.ascontiguousarray(pixels), 0, width)], 0, width, narrow)
     finish(narrow, made)
     return made
 
