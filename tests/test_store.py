@@ -1,8 +1,12 @@
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import stat
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -52,6 +56,39 @@ def test_nothing_stays_behind_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         store.write(tmp_path / "a.h5", store.Artifact({"coords": np.array([object()])}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "of_folders", "passes"),
+    [
+        (errno.EINVAL, True, True),
+        (errno.ENOTSUP, True, True),
+        (errno.EIO, True, False),
+        (errno.EINVAL, False, False),
+        (errno.ENOTSUP, False, False),
+    ],
+)
+def test_a_disk_may_be_unable_to_make_folders_durable_but_nothing_else(
+    code: int, of_folders: bool, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def failing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == of_folders:
+            raise OSError(code, os.strerror(code))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    told = contextlib.nullcontext if passes else partial(pytest.raises, OSError, match=os.strerror(code))
+    with told():
+        publishing.write_bytes(tmp_path / "a.txt", b"new")
+    with told(), publishing.replacing_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b.txt").write_text("new")
+    if passes:
+        assert (tmp_path / "a.txt").read_bytes() == b"new"
+        assert (tmp_path / "folder/inner/b.txt").read_text() == "new"
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
