@@ -279,6 +279,15 @@ def test_shuffling_moves_labels_from_patient_to_patient(patients: list[list[str]
     assert shuffled_labels(Cohort(cohort.members[::-1], {}), seed).members[::-1] == shuffled.members
 
 
+def test_named_folds_keep_their_rare_patients_when_labels_are_shuffled() -> None:
+    folds = [p % 5 for p in range(30)]
+    cohort = cohort_of([["pos" if p < 5 else "neg"] for p in range(30)], folds=folds)
+    for seed in range(10):
+        shuffled = shuffled_labels(cohort, seed)
+        draw_folds(shuffled, 0, seed)  # refuses folds that lack a class
+        assert shuffled.members != cohort.members
+
+
 def test_shuffled_labels_say_nothing_of_the_true_ones() -> None:
     cohort = cohort_of([["x", "x"] if i % 2 else ["y"] for i in range(100)])
     agree = [

@@ -51,6 +51,14 @@ def test_the_target_and_subgroups_are_columns_of_ones_choice(tmp_path: Path) -> 
 
 PATIENT = CohortParams(unit="patient")
 REFUSED = [
+    (
+        "slide_id,label a,x b,NA c,y d,NA",
+        CohortParams(),
+        "rows 3, 5: label NA looks like a missing one: fill it in, take",
+    ),
+    ("slide_id,label a,x b,y c,nan", CohortParams(), "row 4: label nan looks like a missing one"),
+    ("slide_id,label,patient a,x,p b,y,N/A c,x,N/A", CohortParams(), "rows 3, 4: patient N/A looks like a missing one"),
+    ("slide_id,label,site a,x,s b,y,null", CohortParams(), "row 3: site null looks like a missing one"),
     ("slide_id,filename,label a,a,x b,b,y", CohortParams(), "columns slide_id and filename both mean slide_id: take"),
     ("slide_id,case_id,PATIENT,label a,p,p,x", CohortParams(), "case_id and PATIENT both mean patient_id"),
     ("slide_id,label a,x", CohortParams(target="grade"), "no column grade: name one by --target, of slide_id, label"),
@@ -174,6 +182,10 @@ def test_declared_classes_stay_where_nobody_has_them(tmp_path: Path, caplog: pyt
     cohort = read(tmp_path, "slide_id,label a,x b,x dead,y", CohortParams(classes=("x", "y", "z")))
     assert cohort.classes == ("x", "y", "z")
     assert "row 4: class y is empty" in caplog.text
+
+
+def test_a_class_that_a_model_was_taught_may_be_called_anything(tmp_path: Path) -> None:
+    assert read(tmp_path, "slide_id,label a,NA b,x", CohortParams(classes=("NA", "x"))).classes == ("NA", "x")
 
 
 def test_without_patients_one_warning_names_slides_that_seem_to_share_one(

@@ -16,7 +16,7 @@ import openslide
 import pytest
 import simplejpeg
 import tifffile
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyramids import Kind, textured, write
@@ -537,11 +537,31 @@ def test_resampling_is_pillows_bit_for_bit(length, size, kind, seed):
     assert np.array_equal(resample(pixels, (size, size)), expected)
 
 
-@pytest.mark.parametrize("shape", [(100, 101), (101, 100), (300, 40), (100, 64)])
-def test_axes_that_shrink_differently_are_pillows_too(shape):
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    expected = np.array(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.array_equal(resample(pixels, (64, 64)), expected)
+SIDES = st.integers(1, 200)
+
+
+def by_axes(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """By Pillow, columns first: one axis at a time, as every version of it does alike."""
+    columns = Image.fromarray(pixels).resize((size[0], len(pixels)), Image.Resampling.BILINEAR)
+    return np.array(columns.resize(size, Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=st.tuples(SIDES, SIDES), size=st.tuples(SIDES, SIDES), seed=st.integers(0, 9))
+@example((392, 147), (108, 288), 0)  # tall, by the same factor along both axes
+@example((300, 100), (50, 150), 0)
+@example((101, 100), (64, 64), 0)
+@example((300, 40), (64, 64), 0)
+@example((100, 64), (64, 64), 0)  # along one axis alone
+@example((64, 100), (64, 64), 0)
+@example((1, 1), (3, 7), 0)
+def test_images_of_all_shapes_are_resized_alike_with_and_without_numba(monkeypatch, numba, shape, size, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    with monkeypatch.context() as patch:
+        if not numba:
+            patch.setattr("wsi_mil.slides.resample._kernels", lambda: None)
+        assert np.array_equal(resample(pixels, size), by_axes(pixels, size))
 
 
 def test_without_numba_pillow_does_it(monkeypatch):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ from wsi_mil.cohort import draw_folds, nested
 from wsi_mil.errors import ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError
 from wsi_mil.evaluation import Answers, CrossvalParams, Place, compare, crossval, folded, judge
 from wsi_mil.evaluation.comparing import ENOUGH_FOR_DELONG
+from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.interop import PeerOptions
-from wsi_mil.learning import LearnParams, RunParams, need
+from wsi_mil.learning import Epoch, LearnParams, RunParams, need
 from wsi_mil.metrics import Resampling
 from wsi_mil.predictions import Prediction, read_predictions
 from wsi_mil.report import study_page
@@ -189,6 +192,47 @@ def test_an_option_goes_to_the_models_that_have_it() -> None:
     assert params.of("das-mil").options == {"sharpness": 2.0, "heads": 2}
     assert params.of("self-attention").options == {"heads": 2}
     assert params.of("mean").options == {}
+
+
+def test_an_interrupted_search_goes_on_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_cohort(tmp_path, slides=18)
+    asked: list[TrainParams] = []
+
+    def losing(*given: Any) -> Any:
+        asked.append(given[2])
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        if len(asked) == 3:
+            raise TrainingError("the training loss is not finite")
+        learn = given[2].learn
+        epoch = Epoch(1, learn.lr, 0.0, abs(math.log10(learn.lr) + 3) + learn.weight_decay, {})
+        return SimpleNamespace(history=(epoch,))
+
+    monkeypatch.setattr(train, "fit", losing)
+    labels, folders = LabelTable(tmp_path / "labels.csv"), Folders.under(tmp_path)
+    cohort = nested(folded(workflow.labelled(labels, folders), CrossvalParams(folds=3)), "1", 0.3, 0)
+    base, kept = TrainParams("abmil"), Kept(folders.distances, tmp_path / "whole", CPU)
+    stop = 0
+    best = search(cohort, folders.feats, base, 14, kept)
+    whole, asked = asked, []
+    stop, kept = 13, kept._replace(out=tmp_path / "halved")
+    with pytest.raises(KeyboardInterrupt):
+        search(cohort, folders.feats, base, 14, kept)
+    stop, asked = 0, asked[:-1]
+    assert search(cohort, folders.feats, base, 14, kept) == best
+    assert asked == whole
+    assert (tmp_path / "halved" / "search.csv").read_bytes() == (tmp_path / "whole" / "search.csv").read_bytes()
+
+
+def test_a_round_without_a_search_is_not_searched_for_and_then_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_cohort(tmp_path, slides=18)
+    validated(tmp_path)
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained before it was refused"))
+    with pytest.raises(ArtifactStale, match="was trained without --search: add --overwrite"):
+        validated(tmp_path, trials=3)
+    assert not list(tmp_path.rglob("search.*"))
 
 
 @pytest.mark.slow
@@ -607,6 +651,66 @@ def test_probabilities_speak_of_the_frequencies_of_training() -> None:
     assert found.temperature == pytest.approx(1.0, abs=0.15)
     assert applied(scores, found)[2000:, 1].mean() == pytest.approx(0.1, abs=0.02)
     assert scores[2000:, 1].mean() > 0.2
+
+
+def test_slides_named_like_slides_of_training_are_told(
+    tmp_path: Path, trained_model: TrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who tiles from one folder higher up has other slide_ids for the same files."""
+    labels, folders, model = trained_model()
+    shutil.rmtree(folders.feats)
+    rows = ["slide_id,label"]
+    for index in range(10, 20):  # of which s16 to s19 were tested
+        plant(folders.feats, f"site/s{index}", positive=bool(index % 2), seed=index)
+        rows.append(f"site/s{index},{'pos' if index % 2 else 'neg'}")
+    labels.path.write_text("\n".join(rows) + "\n")
+    with caplog.at_level(logging.WARNING):
+        studies.evaluate_model(model, labels, folders, studies.Asked(device="cpu"), FEW, PeerOptions())
+    told = "6 slides are named like slides of training, but for folders (site/s10, site/s11, site/s12, ...)"
+    assert told in caplog.text
+    assert f"No patient of these names took part in training. {told}" in (folders.model / "report.html").read_text()
+    rows_, _, _ = read_predictions(folders.model / "predictions.csv")
+    assert {row.split for row in rows_} == {""}  # other sites have slides of the same names, too
+
+
+def test_folds_of_the_table_are_no_rounds_of_one_model(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=24, test=12)
+    lines = (tmp_path / "labels.csv").read_text().splitlines()
+    folds = ["fold", *(str(index // 2 % 3) for index in range(24))]
+    (tmp_path / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, folds, strict=True)) + "\n")
+    labels, folders = LabelTable(tmp_path / "labels.csv"), Folders.under(tmp_path)
+    assert workflow.train_model(labels, folders, TrainParams("abmil", learn=BRIEF), "cpu") is not None
+    assert {row.fold for row in read_predictions(tmp_path / "model" / "predictions.csv")[0]} == {""}
+    asked, out = studies.Asked("test", device="cpu"), replace(folders, model=tmp_path / "evaluation")
+    studies.evaluate_model(tmp_path / "model" / CHECKPOINT, labels, out, asked, FEW, PeerOptions())
+    study = studies.compare_runs([tmp_path / "model", tmp_path / "evaluation"], tmp_path / "out", FEW)
+    assert study.comparisons[0].difference.value == 0.0
+    assert study.comparisons[0].delong == 1.0
+
+
+def test_runs_agree_on_patients_in_whatever_order_they_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that was told of no patients would count their slides as independent."""
+    one, other = answers(0, 2.0), answers(1, 0.5)
+
+    def rows_of(found: Answers, patient: Callable[[int], str]) -> list[Prediction]:
+        pairs = zip(found.ids, found.scores, found.labels, found.predicted, strict=True)
+        return [
+            Prediction(name, "done", tuple(p), 1, "ab"[label], predicted="ab"[said], patient_id=patient(index))
+            for index, (name, p, label, said) in enumerate(pairs)
+        ]
+
+    named = run_folder(tmp_path, "named", rows_of(one, lambda index: f"p{index // 4}"))
+    lone = run_folder(tmp_path, "lone", rows_of(other, lambda index: f"s{index:02d}"))
+    forth = studies.compare_runs([named, lone], tmp_path / "forth", FEW).comparisons[0]
+    assert f"{lone} was told of no patients: bags are of the patients that {named} names" in caplog.text
+    back = studies.compare_runs([lone, named], tmp_path / "back", FEW).comparisons[0]
+    assert (back.delong, back.mcnemar) == pytest.approx((forth.delong, forth.mcnemar))
+    assert (back.difference.low, back.difference.high) == pytest.approx((-forth.difference.high, -forth.difference.low))
+    moved = run_folder(tmp_path, "moved", rows_of(other, lambda index: f"p{index // 5}"))
+    with pytest.raises(TableError, match=r"moved and .*named do not agree on the patient of s04, s08, s09, \.\.\."):
+        studies.compare_runs([named, moved], tmp_path / "no", FEW)
 
 
 def run_folder(root: Path, name: str, rows: list[Prediction], classes: tuple[str, ...] = ("a", "b")) -> Path:

@@ -144,6 +144,13 @@ def test_calibration_divides_the_logits():
     assert metrics.calibrate(np.array([[0.0, 0.0, 1.0]], np.float32), 0.5)[0] == pytest.approx([0, 0, 1], abs=1e-80)
 
 
+@pytest.mark.parametrize("gap", [120.0, 300.0, 700.0])
+def test_probabilities_of_an_overconfident_model_keep_their_distance(gap: float) -> None:
+    """An ensemble divides logits; what its threshold was chosen on has to be the same."""
+    scores = softmax(np.array([[0.0, gap], [gap, 0.0]]), axis=1)
+    np.testing.assert_allclose(metrics.calibrate(scores, 100.0), softmax([[0.0, gap / 100], [gap / 100, 0.0]], axis=1))
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_a_temperature_has_to_be_positive(temperature):
     with pytest.raises(ValueError, match="temperature"):

@@ -202,6 +202,21 @@ def test_an_answer_for_a_patient_takes_the_place_of_those_for_some_slides() -> N
     assert [row.status for row in entered(now + before[2:], lost, of_patients=True)] == ["done", "done"]
 
 
+def test_no_slide_of_a_patient_has_two_answers() -> None:
+    """The table of patients was corrected, or a slide of a patient failed."""
+    before = [Prediction("a; b; c", "done", (1.0,)), Prediction("d", "done", (1.0,))]
+
+    def names(*now: Prediction) -> list[str]:
+        return [row.slide_id for row in entered(before, now, of_patients=True)]
+
+    parted = Prediction("a; b", "done", (1.0,)), Prediction("c; d", "done", (1.0,))
+    assert names(*parted) == names(*parted[::-1]) == ["a; b", "c; d"]
+    lost = parted[0], Prediction("c", "failed")
+    assert names(*lost) == names(*lost[::-1]) == ["a; b; c", "d"]  # the answer of before knew more
+    blank = parted[0], Prediction("c", "empty")
+    assert names(*blank) == names(*blank[::-1]) == ["a; b", "c", "d"]
+
+
 def test_a_failure_takes_no_earlier_answer_away(root: Path, tmp_path: Path) -> None:
     options, path = PredictOptions(tmp_path / "out"), root / "model" / CHECKPOINT
     shutil.copytree(root / "feats", tmp_path / "feats")

@@ -64,6 +64,22 @@ def test_a_tile_is_judged_alike_whatever_block_it_is_read_in(tmp_path):
             assert alone.saturation[0] == pytest.approx(whole.saturation[index], abs=0.01)
 
 
+@pytest.mark.parametrize("reader", ["direct", "openslide"])
+def test_a_slide_of_one_fine_level_is_read_a_little_at_a_time(reader, tmp_path, monkeypatch):
+    write_pyramid(tmp_path / "a.tif", noisy(smooth_grey(3600, 3200), 8), 0.25, levels=1)
+    with open_slide(tmp_path / "a.tif", reader=reader) as slide:
+        grid, read = lattice(slide.l0_size, (800, 800)), []
+        coords = tiles_on_tissue(np.ones((1, 1), bool), grid, 1.0).coords
+        read_level = slide.read_level
+        monkeypatch.setattr(slide, "read_level", lambda *part: read.append(part[3] * part[4]) or read_level(*part))
+        quality = measure(slide, grid, coords, np.zeros((1, 1), bool))
+        assert (sum(read), max(read) <= 5 << 20) == (3200 * 3200, True)  # 4 x 4 tiles, each pixel once
+        monkeypatch.setattr("wsi_mil.slides.base._AT_ONCE_PX", 1 << 40)
+        whole = measure(slide, grid, coords, np.zeros((1, 1), bool))
+    for column, same in zip(quality, whole, strict=True):
+        np.testing.assert_array_equal(column, same)
+
+
 def test_a_fine_slide_is_judged_at_the_same_resolution_as_a_coarse_one(tmp_path):
     image = smooth_grey(1024, 1024, cell=32)
     write_pyramid(tmp_path / "fine.tif", image, 0.5)

@@ -9,7 +9,7 @@ import numpy as np
 import openslide
 import pyramids
 import pytest
-from painting import flat, smooth_grey, write_aperio, write_tiff
+from painting import flat, noisy, smooth_grey, write_aperio, write_tiff
 from PIL import Image
 
 from wsi_mil.errors import ResolutionError, SlideDamaged, SlideError, SlideUnreadable, WsiMilError
@@ -152,8 +152,26 @@ def test_resampling_is_pillows_antialiased_bilinear(tmp_path):
     path = write_tiff(tmp_path / "a.tif", [smooth_grey(600, 700)])
     with open_slide(path, 0.5) as slide:
         full = Image.fromarray(slide.read(10, 20, (448, 447), (448, 447)))
-        expected = np.array(full.resize((224, 225), Image.Resampling.BILINEAR))
+        columns = full.resize((224, 447), Image.Resampling.BILINEAR)
+        expected = np.array(columns.resize((224, 225), Image.Resampling.BILINEAR))
         assert np.array_equal(slide.read(10, 20, (448, 447), (224, 225)), expected)
+
+
+@pytest.mark.parametrize(("name", "reader"), [("a.tif", "direct"), ("a.tif", "openslide"), ("a.png", "image")])
+@pytest.mark.parametrize("part", [(0, 0, 700, 600), (37, 53, 601, 502), (300, 200, 700, 900), (-50, -70, 500, 900)])
+@pytest.mark.parametrize("size", [(100, 90), (333, 599), (601, 502), (601, 40), (900, 950)])
+def test_what_is_read_in_strips_is_what_is_read_at_once(tmp_path, monkeypatch, name, reader, part, size):
+    image = noisy(smooth_grey(600, 700), 20)
+    Image.fromarray(image).save(tmp_path / name) if reader == "image" else write_tiff(tmp_path / name, [image])
+    with open_slide(tmp_path / name, 0.5, "auto" if reader == "image" else reader) as slide:
+        assert slide.reader == reader
+        whole = slide.read(*part[:2], part[2:], size)
+        monkeypatch.setattr("wsi_mil.slides.base._AT_ONCE_PX", 50_000)
+        parts, read_level = [], slide.read_level
+        monkeypatch.setattr(slide, "read_level", lambda *some: parts.append(some) or read_level(*some))
+        assert np.array_equal(slide.read(*part[:2], part[2:], size), whole)
+    assert len(parts) > 1
+    assert all((y + height) % 256 == 0 for _, _, y, _, height in parts[:-1])  # where rows of tiles end
 
 
 def test_last_tile_of_a_floored_level_has_no_white_border(tmp_path):

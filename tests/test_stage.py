@@ -155,6 +155,23 @@ def test_a_damaged_artifact_fails_by_name_until_overwritten(source: Path, tmp_pa
     assert summary(out)["one"]["status"] == "done"
 
 
+def test_overwriting_makes_again_what_is_stale_or_damaged_and_leaves_the_rest(source: Path, tmp_path: Path) -> None:
+    """So that a run with --overwrite that was interrupted goes on by the same words."""
+    out, anew = tmp_path / "out", RunOptions(overwrite=True)
+    run(ToyStage(), items(source), out)
+    run(ToyStage(ToyParams(2)), items(source)[:1], out, anew)  # interrupted after the first
+    report = run(ToyStage(ToyParams(2)), items(source), out, anew)
+    assert (report.skipped, report.done, report.empty) == (["one"], ["sub/two.b"], ["void"])
+    with h5py.File(out / "one.h5", "r+") as file:  # damage that attributes do not show
+        name = next(iter(file))
+        file[name][...] = file[name][()] + 1
+    before = (out / "sub" / "two.b.h5").stat().st_mtime_ns
+    assert run(ToyStage(ToyParams(2)), items(source), out).done == []
+    assert run(ToyStage(ToyParams(2)), items(source), out, anew).done == ["one"]
+    store.read(out / "one.h5")
+    assert (out / "sub" / "two.b.h5").stat().st_mtime_ns == before
+
+
 def test_a_slide_that_fails_when_made_again_leaves_nothing_of_other_options(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(ToyStage(), items(source), out)

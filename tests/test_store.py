@@ -1,8 +1,12 @@
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import stat
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -52,6 +56,39 @@ def test_nothing_stays_behind_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         store.write(tmp_path / "a.h5", store.Artifact({"coords": np.array([object()])}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "of_folders", "passes"),
+    [
+        (errno.EINVAL, True, True),
+        (errno.ENOTSUP, True, True),
+        (errno.EIO, True, False),
+        (errno.EINVAL, False, False),
+        (errno.ENOTSUP, False, False),
+    ],
+)
+def test_a_disk_may_be_unable_to_make_folders_durable_but_nothing_else(
+    code: int, of_folders: bool, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def failing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == of_folders:
+            raise OSError(code, os.strerror(code))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    told = contextlib.nullcontext if passes else partial(pytest.raises, OSError, match=os.strerror(code))
+    with told():
+        publishing.write_bytes(tmp_path / "a.txt", b"new")
+    with told(), publishing.replacing_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b.txt").write_text("new")
+    if passes:
+        assert (tmp_path / "a.txt").read_bytes() == b"new"
+        assert (tmp_path / "folder/inner/b.txt").read_text() == "new"
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
@@ -227,6 +264,66 @@ def test_where_data_lie_is_known_and_all_else_is_searched_for_heaps(groups: str,
     path.write_bytes(data[: heap + 16] + bytes(16) + data[heap + 32 :])
     with pytest.raises(ArtifactCorrupt, match="does not add up"):
         store.read_attrs(path)
+
+
+def test_texts_and_names_may_hold_the_letters_that_a_heap_begins_with(tmp_path: Path) -> None:
+    texts = {f"GCOL {index}": "x" * (index % 16) + "GCOL" + "-0001" * (index // 16 % 2) for index in range(600)}
+    for path in (tmp_path / "a.h5", tmp_path / "b.h5"):
+        if path.stem == "a":
+            store.write(path, store.Artifact({"GCOL": np.arange(3)}, texts, {"GCOL": texts}))
+        else:  # at another place for each letter, where words of eight bytes begin and end
+            with h5py.File(path, "w") as file:
+                file.create_group("a/GCOL").create_dataset("GCOL", data=np.arange(3))
+                for name, text in texts.items():
+                    file.attrs[name] = text
+                    file.attrs[f"{name} fixed"] = np.bytes_(text)
+        assert path.read_bytes().count(b"GCOL") > 1200
+        assert store.read_attrs(path).items() >= texts.items()
+    back = store.read(tmp_path / "a.h5")
+    assert back.array_attrs["GCOL"] == texts
+
+
+def heap_of(path: Path) -> int:
+    """Where the heap begins in a file with two texts; written anew."""
+    with h5py.File(path, "w") as file:
+        file.attrs["a"], file.attrs["b"] = "x" * 5000, "y" * 100
+    return path.read_bytes().index(b"GCOL\1")
+
+
+@pytest.mark.parametrize("bit", [0, 1, 4, 7])
+@pytest.mark.parametrize("at", [4, *range(8, 16)])
+def test_a_heap_whose_head_is_damaged_is_refused_by_name_whoever_sees_it_first(
+    tmp_path: Path, at: int, bit: int
+) -> None:
+    heap = heap_of(tmp_path / "a.h5")
+    data = bytearray((tmp_path / "a.h5").read_bytes())
+    data[heap + at] ^= 1 << bit
+    (tmp_path / "a.h5").write_bytes(data)
+    with pytest.raises(ArtifactCorrupt, match=r"a\.h5 is damaged"):
+        store.read_attrs(tmp_path / "a.h5")
+
+
+def test_a_heap_hidden_in_a_text_of_another_is_walked_too(tmp_path: Path) -> None:
+    heap = heap_of(tmp_path / "a.h5")
+    data = bytearray((tmp_path / "a.h5").read_bytes())
+    hidden = b"GCOL\1\0\0\0" + (4096).to_bytes(8, "little") + bytes(4080)  # HDF5 would stay at its first object
+    data[heap + 100 : heap + 100 + len(hidden)] = hidden
+    (tmp_path / "a.h5").write_bytes(data)
+    with pytest.raises(ArtifactCorrupt, match=f"its text at byte {heap + 100:,} does not add up"):
+        store.read_attrs(tmp_path / "a.h5")
+
+
+def test_a_heap_of_sizes_of_other_bytes_than_eight_is_walked_whatever_its_head_says(tmp_path: Path) -> None:
+    made = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    made.set_sizes(8, 4)
+    with h5py.File(h5py.h5f.create(bytes(tmp_path / "a.h5"), h5py.h5f.ACC_TRUNC, made)) as file:
+        file.attrs["a"] = "x" * 100
+    assert store.read_attrs(tmp_path / "a.h5") == {"a": "x" * 100}
+    data = bytearray((tmp_path / "a.h5").read_bytes())
+    data[data.index(b"GCOL\1") + 12] = 1  # nothing to HDF5, of whose size this is no part
+    (tmp_path / "a.h5").write_bytes(data)
+    with pytest.raises(ArtifactCorrupt, match="does not add up"):
+        store.read_attrs(tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize("kind", ["list", "reference"])

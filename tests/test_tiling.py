@@ -85,6 +85,15 @@ def test_the_outline_and_the_preview_show_the_tissue(make_slide):
     assert preview.format == "JPEG"
 
 
+def test_folders_and_slides_may_be_called_what_heaps_of_hdf5_begin_with(make_slide, tmp_path):
+    (tmp_path / "GCOL_cohort").mkdir()
+    items = [Item("GCOL-0001", make_slide("GCOL_cohort/GCOL-0001.tif", size=(1200, 1200)))]
+    assert str(run(TileStage(TileParams()), items, tmp_path / "tiles")) == "1 done"
+    artifact = store.read(tmp_path / "tiles/GCOL-0001.h5")
+    assert artifact.attrs["slide_path"].endswith("GCOL_cohort/GCOL-0001.tif")
+    assert str(run(TileStage(TileParams()), items, tmp_path / "tiles")) == "1 already there"
+
+
 def test_tissue_that_no_tile_holds_is_told(tmp_path):
     path = tmp_path / "a.tif"
     write_tiff(path, [flat(600, 700, EOSIN)], resolution=(10_000, 10_000), resolutionunit="CENTIMETER")

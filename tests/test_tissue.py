@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from wsi_mil.slides import open_slide
 from wsi_mil.tissue import HOLES_MM2, WORKING_MPP, Tissue, find_tissue
+from wsi_mil.tissue.masks import _at_working_scale
 
 MPP = 8.0  # of what is painted here; the mask is half as fine
 
@@ -190,6 +191,32 @@ def test_the_mask_is_the_same_whatever_the_scale_of_the_image():
     assert fine.mask.shape == coarse.mask.shape == (150, 200)
     assert (fine.mpp_x, fine.mpp_y) == (WORKING_MPP, WORKING_MPP)
     assert (fine.mask ^ coarse.mask).mean() < 0.002
+
+
+def test_a_tall_image_comes_to_the_working_scale_alike_with_every_pillow():
+    image = noisy(flat(1600, 400), 40)
+    columns = Image.fromarray(image).resize((40, 1600), Image.Resampling.BOX)
+    expected = np.asarray(columns.resize((40, 160), Image.Resampling.BOX))
+    pixels, *mpp = _at_working_scale(image, 1.6, 1.6)
+    assert mpp == [WORKING_MPP, WORKING_MPP]
+    np.testing.assert_array_equal(np.moveaxis(pixels, 0, -1), expected)
+
+
+def loose(share: float) -> np.ndarray:
+    """A section of scattered cells, at the working scale."""
+    rng, section = np.random.default_rng(3), disc(flat(400, 400), 200, 200, 150, EOSIN)
+    cells = ndimage.gaussian_filter((rng.random((400, 400)) < share) * section * 1.0, 1.0)[..., None]
+    cover = np.clip(1.5 * cells / cells.max(), 0, 1)
+    return noisy((flat(400, 400) * (1 - cover) + np.array(EOSIN) * cover).astype(np.uint8), 1)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.04, 0.08])
+def test_loose_tissue_is_the_same_within_a_hair_of_the_working_scale(share):
+    """A slide's size leaves a little more or less than 16 um/px, on each axis for itself."""
+    image, near = loose(share), (WORKING_MPP * 0.999, WORKING_MPP, WORKING_MPP * 1.001)
+    areas = [find_tissue(image, mpp_x, mpp_y).area_mm2 for mpp_x in near for mpp_y in near]
+    assert min(areas) > 1
+    assert max(areas) < 1.01 * min(areas)
 
 
 def test_areas_are_physical_on_slides_of_unequal_axes():

@@ -134,6 +134,19 @@ def test_a_wide_patch_of_the_colour_of_ink_is_no_stroke_in_either_direction_of_u
         assert (ink.strokes.any(), ink.wide.any()) == (kept, not kept), (mpp_x, mpp_y)
 
 
+def test_ink_is_the_same_within_a_hair_of_the_working_scale():
+    """Faded ink reaches farther than it is followed, and patches are as thick as strokes may just be."""
+    near = [(mpp_x, mpp_y) for mpp_x in (15.98, 16.0, 16.02) for mpp_y in (15.98, 16.0, 16.02)]
+    faded = flat(220, 300)
+    faded[40:180, 40:260][:, np.arange(220) % 24 < 14] = (114, 164, 235)
+    faded[108:112, 40:260] = INKS["blue"]
+    assert len({find_ink(density(faded), *mpp).strokes.sum() for mpp in near}) == 1
+    for height in range(110, 130):
+        patch = flat(220, 300)
+        patch[40 : 40 + height, 40:260] = INKS["green"]
+        assert len({find_ink(density(patch), *mpp).wide.any() for mpp in near}) == 1, height
+
+
 def test_glass_beside_a_stroke_is_sought_in_micrometres_on_each_axis():
     for mpp_x, mpp_y, kept in ((8.0, 32.0, False), (32.0, 8.0, True)):
         image = flat(120, 300)

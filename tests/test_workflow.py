@@ -98,6 +98,22 @@ def test_a_cohort_with_bad_slides_goes_on_with_the_others_and_leaves_with_1(
     assert call("run", "slides", *MORPHOLOGY) == 1  # and again: nothing but the failures is done anew
 
 
+def test_features_of_tiles_that_are_gone_are_left_out(folder: Path, cohort: Path) -> None:
+    """Tiles are made again by other options, and a slide fails now: what was made of its old tiles is of no cohort."""
+    (folder / "slides").unlink()
+    shutil.copytree(cohort / "slides", folder / "slides")
+    lost, *others = sorted((folder / "slides").iterdir())
+    assert call("tile", "slides") == 0
+    assert call("extract", *MORPHOLOGY) == 0
+    lost.write_bytes(lost.read_bytes()[:20_000])
+    assert call("tile", "slides", "--min-coverage", "0.4", "--overwrite") == 1
+    assert call("extract", *MORPHOLOGY, "--overwrite") == 0
+    assert (folder / "feats" / f"{lost.stem}.h5").exists()  # nothing is lost
+    found = workflow.labelled(workflow.LabelTable(folder / "labels.csv"), workflow.Folders.under(folder))
+    assert found.left_out[lost.stem].startswith("its features are of tiles that are gone: ")
+    assert {member.slide_id for member in found.members} == {path.stem for path in others}
+
+
 @pytest.mark.parametrize(
     ("labels", "model", "message"),
     [

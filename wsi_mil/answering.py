@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +17,13 @@ from wsi_mil import __version__, checkpoint
 from wsi_mil.aggregators import Aggregator, Ensemble, infer
 from wsi_mil.bags import Bag, as_one, read_bag
 from wsi_mil.checkpoint import Checkpoint
-from wsi_mil.cohort import SEVERAL
+from wsi_mil.cohort import SEVERAL, slide_names
 from wsi_mil.devices import use_cores
 from wsi_mil.dispatch import each
 from wsi_mil.domain import slide_facts
 from wsi_mil.errors import IncompatibleError, one_line
 from wsi_mil.predictions import Prediction
 from wsi_mil.progress import progress
-from wsi_mil.slides import without_extension
 from wsi_mil.stage import Item, attempt
 
 log = logging.getLogger(__name__)
@@ -262,16 +261,10 @@ def _warnings(model: Checkpoint, bags: list[Bag], question: Question) -> list[st
         if model.domain is not None:
             facts = slide_facts(bag.attrs["mpp_x"], bag.features)
             told += [about + warning for warning in model.domain.warnings(facts)]
-        if model.trained_on(*_names(bag)):
+        if model.trained_on(*slide_names(bag.slide_id, str(bag.attrs.get("slide_path", "")))):
             told.append(f"{about}a slide of this name was in training, so this is no test of the model")
     if question.patient_id and model.trained_on(question.patient_id):
         told.append(f"patient {question.patient_id} was in training, so this is no test of the model")
     if question.missing:
         told.append(f"without {', '.join(question.missing)} of the same patient, failed or empty")
     return told
-
-
-def _names(bag: Bag) -> list[str]:
-    """What a slide may have been called in training, when its folder was named by a longer or a shorter path."""
-    parts = PurePosixPath(without_extension(str(bag.attrs.get("slide_path", "")))).parts
-    return [bag.slide_id, *("/".join(parts[start:]) for start in range(len(parts)))]

@@ -100,6 +100,9 @@ JsonTo = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the answers there as JSON; -: to stdout, and no table."),
 ]
+Refresh = Annotated[
+    bool, typer.Option("--overwrite", help="Make again what is there but was made otherwise, or is damaged.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
 Workers = Annotated[int, typer.Option("--workers", help="Threads; 0 = the cores this process may use.")]
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do only part I of N, for job arrays.")]

@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,8 +195,11 @@ class Checkpoint:
 
     def trained_on(self, *names: str) -> bool:
         """Whether a slide or patient of one of these names took part in training or validation, as far as is known."""
-        seen = {*self.training.get("patients", ()), *self.training.get("trained_slides", ())}
-        return any(patient_hash(name) in seen for name in names)
+        return any(patient_hash(name) in self._seen for name in names)
+
+    @cached_property
+    def _seen(self) -> frozenset[str]:
+        return frozenset([*self.training.get("patients", ()), *self.training.get("trained_slides", ())])
 
     def decide(self, probabilities: Sequence[float]) -> str:
         """The class that calibrated probabilities, one per class, lead to; none of none."""

@@ -12,7 +12,7 @@ from wsi_mil.arguments import (
     BagSlides,
     BagTable,
     Out,
-    Overwrite,
+    Refresh,
     Shard,
     Workers,
 )
@@ -39,7 +39,7 @@ def import_(
     encoder: BagEncoder = None,
     cache: Cache = None,
     cache_size: CacheSize = DEFAULT_SIZE,
-    overwrite: Overwrite = False,
+    overwrite: Refresh = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
 ) -> None:
@@ -61,7 +61,7 @@ def export(
     out: Out = Path("export"),
     cache: Cache = None,
     cache_size: CacheSize = DEFAULT_SIZE,
-    overwrite: Overwrite = False,
+    overwrite: Refresh = False,
     workers: Workers = 0,
     shard: Shard = "1/1",
 ) -> None:

@@ -77,7 +77,7 @@ class ExtractStage:
     """Features of every slide whose tiles are known."""
 
     name = "extract"
-    version = 3
+    version = 4
 
     def __init__(
         self,

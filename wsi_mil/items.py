@@ -82,7 +82,7 @@ class Origin(NamedTuple):
     upstream: str
     fingerprint: str
     again: bool = False
-    """Whether it is made again though the very same may lie there: what lies there is replaced then."""
+    """Whether what lies there says that it is the very same, and is damaged: it is replaced."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def attempt(function: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def origin_of(stage: Stage, item: Item, again: bool = False) -> Origin:
-    """What decides the artifact that a stage makes of an item; ``again`` as in `Origin`."""
+def origin_of(stage: Stage, item: Item) -> Origin:
+    """What decides the artifact that a stage makes of an item."""
     upstream = stage.upstream(item)
-    return Origin(upstream, fingerprint_of(stage, upstream), again)
+    return Origin(upstream, fingerprint_of(stage, upstream))
 
 
 def fingerprint_of(stage: Stage, upstream: str) -> str:

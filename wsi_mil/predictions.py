@@ -1,7 +1,8 @@
 """Predictions as a table: one row per bag, a probability per class."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,17 +72,48 @@ def entered(before: Iterable[Prediction], rows: Iterable[Prediction], of_patient
     Args:
         before: the rows so far.
         rows: more of them. A failure takes no answer away.
-        of_patients: whether a row may join several slides; then it takes the place of rows on some of these.
+        of_patients: whether a row may join several slides; then no slide has two answers, and the later one stands,
+            unless it lacks slides that failed now and were part of the answer before.
     """
-    table = {row.slide_id: row for row in before}
+
+    table, rows = _Answers(of_patients), list(rows)
+    for row in before:
+        table.put(row)
+    failed = {row.slide_id for row in rows if row.status == "failed"}
     for row in rows:
-        if row.status != "failed" or row.slide_id not in table:
-            table[row.slide_id] = row
-        if of_patients and row.status == "done":
-            slides = set(row.slide_id.split(SEVERAL))
-            for name in [other for other in table if set(other.split(SEVERAL)) < slides]:
-                del table[name]
-    return [table[name] for name in sorted(table)]
+        table.enter(row, failed)
+    return [table.rows[name] for name in sorted(table.rows)]
+
+
+class _Answers:
+    """Rows, and which of them answer for a slide."""
+
+    def __init__(self, of_patients: bool) -> None:
+        self.of_patients, self.rows = of_patients, dict[str, Prediction]()
+        self.holders: defaultdict[str, set[str]] = defaultdict(set)
+
+    def slides(self, row: Prediction) -> set[str]:
+        """What a row is of."""
+        return set(row.slide_id.split(SEVERAL)) if self.of_patients else {row.slide_id}
+
+    def put(self, row: Prediction) -> None:
+        """Add a row."""
+        self.rows[row.slide_id] = row
+        for slide in self.slides(row):
+            self.holders[slide].add(row.slide_id)
+
+    def enter(self, row: Prediction, failed: Set[str]) -> None:
+        """Add a row in place of those that it shares slides with, if it is to stand."""
+        names = {name for slide in self.slides(row) for name in self.holders[slide]}
+        sharing = [self.rows[name] for name in names if name in self.rows]
+        if row.status == "failed" and sharing:
+            return
+        if row.status == "done":
+            if any(old.status == "done" and failed & (self.slides(old) - self.slides(row)) for old in sharing):
+                return
+            for old in sharing:
+                del self.rows[old.slide_id]
+        self.put(row)
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], tuple[str, ...], str]:

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 _NAME_BYTES = 255
 _TRIES = 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)  # of fsync: shares of VirtualBox and some of CIFS know it of files only
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -220,8 +222,12 @@ def _alive(pid: int) -> bool:
 
 
 def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable; the latter as far as the disk can: the files are in place."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_OF_FOLDERS or not stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise
     finally:
         os.close(handle)

@@ -38,9 +38,10 @@ class RunOptions:
     """How a run goes about its work; nothing here changes a result."""
 
     overwrite: bool = False
-    """Make again what is there already."""
+    """Make again what is there but was made otherwise, instead of refusing, or is damaged. What is current and whole
+    stays, so that a run that was interrupted goes on by the same words."""
     refresh: bool = False
-    """Make again what is there but stale, instead of refusing: for caches, which nobody chose the options of."""
+    """As ``overwrite``, but without looking for damage: for caches, which nobody chose the options of."""
     workers: int = 0
     """Threads; 0 = the cores this process may use."""
     shard: str = "1/1"

@@ -149,20 +149,19 @@ class _Run:
 
     def _stale(self, item: Item, options: RunOptions) -> tuple[Item, dict[str, Any]] | None:
         """Decide what to do with an item; return it, with the attributes of what is there, if that is stale."""
-        path, origin = (
-            attempt(artifact_path, self.out, item.slide_id),
-            attempt(origin_of, self.stage, item, options.overwrite),
-        )
+        path, origin = attempt(artifact_path, self.out, item.slide_id), attempt(origin_of, self.stage, item)
         existing = path if isinstance(path, Exception) else attempt(_existing, self.stage, path, options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
             self.rows.append(self.report.fail(item.slide_id, error))
             if options.overwrite and isinstance(path, Path):
                 withdraw(self.stage, path, None)
             return None
-        if existing is not None and existing.get("fingerprint") == origin.fingerprint and not options.overwrite:
+        current = existing is not None and existing.get("fingerprint") == origin.fingerprint
+        damaged = current and options.overwrite and isinstance(attempt(store.read, path), Exception)
+        if current and not damaged:
             self.report.skipped.append(item.slide_id)
             return None
-        self.origins[item.slide_id] = origin
+        self.origins[item.slide_id] = origin._replace(again=damaged)
         return (item, existing) if existing is not None and not options.overwrite else None
 
     def was_made_meanwhile(self, item: Item) -> bool:

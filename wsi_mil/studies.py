@@ -1,7 +1,7 @@
 """Judging models: what `wsimil crossval`, `wsimil evaluate` and `wsimil compare` need of several rooms."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from wsi_mil import checkpoint, publishing, store
 from wsi_mil.aggregators import Aggregator
 from wsi_mil.bags import Bag
-from wsi_mil.cohort import Cohort, some_names
+from wsi_mil.cohort import Cohort
 from wsi_mil.devices import pick_device
 from wsi_mil.errors import OptionError, TableError
 from wsi_mil.evaluation import (
@@ -31,6 +31,7 @@ from wsi_mil.evaluation import (
     does_space_matter,
     folded,
     judge,
+    known_to,
     matched,
     refuse_judged,
     require_own,
@@ -63,7 +64,7 @@ from wsi_mil.report import (
     tested_slides,
 )
 from wsi_mil.stage import artifact_path
-from wsi_mil.train import CARD, CHECKPOINT, patient_hash
+from wsi_mil.train import CARD, CHECKPOINT
 from wsi_mil.typed import typed
 from wsi_mil.weights import file_sha256
 from wsi_mil.workflow import Folders, LabelTable, labelled
@@ -149,11 +150,12 @@ def evaluate_model(
     digest = checkpoint.digest(model)
     inputs = _inputs(digest, cohort, folders.feats, asked, how)
     require_own(folders.model, inputs, asked.overwrite)
-    seen = _trained_on(made, cohort)
+    known = known_to(made, cohort, folders.feats)
+    known.warn(cohort)
     network = made.model().to(pick_device(asked.device))
     # `compare` takes no such row for a test
     rows = [
-        row._replace(split="train") if row.patient_id in seen else row
+        row._replace(split="train") if row.patient_id in known.patients else row
         for row in ask(made, network, cohort, folders.feats)
     ]
     claim(folders.model, inputs)
@@ -172,7 +174,7 @@ def evaluate_model(
     files = SlideFiles.at(folders.feats, folders.tiles, peers.slides)
     best = {made.aggregator: notable(rows, made.classes)}
     beside = Beside(
-        cohort_section(cohort, text=_flattered(seen, cohort)),
+        cohort_section(cohort, text=known.sentence(cohort)),
         slides=slides_section(best, lambda *_: network, cohort, files),
         facts=[
             ("checkpoint", f"{model}, digest {digest}"),
@@ -242,15 +244,6 @@ def _learnt(one: Validated, cohort: Cohort, folders: Folders, device: torch.devi
     return distance_section(use, one.aggregator)
 
 
-def _flattered(seen: Collection[str], cohort: Cohort) -> str:
-    """A word on patients that the model knows."""
-    if not seen:
-        return "No patient took part in training."
-    return (
-        f"{len(seen)} of {len(cohort.patients)} patients took part in training, so that the figures flatter the model."
-    )
-
-
 def _publish(study: Study, out: Path, title: str, lead: str, beside: Beside) -> None:
     write_study(study, out)
     publishing.write_bytes(out / REPORT, study_page(title, lead, study, beside))
@@ -267,22 +260,6 @@ def _chosen(cohort: Cohort, part: str) -> Cohort:
         )
         raise TableError(f"--split {part}: no labelled slide is in it; the splits are {there}")
     return replace(cohort, members=members)
-
-
-def _trained_on(made: checkpoint.Checkpoint, cohort: Cohort) -> set[str]:
-    """The patients that are no test, since the model or the choice of its epoch has seen them or a slide of theirs."""
-    seen = {*made.training.get("patients", ()), *made.training.get("trained_slides", ())}
-    hashes = ((m.patient_id, {patient_hash(m.patient_id), patient_hash(m.slide_id)}) for m in cohort.members)
-    known = {patient for patient, found in hashes if found & seen}
-    if known:
-        log.warning(
-            "%d of %d patients took part in training, so that the figures flatter the model: %s. Give --split test, or"
-            " labels of other patients",
-            len(known),
-            len(cohort.patients),
-            some_names(sorted(known)),
-        )
-    return known
 
 
 def _refuse_model_folder(out: Path) -> None:

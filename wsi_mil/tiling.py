@@ -122,7 +122,7 @@ class TileStage:
     """The stage behind ``wsimil tile``. Its items are slides."""
 
     name = "tile"
-    version = 3
+    version = 4
 
     def __init__(
         self,

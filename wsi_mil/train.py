@@ -299,6 +299,7 @@ def _threads_for(tiles_per_bag: float) -> Generator[None]:
 
 
 def _prediction(made: Checkpoint, unit: Unit, probabilities: list[float], tiles: int) -> Prediction:
-    known: dict[str, Any] = {"label": unit.label, "split": unit.split, "patient_id": unit.patient_id, "fold": unit.fold}
+    # no fold: the table's folds are for cross-validation, which says itself which round tested a bag
+    known: dict[str, Any] = {"label": unit.label, "split": unit.split, "patient_id": unit.patient_id}
     decided = made.decide(probabilities)
     return Prediction(unit.bag_id, "done", tuple(probabilities), tiles, predicted=decided, **known)

@@ -208,10 +208,13 @@ def labelled(labels: LabelTable, folders: Folders) -> Cohort:
     _refuse_other_features(folders, features)
     if all(attrs["stage"] == "import" for attrs in features.values()):
         folders = replace(folders, tiles=folders.feats)  # what tiles of ours there are says nothing of these
-    usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"}
-    unusable = failures(folders.tiles) | failures(folders.feats)
+    untiled = failures(folders.tiles)
+    gone = {slide_id for slide_id, attrs in features.items() if attrs["stage"] == "extract" and slide_id in untiled}
+    usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"} - gone
+    unusable = untiled | failures(folders.feats)
     unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}
-    for slide_id in features.keys() - usable:
+    unusable |= {slide_id: f"its features are of tiles that are gone: {untiled[slide_id]}" for slide_id in gone}
+    for slide_id in features.keys() - usable - gone:
         unusable[slide_id] = f"it is empty: {features[slide_id].get('reason', 'no tissue')}"
     tiled = {item.slide_id for item in artifact_items(folders.tiles)} if folders.tiles.exists() else set()
     waiting = tiled - usable - unusable.keys()

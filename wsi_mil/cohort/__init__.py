@@ -13,7 +13,7 @@ cross-validation, `shuffled_labels` the control that no model can learn.
 
 from wsi_mil.cohort.folds import draw_folds, nested
 from wsi_mil.cohort.members import SEVERAL, SPLITS, UNITS, Cohort, CohortParams, Member, Seen, Unit
-from wsi_mil.cohort.naming import read_resolutions, read_slides_table, some_names
+from wsi_mil.cohort.naming import read_resolutions, read_slides_table, slide_names, some_names
 from wsi_mil.cohort.reading import read_cohort
 from wsi_mil.cohort.splitting import shuffled_labels, split
 
@@ -32,6 +32,7 @@ __all__ = [
     "read_resolutions",
     "read_slides_table",
     "shuffled_labels",
+    "slide_names",
     "some_names",
     "split",
 ]

@@ -13,6 +13,11 @@ from wsi_mil.errors import TableError
 log = logging.getLogger(__name__)
 
 _PARTS = ("split", "site", "fold")
+_MISSING = {
+    *("na", "n/a", "<na>", "#na", "#n/a", "nan", "-nan", "null", "--"),
+    *("[not available]", "[not applicable]", "[not evaluated]", "[unknown]"),
+}
+"""How R, pandas, Excel, the GDC and cBioPortal write a cell that is missing, in lower case."""
 
 
 class Row(NamedTuple):
@@ -25,11 +30,12 @@ class Row(NamedTuple):
 
 
 def check_parts(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
-    """Refuse splits that there are not, columns filled by half, names that differ by case or spaces only, and patients
-    that would be in two parts."""
+    """Refuse splits that there are not, words for a missing cell, columns filled by half, names that differ by case or
+    spaces only, and patients that would be in two parts."""
     for row in rows:
         if row.member.split and row.member.split not in SPLITS:
             raise TableError(f"{path} row {row.number}: split {row.member.split!r} is none of {', '.join(SPLITS)}")
+    _refuse_missing(path, rows, params)
     named = [row for row in rows if row.member.patient_id != row.member.slide_id]
     for what, cells in {
         "label": [(row, row.member.label) for row in rows],
@@ -78,6 +84,19 @@ def refuse_empty(path: Path, rows: Sequence[Row], usable: Sequence[Row], params:
             log.warning("%s", message)
             continue
         raise TableError(message)
+
+
+def _refuse_missing(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
+    """Refuse NA and the like, which would be a class, a patient or a site of its own."""
+    for what, field in (("label", "label"), ("patient", "patient_id"), ("site", "site"), ("fold", "fold")):
+        found = defaultdict(list)
+        for row in rows:
+            text = getattr(row.member, field)
+            if text.lower() in _MISSING and not (field == "label" and text in params.classes):
+                found[text].append(row.number)
+        for text, numbers in found.items():
+            mend = "fill it in, take the row out, or name it otherwise if it is meant"
+            raise TableError(f"{path} {rows_text(numbers)}: {what} {text} looks like a missing one: {mend}")
 
 
 def _refuse_half(path: Path, part: str, cells: Sequence[tuple[Row, str]]) -> None:

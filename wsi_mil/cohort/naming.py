@@ -92,6 +92,17 @@ def refuse_duplicates(path: Path, named: Mapping[int, str], what: str = "") -> N
             raise TableError(f"{path} {rows_text(found)}: {what}{name} is there {len(found)} times")
 
 
+def slide_names(slide_id: str, recorded: str) -> list[str]:
+    """What a slide may be called elsewhere, where its folder is named by a longer or a shorter path.
+
+    Args:
+        slide_id: its name here.
+        recorded: the path of its file, as far as it is known.
+    """
+    parts = PurePosixPath(without_extension(recorded)).parts
+    return [slide_id, *("/".join(parts[start:]) for start in range(len(parts)))]
+
+
 def rows_text(rows: Iterable[int]) -> str:
     """Name rows in a message: "row 3", or "rows 3, 5"; of very many the first."""
     found = sorted(set(rows))

@@ -37,9 +37,19 @@ def shuffled_labels(cohort: Cohort, seed: int) -> Cohort:
     stays. Where the other's slides share a label, all slides of the patient get it. Where they do not (a bag per
     slide), its labels are dealt in random order, in turn, to the slides of the patient: then the numbers of slides
     change, but two slides of a patient are as likely to differ as before. Draw folds after this, so that they are
-    stratified by the labels that are learnt. Splits and folds that a table names stay as they are.
+    stratified by the labels that are learnt. Splits and folds that a table names stay as they are, and labels are dealt
+    within such a fold, so that none loses its few patients of a class.
     """
     rng = np.random.default_rng(seed)
+    taken: dict[str, str] = {}
+    for fold in sorted({member.fold for member in cohort.members}):
+        taken |= _dealt(replace(cohort, members=tuple(m for m in cohort.members if m.fold == fold)), rng)
+    members = tuple(member._replace(label=taken[member.slide_id]) for member in cohort.members)
+    return replace(cohort, members=members, declared=cohort.classes, shuffled=True)
+
+
+def _dealt(cohort: Cohort, rng: np.random.Generator) -> dict[str, str]:
+    """By slide the label that it takes of another patient's."""
     patients = cohort.patients
     names = sorted(patients)
     taken: dict[str, str] = {}
@@ -48,8 +58,7 @@ def shuffled_labels(cohort: Cohort, seed: int) -> Cohort:
         dealt = rng.permutation(len(labels)).tolist() if len(set(labels)) > 1 else [0]
         for index, member in enumerate(sorted(patients[patient_id])):
             taken[member.slide_id] = labels[dealt[index % len(dealt)]]
-    members = tuple(member._replace(label=taken[member.slide_id]) for member in cohort.members)
-    return replace(cohort, members=members, declared=cohort.classes, shuffled=True)
+    return taken
 
 
 def strata(members: Iterable[Member]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ whole-number weights in float64 give the same sums: an 8-bit value times a weigh
 The result depends on neither device, batch nor threads.
 
 Columns come first, as in every Pillow up to 12, which is what encoders were trained with. Pillow 13 takes rows first
-where they shrink more than columns do; that is never so for square tiles, where all versions agree.
+for some shapes; never for square tiles, where all versions agree.
 """
 
 import functools

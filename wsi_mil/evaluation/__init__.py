@@ -5,6 +5,7 @@ from wsi_mil.evaluation.asking import ask
 from wsi_mil.evaluation.comparing import Comparison, compare
 from wsi_mil.evaluation.crossval import CrossvalParams, Place, Validated, crossval, folded
 from wsi_mil.evaluation.figures import FIGURES, Group, Judged, judge
+from wsi_mil.evaluation.known import Known, known_to
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
 from wsi_mil.evaluation.record import RECORD, REPORT, claim, refuse_judged, require_own
 from wsi_mil.evaluation.runs import answers_in, matched, table_of
@@ -21,6 +22,7 @@ __all__ = [
     "CrossvalParams",
     "Group",
     "Judged",
+    "Known",
     "Place",
     "Spatial",
     "Study",
@@ -34,6 +36,7 @@ __all__ = [
     "does_space_matter",
     "folded",
     "judge",
+    "known_to",
     "matched",
     "refuse_judged",
     "require_own",

@@ -1,6 +1,7 @@
 """What runs said of the same bags, read off their tables."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def matched(tables: dict[str, Answers]) -> dict[str, Answers]:
     """The bags that every run has, in one order.
 
     Raises:
-        TableError: there are none, or the runs do not agree on classes or labels.
+        TableError: there are none, or the runs do not agree on classes, labels or patients.
     """
     (first_name, first), *others = tables.items()
     common = set(first.ids).intersection(*(other.ids for _, other in others))
@@ -68,4 +69,21 @@ def matched(tables: dict[str, Answers]) -> dict[str, Answers]:
         wanted = [first.classes[label] for label in found[first_name].labels]
         if wrong := [bag for bag, one, other in zip(ids, truth, wanted, strict=True) if one != other]:
             raise TableError(f"{name} and {first_name} do not agree on the label of {some_names(wrong)}")
-    return found
+    return _of_the_same_patients(found)
+
+
+def _of_the_same_patients(tables: dict[str, Answers]) -> dict[str, Answers]:
+    """The same answers with one opinion of whose bags they are: where a run was told of no patients, that of others."""
+    telling = {name: answers for name, answers in tables.items() if answers.patients != answers.ids}
+    if not telling:
+        return tables
+    (first_name, first), *others = telling.items()
+    for name, answers in others:
+        pairs = zip(first.ids, first.patients, answers.patients, strict=True)
+        if wrong := [bag for bag, one, other in pairs if one != other]:
+            raise TableError(
+                f"{name} and {first_name} do not agree on the patient of {some_names(wrong)}: judge one anew"
+            )
+    for name in set(tables) - set(telling):
+        log.warning("%s was told of no patients: bags are of the patients that %s names", name, first_name)
+    return {name: replace(answers, patients=first.patients) for name, answers in tables.items()}

@@ -7,6 +7,7 @@ no say. What is known to be sensible is tried first.
 import csv
 import json
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from wsi_mil.cohort import Cohort
 from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
 from wsi_mil.guards import read_table_of_json
 from wsi_mil.learning import RunParams, best_epoch
-from wsi_mil.train import TrainParams
+from wsi_mil.train import CHECKPOINT, TrainParams
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ _ONE_DEVICE = RunParams()
 _LR = (1e-4, 1e-2)
 _DECAY = (1e-4, 1e-1)
 _DROPOUT = (0.0, 0.5)
+_TABLE = "search.json"
 
 
 class Kept(NamedTuple):
@@ -55,46 +57,95 @@ def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Ke
         The parameters of the trial of lowest validation loss.
 
     Raises:
-        ArtifactStale: another search lies there, and overwriting was not asked for.
+        ArtifactStale: another search lies there, or a round without one, and overwriting was not asked for.
         TrainingError: no trial could be trained.
     """
-    print_ = store.fingerprint("search", 1, {"trials": trials}, train.fingerprint(cohort, feats, base))
-    table = kept.out / "search.json"
-    done: dict[str, Any] = read_table_of_json(table, "delete it to search anew") if table.exists() else {}
-    if done.get("fingerprint") != print_:
-        if done and not kept.overwrite:
-            raise ArtifactStale(
-                f"{table} is of another search ({len(done['trials'])} trials): add --overwrite to replace it, or --out"
-                " for another folder"
-            )
-        study = _study(base, trials)
-        # a learning rate that is too high for a model is a bad trial, and not the end of the search
-        study.optimize(
-            lambda trial: _loss(cohort, feats, _drawn(base, trial), kept), n_trials=trials, catch=(TrainingError,)
+    print_ = store.fingerprint("search", 2, {"trials": trials}, train.fingerprint(cohort, feats, base))
+    tried = _before(kept, print_)
+    study = _study(base, tried)
+    for number in range(len(tried), trials):
+        # each trial from a seed of its own, so that a search that was interrupted finds what it would have found
+        study.sampler = _optuna().samplers.TPESampler(seed=base.learn.seed + number)
+        tried.append(_try(study, lambda trial: _loss(cohort, feats, _drawn(base, trial), kept)))
+        _keep(kept.out, print_, tried)
+    if all(trial["val_loss"] is None for trial in tried):
+        raise TrainingError(f"--search {trials}: no trial could be trained: see the messages above")
+    log.info("of %d trials the best on validation: %s", trials, study.best_params)
+    return _changed(base, study.best_params)
+
+
+def _before(kept: Kept, print_: str) -> list[dict[str, Any]]:
+    """The trials of this search that lie there; refuses what is of another, before anything is trained."""
+    table = kept.out / _TABLE
+    done = read_table_of_json(table, "delete it to search anew") if table.exists() else {}
+    if done.get("fingerprint") == print_:
+        return list(done["trials"])
+    if kept.overwrite:
+        return []
+    if done:
+        raise ArtifactStale(
+            f"{table} is of another search ({len(done['trials'])} trials): add --overwrite to replace it, or --out for"
+            " another folder"
         )
-        if all(trial.value is None for trial in study.trials):
-            raise TrainingError(f"--search {trials}: no trial could be trained: see the messages above")
-        tried = [{**trial.params, "val_loss": trial.value} for trial in study.trials]
-        done = {"fingerprint": print_, "best": study.best_params, "trials": tried}
-        with publishing.replacing_text(kept.out / "search.csv") as file:
-            writer = csv.DictWriter(file, list(tried[0]))
-            writer.writeheader()
-            writer.writerows(tried)
-        with publishing.replacing_text(table) as file:
-            json.dump(done, file, indent=1)
-    log.info("of %d trials the best on validation: %s", trials, done["best"])
-    return _changed(base, done["best"])
+    if (kept.out / CHECKPOINT).exists():
+        raise ArtifactStale(
+            f"{kept.out} was trained without --search: add --overwrite to replace it, or --out for another folder"
+        )
+    return []
 
 
-def _study(base: TrainParams, trials: int) -> Any:
+def _keep(out: Path, print_: str, tried: list[dict[str, Any]]) -> None:
+    with publishing.replacing_text(out / "search.csv") as file:
+        writer = csv.DictWriter(file, list(tried[0]))
+        writer.writeheader()
+        writer.writerows(tried)
+    with publishing.replacing_text(out / _TABLE) as file:
+        json.dump({"fingerprint": print_, "trials": tried}, file, indent=1)
+
+
+def _optuna() -> Any:
+    """The package Optuna.
+
+    Raises:
+        OptionError: it is not installed.
+    """
     try:
         import optuna
     except ImportError as error:
-        raise OptionError(f"--search {trials} needs Optuna: pip install 'wsi-mil[search]'") from error
+        raise OptionError("--search needs Optuna: pip install 'wsi-mil[search]'") from error
+    return optuna
+
+
+def _study(base: TrainParams, tried: Sequence[Mapping[str, Any]]) -> Any:
+    """A study that knows the trials of before; without any, what is known to be sensible comes first."""
+    optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=base.learn.seed))
-    study.enqueue_trial({name: value for name, value in _now(base).items() if _within(name, value)})
+    study = optuna.create_study()
+    if not tried:
+        study.enqueue_trial({name: value for name, value in _now(base).items() if _within(name, value)})
+    for trial in tried:
+        params = {name: value for name, value in trial.items() if name != "val_loss"}
+        state = optuna.trial.TrialState.FAIL if trial["val_loss"] is None else optuna.trial.TrialState.COMPLETE
+        ranges = {
+            name: optuna.distributions.FloatDistribution(*_RANGES[name], log=name not in _LINEAR) for name in params
+        }
+        study.add_trial(
+            optuna.trial.create_trial(state=state, params=params, distributions=ranges, value=trial["val_loss"])
+        )
     return study
+
+
+def _try(study: Any, loss_of: Callable[[Any], float]) -> dict[str, Any]:
+    """Run one trial. A learning rate that is too high for a model is a bad trial, and not the end of the search."""
+    trial = study.ask()
+    try:
+        loss: float | None = loss_of(trial)
+        study.tell(trial, loss)
+    except TrainingError as error:
+        log.warning("a trial could not be trained: %s", error)
+        loss = None
+        study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+    return {**trial.params, "val_loss": loss}
 
 
 def _now(base: TrainParams) -> dict[str, float]:
@@ -110,10 +161,11 @@ def _within(name: str, value: float) -> bool:
 
 
 _RANGES = {"lr": _LR, "weight_decay": _DECAY, "dropout": _DROPOUT}
+_LINEAR = ("dropout",)
 
 
 def _drawn(base: TrainParams, trial: Any) -> TrainParams:
-    drawn = {name: trial.suggest_float(name, *_RANGES[name], log=name != "dropout") for name in _now(base)}
+    drawn = {name: trial.suggest_float(name, *_RANGES[name], log=name not in _LINEAR) for name in _now(base)}
     return _changed(base, drawn)
 
 

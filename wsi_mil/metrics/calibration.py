@@ -13,7 +13,7 @@ from wsi_mil.metrics.arrays import Labels, Scores, refuse_nan
 
 TEMPERATURES = (0.1, 100.0)
 """Sharpening is bounded closely, because a few bags that happen to be right ask for it; flattening is harmless."""
-_LEAST = float(np.log(np.finfo(np.float32).smallest_subnormal))  # a softmax in float32 gives 0 where the log is below
+_OF_NOTHING = float(np.log(np.finfo(np.float32).smallest_subnormal))  # where a softmax in float32 gives 0
 
 
 class Reliability(NamedTuple):
@@ -129,4 +129,7 @@ def _logs(scores: Scores) -> Float64[np.ndarray, "bags classes"]:
     refuse_nan(scores)
     shares = scores.astype(np.float64)
     shares = shares / shares.max(axis=1, keepdims=True)
-    return np.maximum(np.log(np.maximum(shares, np.finfo(np.float64).tiny)), _LEAST)
+    with np.errstate(divide="ignore"):
+        logs = np.log(shares)
+    known = np.isfinite(logs)
+    return np.where(known, logs, np.minimum(_OF_NOTHING, logs.min(axis=1, where=known, initial=0.0)[:, None]))

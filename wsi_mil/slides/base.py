@@ -4,6 +4,7 @@ A reader says which levels it has and how to read a whole-pixel rectangle of one
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from wsi_mil.slides.naming import Place
 from wsi_mil.slides.resample import RESAMPLE, resample
 from wsi_mil.slides.resolution import Resolution
 
+_AT_ONCE_PX = 5 << 20  # of a level, read at once: 16 MB, a little more than 2048 x 2048
 _BLOCK_PX = 2048  # side of the blocks that a thumbnail is read in: 16 MB each
 _MOST_SIDE = 1 << 24  # of a slide, px: 0.8 m at the finest resolution that is taken
 _MOST_PIXELS = 1 << 29  # of a thumbnail: 180 x 180 mm at 8 um
@@ -103,7 +105,8 @@ class Slide(ABC):
 
         The pixels are those of the coarsest level that is not coarser than asked: the whole-pixel rectangle of that
         level nearest to the one asked for, then resampled by Pillow's antialiased bilinear filter unless it has the
-        right size already.
+        right size already. Much of a fine level is read in strips, since rows are resized each for itself: the same
+        pixels in less memory.
 
         Args:
             l0_x: left edge, level-0 pixels.
@@ -114,7 +117,29 @@ class Slide(ABC):
         Raises:
             SlideUnreadable: the pixels cannot be read.
         """
-        return resample(self.read_level(*self.locate(l0_x, l0_y, l0_size, size_px)), size_px)
+        part = self.locate(l0_x, l0_y, l0_size, size_px)
+        strips = list(self._strips(part))
+        if len(strips) == 1:
+            return resample(self.read_level(*part), size_px)
+        narrow = np.empty((part.height, size_px[0], 3), np.uint8)
+        for strip in strips:
+            top = strip.y - part.y
+            narrow[top : top + strip.height] = resample(self.read_level(*strip), (size_px[0], strip.height))
+        return resample(narrow, size_px)
+
+    def _strips(self, part: Part) -> Iterator[Part]:
+        """A part of a level from top to bottom, in strips that end where rows of its tiles do; whole if it is small."""
+        rows = self._tile_rows(part.level)
+        step = rows * max(1, _AT_ONCE_PX // (part.width * rows))
+        top, bottom = part.y, part.y + part.height
+        while top < bottom:
+            end = bottom if part.width * part.height <= _AT_ONCE_PX else min(bottom, (top // step + 1) * step)
+            yield part._replace(y=top, height=end - top)
+            top = end
+
+    def _tile_rows(self, level: int) -> int:
+        """How many rows of pixels a level's tiles have, a guess where a reader keeps what it has just decoded."""
+        return 256
 
     def locate(self, l0_x: int, l0_y: int, l0_size: tuple[int, int], size_px: tuple[int, int]) -> Part:
         """Return the part of a level that `read` makes such a rectangle of."""

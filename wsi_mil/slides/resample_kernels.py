@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from wsi_mil.compiling import compiled
-from wsi_mil.filters import POINT, pillow_weights
+from wsi_mil.filters import POINT, pillow_taps
 
 _POINT, _ROUND = POINT, 1 << (POINT - 1)
 _GROUP = 4  # inputs added at once: as many pixels of 3 bytes as are whole in 16
@@ -38,11 +38,15 @@ def _compiled(function):
 def resample(
     pixels: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[1]} {size[0]} 3"]:
-    """Resize an image to ``size`` (width, height), along both axes."""
+    """Resize an image to ``size`` (width, height), along those axes that need it."""
     height, width = pixels.shape[:2]
+    narrow = np.ascontiguousarray(pixels)
+    if width != size[0]:
+        whole, narrow = narrow, np.empty((height, size[0], 3), np.uint8)
+        add_band([Piece(whole, 0, width)], 0, width, narrow)
+    if height == size[1]:
+        return narrow
     made = np.empty((size[1], size[0], 3), np.uint8)
-    narrow = np.empty((height, size[0], 3), np.uint8)
-    add_band([Piece(np.ascontiguousarray(pixels), 0, width)], 0, width, narrow)
     finish(narrow, made)
     return made
 
@@ -102,13 +106,13 @@ class _ColumnTaps(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _column_taps(length: int, size: int) -> _ColumnTaps:
-    weights = pillow_weights(length, size, "bilinear")
-    used = weights != 0
-    first, last = used.argmax(1), length - used[:, ::-1].argmax(1)
-    places = first[:, None] + np.arange(-(-(last - first).max() // _GROUP) * _GROUP)
-    inside = np.minimum(places, length - 1)
-    counts = np.where(places < length, np.take_along_axis(weights, inside, 1), 0)
-    return _ColumnTaps(np.ascontiguousarray(inside, np.int64), np.ascontiguousarray(counts, np.int32))
+    taps = list(pillow_taps(length, size, "bilinear"))
+    most = -(-max(len(weights) for _, weights in taps) // _GROUP) * _GROUP
+    places = np.array([first for first, _ in taps], np.int64)[:, None] + np.arange(most)
+    counts = np.zeros((size, most), np.int32)
+    for line, (_, weights) in zip(counts, taps, strict=True):
+        line[: len(weights)] = weights
+    return _ColumnTaps(np.minimum(places, length - 1), counts)
 
 
 @functools.lru_cache(maxsize=64)

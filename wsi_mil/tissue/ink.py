@@ -22,16 +22,16 @@ from wsi_mil.tissue.areas import areas_mm2, box_around, grown, highest, parts, r
 from wsi_mil.tissue.density import Density
 
 _GROW_UM = 48.0  # what smoothing and JPEG make of the rim of a stroke
-_THICK_UM = 2000.0  # strokes are thinner
+_DEEP_UM = 992.0  # strokes are thinner than twice as much
 _BESIDE_UM = 80.0  # beside a stroke, beyond its faded rim,
 _BARE = 0.1  # a tenth is glass, at least
-_RIM_UM = 200.0  # how far faded ink may reach from a core
+_RIM_UM = 192.0  # how far faded ink may reach from a core
 _MIN_MM2 = 0.02  # smaller spots of ink colour are pigment or blood, not strokes
 _COLOURED_OD = 0.04
 _RED_ALONE = 0.24  # red by green in a core of red ink: of eosin alone it is 0.07 to 0.27, but nowhere is eosin alone
 _RED_HUE = (0.6, 1.25)  # blue by green in red ink
 _OVER_TISSUE = 0.7  # of the density of a core
-_APART_UM = 200.0  # tissue farther than this from cores tells what is usual on a slide
+_APART_UM = 192.0  # tissue farther than this from cores tells what is usual on a slide
 
 Mask = Bool[np.ndarray, "height width"]
 
@@ -88,7 +88,7 @@ def _strokes(ink: Mask, core: Mask, density: Density, mpp_x: float, mpp_y: float
     beside[0] = False
     body = grown(labels > 0, _GROW_UM, mpp_x, mpp_y)  # of a stained section no pixel need be of the colour of ink
     deep = np.zeros_like(beside)
-    deep[labels[~grown(~body, _THICK_UM / 2, mpp_x, mpp_y)]] = True
+    deep[labels[~grown(~body, _DEEP_UM, mpp_x, mpp_y)]] = True
     thin[box], thick[box] = (beside & ~deep)[labels], (beside & deep)[labels]
     return thin, thick
 

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from wsi_mil.slides.resample import resized
 from wsi_mil.tissue.areas import grown, reaching_border, small_holes, without_small
 from wsi_mil.tissue.density import Density, density_of
 from wsi_mil.tissue.glass import GLASS_MIN, GLASS_SHARE, glass_of
@@ -26,7 +27,9 @@ WORKING_MPP = 16.0
 HOLES_MM2 = 0.05
 """Holes of less are lumina and fat cells, and belong to the tissue."""
 _SMOOTH_UM = 12.0  # standard deviation: takes sensor noise and JPEG speckle off the glass, keeps a thin biopsy
-_CLOSE_UM = 24.0  # radius: gaps between the cells of loose tissue
+# Masks grow by whole pixels, and slides come out within a hair of 16 um/px: half a pixel would be rounded up on one
+# slide and down on the next, so such lengths, here and of ink, are 16 um and multiples of it.
+_CLOSE_UM = 32.0  # radius: gaps between the cells of loose tissue
 _MIN_TISSUE_MM2 = 0.02  # islands below are specks: a third of a 256 um tile
 
 _DARK = 40  # brightest channel of a fluorescence background
@@ -110,7 +113,7 @@ def _at_working_scale(
     size = _fewer(width, mpp_x), _fewer(height, mpp_y)
     if size == (width, height):
         return np.ascontiguousarray(np.moveaxis(image, -1, 0)), mpp_x, mpp_y
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    small = np.asarray(resized(Image.fromarray(image), size, Image.Resampling.BOX))
     return np.ascontiguousarray(np.moveaxis(small, -1, 0)), mpp_x * width / size[0], mpp_y * height / size[1]
 
 

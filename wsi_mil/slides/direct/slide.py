@@ -130,6 +130,9 @@ class DirectSlide(Slide):
         right, bottom = part.x + part.width, part.y + part.height
         return part.x >= 0 and part.y >= 0 and right <= table.width and bottom <= table.height
 
+    def _tile_rows(self, level: int) -> int:
+        return self._tables[level].tile_height
+
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
         return self._borrowed(Part(level, x, y, width, height), {}, expected=False)
 
