@@ -64,7 +64,7 @@ def forward(operands: Operands, task: Task) -> Part:
     """Attend. See `wsi_mil.attention.operands`."""
     heads, tiles, dim_v = operands.v.shape
     far, kept, lse = operands.q.new_empty((3, heads, tiles), dtype=torch.float32)
-    value = operands.v.new_empty((heads, tiles, dim_v))
+    value = operands.v.new_empty((heads, tiles, dim_v), dtype=torch.float32)
     _Call.of(operands, task).run(
         "attend",
         value_ptr=value,

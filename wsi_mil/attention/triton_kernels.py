@@ -83,7 +83,8 @@ def attend(
                 score = tl.where(paired(rows[:, None], cols[None, :], real[None, :], DIAGONAL), score, float("-inf"))
             higher = tl.maximum(top, tl.max(score, 1))
             shrink = exp2(top - higher, FAST)
-            weight = exp2(score - higher[:, None], FAST)
+            # Rounded for the product, so for all sums: else what values have in common does not cancel in gradients.
+            weight = exp2(score - higher[:, None], FAST).to(v.dtype)
             top = higher
             total = total * shrink[:, None] + by_lane(weight)
             if DROPOUT:
@@ -92,7 +93,7 @@ def attend(
                 kept = kept * shrink[:, None] + by_lane(weight)
             if FAR:
                 far = far * shrink[:, None] + by_lane(weight * phi_value)
-            value = tl.dot(weight.to(v.dtype), v, value * shrink[:, None], input_precision="ieee")
+            value = tl.dot(weight, v, value * shrink[:, None], input_precision="ieee")
     total = tl.sum(total, 1)
     attended = total > 0
     total = tl.where(attended, total, 1.0)
