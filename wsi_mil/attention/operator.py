@@ -76,6 +76,8 @@ def _attend_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = _Inputs(*arguments[: len(_Inputs._fields)])
     packing, backend = _plan(inputs), choose(inputs.backend, inputs.q, inputs.v)
     value, far, kept, lse, of_value, of_lse = map(packing.pack, arguments[len(_Inputs._fields) :])
+    if backend in TAKES_HALF:  # rounded before anything is made of it: what values have in common cancels only then
+        of_value = of_value.to(inputs.v.dtype)
     of_value = _rows(wide(of_value))
     # einsum, unlike a product and a sum, makes no array of the size of the values.
     steady = torch.einsum("htd,htd->ht", of_value, wide(value)).sub_(of_lse, alpha=LOG2E)
