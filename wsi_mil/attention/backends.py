@@ -15,7 +15,7 @@ from wsi_mil.errors import OptionError
 MODULES = {"triton": "cuda", "numba": "fused", "tiled": "tiled"}
 """Backends, fastest first, and their modules here."""
 TAKES_HALF = {"triton"}
-"""The others compute in float32 at least."""
+"""They get operands as they came, and scale scores themselves; the others compute in float32 at least."""
 _TRITON_DIM = 256  # blocks of larger heads do not fit the shared memory of a multiprocessor
 _PACKAGES = {"triton": "triton", "numba": "'wsi-mil[fast]'"}
 

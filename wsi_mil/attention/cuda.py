@@ -57,14 +57,14 @@ LAUNCHES = {
     ("trace_keys", 4, 256): Launch(16, 16, 8, 2),
 }
 # Where phi is shared or there is none, and no dropout, registers suffice for more.
-LIGHT_LAUNCHES = {("trace_keys", 2, 64): Launch(64, 64, 4, 2)}
+LIGHT_LAUNCHES = {("trace_keys", 2, 64): Launch(64, 128, 8, 2)}
 
 
 def forward(operands: Operands, task: Task) -> Part:
     """Attend. See `wsi_mil.attention.operands`."""
     heads, tiles, dim_v = operands.v.shape
     far, kept, lse = operands.q.new_empty((3, heads, tiles), dtype=torch.float32)
-    value = operands.v.new_empty((heads, tiles, dim_v))
+    value = operands.v.new_empty((heads, tiles, dim_v), dtype=torch.float32)
     _Call.of(operands, task).run(
         "attend",
         value_ptr=value,
@@ -83,8 +83,10 @@ def forward(operands: Operands, task: Task) -> Part:
 def backward(operands: Operands, task: Task, retrace: Retrace) -> Gradients:
     """Gradients of the operands; the scores of every block are computed again."""
     call, amplify = _Call.of(operands, task), 1 / (1 - task.dropout_p)
-    dq, dk, dv = (operand.new_empty(operand.shape) for operand in (operands.q, operands.k, operands.v))
-    drow, dcol = operands.q.new_empty((2, *operands.q.shape[:2]), dtype=torch.float32)
+    # Of queries and keys there is more to come, from tables: they are rounded once, at the end.
+    dq, dk = (operand.new_empty(operand.shape, dtype=torch.float32) for operand in (operands.q, operands.k))
+    dv = operands.v.new_empty(operands.v.shape)
+    drow, dcol, dnear = operands.q.new_empty((3, *operands.q.shape[:2]), dtype=torch.float32)
     # Sums over partners of the gradient of phi's exponent, alone and times the distance; not all need be written.
     phis = 0 if operands.beta is None else len(operands.beta)
     sums = operands.q.new_zeros((phis, 2, *operands.q.shape[:2]), dtype=torch.float32)
@@ -99,8 +101,9 @@ def backward(operands: Operands, task: Task, retrace: Retrace) -> Gradients:
         "dcurve_ptr": sums,
     }
     call.run("trace_queries", dq_ptr=dq, drow_ptr=drow, **given)
-    call.run("trace_keys", dk_ptr=dk, dv_ptr=dv, dcol_ptr=dcol, **given)
+    call.run("trace_keys", dk_ptr=dk, dv_ptr=dv, dcol_ptr=dcol, dnear_ptr=dnear, **given)
     made = Gradients(dq, dk, dv, _like(drow, operands.row), _like(dcol, operands.col), None, None)
+    made = made._replace(near=_like(dnear, operands.near))
     if operands.beta is None or operands.theta is None:
         return made
     alone, times_distance = sums.sum(-1, dtype=torch.float64).mul_(math.log(2)).unbind(1)
@@ -134,6 +137,7 @@ class _Call(NamedTuple):
             **_view("v", operands.v),
             "row_ptr": _numbers(operands.row),
             "col_ptr": _numbers(operands.col),
+            "near_ptr": _numbers(operands.near),
             "xy_ptr": None if curves is None else _numbers(operands.xy),
             "curve_ptr": curves,
             "row_code_ptr": operands.row_code,
@@ -141,6 +145,7 @@ class _Call(NamedTuple):
             "heads": operands.q.shape[0],
             "tiles": operands.q.shape[1],
             "threshold": threshold(task.dropout_p),
+            "scale": operands.scale,
             "DIM": dim,
             "DIM_V": dim_v,
             "PAD": pad,

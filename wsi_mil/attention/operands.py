@@ -4,7 +4,7 @@ A bias mixes two fixed vectors, so its product with a query is two numbers per r
 key two per column; what is constant in a row cancels in the softmax, what is constant in a column belongs to the query.
 There remains, in powers of two and with one phi for all three or one each::
 
-    score_ij  = q_i . k_j + phi_key_ij * row_i + phi_query_ij * col_j
+    score_ij  = scale * (q_i . k_j + near_j + phi_key_ij * row_i + phi_query_ij * col_j)
     weight_ij = 2 ** (score_ij - lse_i)
     value_i   = sum_j kept_ij weight_ij v_j          far_i  = sum_j kept_ij weight_ij phi_value_ij
     lse_i     = log2 sum_j 2 ** score_ij             kept_i = sum_j kept_ij weight_ij
@@ -29,13 +29,13 @@ class Operands(NamedTuple):
     """The real tiles of all bags, one bag after another and within a bag one slide after another."""
 
     q: Float[Tensor, "heads tiles dim"]
-    """Scaled by log2(e) too, so that scores are exponents of two."""
+    """Where sums are made in the type of the queries, scaled already, and what every distance adds to them added."""
     k: Float[Tensor, "heads tiles dim"]
     v: Float[Tensor, "heads tiles dim_v"]
     row: Float[Tensor, "heads tiles"] | None
-    """What phi_key adds to the scores of a row, in the unit of scores; None = nothing."""
+    """What phi_key adds to the products of a row; None = nothing."""
     col: Float[Tensor, "heads tiles"] | None
-    """What phi_query adds to the scores of a column."""
+    """What phi_query adds to the products of a column."""
     beta: Float[Tensor, "phis heads"] | None
     """Slopes of phi: one row for all three, or the rows key, query, value. None = a part without distances."""
     theta: Float[Tensor, "phis heads"] | None
@@ -44,6 +44,11 @@ class Operands(NamedTuple):
     row_code: Int32[Tensor, "heads tiles"] | None
     """See `wsi_mil.attention.dropout`; None = no dropout."""
     col_code: Int32[Tensor, "heads tiles"] | None
+    near: Float[Tensor, "heads tiles"] | None = None
+    """What is added to the products of a column at every distance; None = nothing, or it is in q."""
+    scale: float = 1.0
+    """Of scores, log2(e) included, so that they are exponents of two; 1 = it is in q, row and col. Queries of 16 bits
+    stay as they came: scaled or added to they would be rounded a second time."""
 
 
 class Task(NamedTuple):
@@ -98,3 +103,4 @@ class Gradients(NamedTuple):
     col: Float[Tensor, "heads tiles"] | None
     beta: Float[Tensor, "phis heads"] | None
     theta: Float[Tensor, "phis heads"] | None
+    near: Float[Tensor, "heads tiles"] | None = None

@@ -76,6 +76,8 @@ def _attend_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = _Inputs(*arguments[: len(_Inputs._fields)])
     packing, backend = _plan(inputs), choose(inputs.backend, inputs.q, inputs.v)
     value, far, kept, lse, of_value, of_lse = map(packing.pack, arguments[len(_Inputs._fields) :])
+    if backend in TAKES_HALF:  # rounded before anything is made of it: what values have in common cancels only then
+        of_value = of_value.to(inputs.v.dtype)
     of_value = _rows(wide(of_value))
     # einsum, unlike a product and a sum, makes no array of the size of the values.
     steady = torch.einsum("htd,htd->ht", of_value, wide(value)).sub_(of_lse, alpha=LOG2E)
@@ -91,7 +93,7 @@ def _attend_backward(*arguments: Any) -> tuple[Tensor, ...]:
     retrace = Retrace(lse.contiguous(), steady, of_value.to(operands.v.dtype), of_far, of_kept)
     made = module_of(backend).backward(operands, _task(inputs, packing), retrace)
     del operands
-    of_q, of_k, of_key, of_query = _through_tables(inputs, packing, made)
+    of_q, of_k, of_key, of_query = _through_tables(inputs, packing, made, _unit(inputs, backend))
     of_q, of_k, of_v = map(packing.unpack, (of_q, of_k, made.v))
     gradients = (of_q, of_k, of_v, made.beta, made.theta, of_key, of_query, of_table)
     return tuple(
@@ -103,35 +105,48 @@ def _attend_backward(*arguments: Any) -> tuple[Tensor, ...]:
 def _operands(inputs: _Inputs, packing: Packing, backend: str) -> Operands:
     """Reduce tables to numbers per tile: see `wsi_mil.attention.factored`."""
     q, k, v = (_rows(packing.pack(tensor)) for tensor in inputs[:3])
-    dtype = q.dtype if backend in TAKES_HALF else wide_dtype(q)
-    row = col = None
+    xy = None if inputs.coords is None else _near_origin(packing, inputs.coords).to(wide_dtype(q))
+    row_code, col_code = (
+        each if each is None else packing.pack(each).contiguous() for each in (inputs.row_code, inputs.col_code)
+    )
+    unit, row, col, near = _unit(inputs, backend), None, None, None
     if inputs.key is not None:
-        row = _dot(wide(q), inputs.scale * _away_and_near(inputs.key)[:, 0])
+        row = _dot(wide(q), unit * _away_and_near(inputs.key)[:, 0])
+    operands = Operands(q, k, v, row, col, inputs.beta, inputs.theta, xy, row_code, col_code)
+    if backend in TAKES_HALF:
+        if inputs.query is not None:
+            col, near = torch.bmm(wide(k), _away_and_near(inputs.query).mT).movedim(-1, 0).contiguous()
+        return operands._replace(col=col, near=near, scale=inputs.scale)
     if inputs.query is None:
-        queries = wide(q) * inputs.scale
+        queries = wide(q) * unit
     else:
-        away, near = (inputs.scale * _away_and_near(inputs.query)).unbind(1)
-        queries = torch.add(near.unsqueeze(1), wide(q), alpha=inputs.scale)
+        away, near_query = (unit * _away_and_near(inputs.query)).unbind(1)
+        queries = torch.add(near_query.unsqueeze(1), wide(q), alpha=unit)
         col = _dot(wide(k), away)
-    xy = None if inputs.coords is None else _near_origin(packing, inputs.coords).to(queries.dtype)
-    codes = (each if each is None else packing.pack(each).contiguous() for each in (inputs.row_code, inputs.col_code))
-    return Operands(queries.to(dtype), k.to(dtype), v.to(dtype), row, col, inputs.beta, inputs.theta, xy, *codes)
+    return operands._replace(q=queries, k=wide(k), v=wide(v), col=col)
+
+
+def _unit(inputs: _Inputs, backend: str) -> float:
+    """What queries, and what is added to their products, are multiplied by before a backend gets them."""
+    return 1.0 if backend in TAKES_HALF else inputs.scale
 
 
 def _through_tables(
-    inputs: _Inputs, packing: Packing, made: Gradients
+    inputs: _Inputs, packing: Packing, made: Gradients, unit: float
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q, k and of the tables of key and query, from those of the operands."""
-    scale, of_key, of_query = inputs.scale, None, None
-    of_q, of_k = wide(made.q).mul_(scale), wide(made.k)
+    of_key, of_query = None, None
+    of_q, of_k = wide(made.q).mul_(unit), wide(made.k)
     if inputs.query is not None and made.col is not None:
-        of_away = torch.bmm(made.col.unsqueeze(1), wide(packing.pack(inputs.k))).squeeze(1) * scale
-        of_query = _of_table(of_away, of_q.sum(dim=1))  # near is added to every query
-        of_k.baddbmm_(made.col.unsqueeze(-1), _away_and_near(inputs.query)[:, :1], alpha=scale)
+        # Where near was added to every query, its gradient is that of all queries.
+        columns = made.col.unsqueeze(1) if made.near is None else torch.stack((made.col, made.near), dim=1)
+        of_pair = torch.bmm(columns, wide(packing.pack(inputs.k))).mul_(unit)
+        of_query = _of_table(of_pair[:, 0], of_q.sum(dim=1) if made.near is None else of_pair[:, 1])
+        of_k.baddbmm_(columns.mT, _away_and_near(inputs.query)[:, : columns.shape[1]], alpha=unit)
     if inputs.key is not None and made.row is not None:
-        of_away = torch.bmm(made.row.unsqueeze(1), wide(packing.pack(inputs.q))).squeeze(1) * scale
+        of_away = torch.bmm(made.row.unsqueeze(1), wide(packing.pack(inputs.q))).squeeze(1) * unit
         of_key = _of_table(of_away, torch.zeros_like(of_away))
-        of_q.baddbmm_(made.row.unsqueeze(-1), _away_and_near(inputs.key)[:, :1], alpha=scale)
+        of_q.baddbmm_(made.row.unsqueeze(-1), _away_and_near(inputs.key)[:, :1], alpha=unit)
     return of_q, of_k, of_key, of_query
 
 

@@ -42,9 +42,9 @@ from wsi_mil.attention.triton_pairs import (
 @triton.jit
 @no_type_check
 def attend(
-    q_ptr, k_ptr, v_ptr, row_ptr, col_ptr, xy_ptr, curve_ptr, row_code_ptr, col_code_ptr, work_ptr,
+    q_ptr, k_ptr, v_ptr, row_ptr, col_ptr, near_ptr, xy_ptr, curve_ptr, row_code_ptr, col_code_ptr, work_ptr,
     value_ptr, far_ptr, kept_ptr, lse_ptr,
-    q_head, q_tile, k_head, k_tile, v_head, v_tile, heads, tiles, threshold, amplify,
+    q_head, q_tile, k_head, k_tile, v_head, v_tile, heads, tiles, threshold, scale, amplify,
     DIM: tl.constexpr, DIM_V: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, EDGE: tl.constexpr, SHARED: tl.constexpr, DIAGONAL: tl.constexpr,
     STAGES: tl.constexpr, FAST: tl.constexpr,
@@ -76,14 +76,16 @@ def attend(
             x_col, y_col = load_places(xy_ptr, tiles, cols, real, MASKED)
             distance = distance_of(x[:, None], y[:, None], x_col[None, :], y_col[None, :], FAST)
             phi_key, phi_query, phi_value = phis_of(distance, curves, ROW, COL, FAR, SHARED, FAST)
-            score = tl.zeros_like(distance)
+            near = load_numbers(near_ptr, base, cols, real, 0.0, MASKED)
+            score = tl.broadcast_to(near[None, :], distance.shape)
             score = biased(score, row[:, None], col[None, :], phi_key, phi_query, ROW, COL, SHARED)
-            score = tl.dot(q, tl.trans(k), score, input_precision="ieee")
+            score = tl.dot(q, tl.trans(k), score, input_precision="ieee") * scale
             if MASKED:
                 score = tl.where(paired(rows[:, None], cols[None, :], real[None, :], DIAGONAL), score, float("-inf"))
             higher = tl.maximum(top, tl.max(score, 1))
             shrink = exp2(top - higher, FAST)
-            weight = exp2(score - higher[:, None], FAST)
+            # Rounded for the product, so for all sums: else what values have in common does not cancel in gradients.
+            weight = exp2(score - higher[:, None], FAST).to(v.dtype)
             top = higher
             total = total * shrink[:, None] + by_lane(weight)
             if DROPOUT:
@@ -92,7 +94,7 @@ def attend(
                 kept = kept * shrink[:, None] + by_lane(weight)
             if FAR:
                 far = far * shrink[:, None] + by_lane(weight * phi_value)
-            value = tl.dot(weight.to(v.dtype), v, value * shrink[:, None], input_precision="ieee")
+            value = tl.dot(weight, v, value * shrink[:, None], input_precision="ieee")
     total = tl.sum(total, 1)
     attended = total > 0
     total = tl.where(attended, total, 1.0)
@@ -108,9 +110,9 @@ def attend(
 @triton.jit
 @no_type_check
 def trace_queries(
-    q_ptr, k_ptr, v_ptr, row_ptr, col_ptr, xy_ptr, curve_ptr, row_code_ptr, col_code_ptr, work_ptr,
+    q_ptr, k_ptr, v_ptr, row_ptr, col_ptr, near_ptr, xy_ptr, curve_ptr, row_code_ptr, col_code_ptr, work_ptr,
     dvalue_ptr, dfar_ptr, dkept_ptr, shift_ptr, steady_ptr, dq_ptr, drow_ptr, dcurve_ptr,
-    q_head, q_tile, k_head, k_tile, v_head, v_tile, dvalue_head, dvalue_tile, heads, tiles, threshold,
+    q_head, q_tile, k_head, k_tile, v_head, v_tile, dvalue_head, dvalue_tile, heads, tiles, threshold, scale,
     DIM: tl.constexpr, DIM_V: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, EDGE: tl.constexpr, SHARED: tl.constexpr, DIAGONAL: tl.constexpr,
     STAGES: tl.constexpr, FAST: tl.constexpr,
@@ -148,9 +150,11 @@ def trace_queries(
             x_col, y_col = load_places(xy_ptr, tiles, cols, real, MASKED)
             distance = distance_of(x[:, None], y[:, None], x_col[None, :], y_col[None, :], FAST)
             phi_key, phi_query, phi_value = phis_of(distance, curves, ROW, COL, FAR, SHARED, FAST)
-            score = tl.broadcast_to(-shift[:, None], distance.shape)
+            near = load_numbers(near_ptr, base, cols, real, 0.0, MASKED)
+            score = tl.broadcast_to(near[None, :], distance.shape)
             score = biased(score, row[:, None], col[None, :], phi_key, phi_query, ROW, COL, SHARED)
-            weight = exp2(tl.dot(q, tl.trans(k), score, input_precision="ieee"), FAST)
+            score = tl.dot(q, tl.trans(k), score, input_precision="ieee") * scale
+            weight = exp2(score - shift[:, None], FAST)
             if MASKED:
                 weight = tl.where(paired(rows[:, None], cols[None, :], real[None, :], DIAGONAL), weight, 0.0)
             change = change_start(phi_value, dfar[:, None], dkept[:, None], steady[:, None], FAR, DROPOUT)
@@ -161,7 +165,7 @@ def trace_queries(
             if ROW:
                 drow += by_lane(change * phi_key)
             if SHARED:
-                through = times_factor(change, row[:, None], col[None, :], ROW, COL)
+                through = times_factor(change, (row * scale)[:, None], (col * scale)[None, :], ROW, COL)
                 if FAR:
                     through += weight * (dfar * LOG2E)[:, None]
                 through *= slope_of(phi_value)
@@ -176,15 +180,15 @@ def trace_queries(
                     through = weight * slope_of(phi_value)
                     value_alone += by_lane(through)
                     value_times_distance += by_lane(through * distance)
-    store_vectors(dq_ptr + (base + start) * DIM, dq * LN2, own, DIM, PAD)
+    store_vectors(dq_ptr + (base + start) * DIM, dq * (LN2 * scale), own, DIM, PAD)
     if ROW:
-        tl.store(drow_ptr + base + rows, tl.sum(drow, 1) * LN2, mask=own)
+        tl.store(drow_ptr + base + rows, tl.sum(drow, 1) * (LN2 * scale), mask=own)
     plane = tl.num_programs(1).to(tl.int64) * tiles
     if SHARED:
         store_sums(dcurve_ptr, alone, times_distance, 1.0, base + rows, own, plane)
     else:
         if ROW:
-            store_sums(dcurve_ptr, alone, times_distance, row, base + rows, own, plane)
+            store_sums(dcurve_ptr, alone, times_distance, row * scale, base + rows, own, plane)
         if FAR:
             dcurve_ptr += 4 * plane
             store_sums(dcurve_ptr, value_alone, value_times_distance, dfar * LOG2E, base + rows, own, plane)
@@ -193,10 +197,10 @@ def trace_queries(
 @triton.jit
 @no_type_check
 def trace_keys(
-    q_ptr, k_ptr, v_ptr, row_ptr, col_ptr, xy_ptr, curve_ptr, row_code_ptr, col_code_ptr, work_ptr,
+    q_ptr, k_ptr, v_ptr, row_ptr, col_ptr, near_ptr, xy_ptr, curve_ptr, row_code_ptr, col_code_ptr, work_ptr,
     shift_ptr, steady_ptr, dvalue_ptr, dfar_ptr, dkept_ptr,
-    dk_ptr, dv_ptr, dcol_ptr, dcurve_ptr,
-    q_head, q_tile, k_head, k_tile, v_head, v_tile, dvalue_head, dvalue_tile, heads, tiles, threshold,
+    dk_ptr, dv_ptr, dcol_ptr, dnear_ptr, dcurve_ptr,
+    q_head, q_tile, k_head, k_tile, v_head, v_tile, dvalue_head, dvalue_tile, heads, tiles, threshold, scale,
     DIM: tl.constexpr, DIM_V: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, EDGE: tl.constexpr, SHARED: tl.constexpr, DIAGONAL: tl.constexpr,
     STAGES: tl.constexpr, FAST: tl.constexpr,
@@ -218,10 +222,12 @@ def trace_keys(
     v = load_vectors(v_ptr + head * v_head + start * v_tile, v_tile, own, DIM_V, PAD_V, True)
     x, y = load_places(xy_ptr, tiles, cols, own, True)
     col = load_numbers(col_ptr, base, cols, own, 0.0, True)
+    near = load_numbers(near_ptr, base, cols, own, 0.0, True)
     col_code = load_numbers(col_code_ptr, base, cols, own, 0, True)
     dk = tl.zeros([COLS, PAD], tl.float32)
     dv = tl.zeros([COLS, PAD_V], tl.float32)
     dcol = tl.zeros([COLS, LANES], tl.float32)
+    dnear = tl.zeros([COLS], tl.float32)
     alone, times_distance = dcol, dcol
     for MASKED in tl.static_range(2):
         walk = walk_of(work, MASKED, EDGE if MASKED else ROWS)
@@ -239,9 +245,10 @@ def trace_keys(
             x_row, y_row = load_places(xy_ptr, tiles, rows, real, MASKED)
             distance = distance_of(x[:, None], y[:, None], x_row[None, :], y_row[None, :], FAST)
             phi_key, phi_query, phi_value = phis_of(distance, curves, ROW, COL, FAR, SHARED, FAST)
-            score = tl.broadcast_to(-shift[None, :], distance.shape)
+            score = tl.broadcast_to(near[:, None], distance.shape)
             score = biased(score, row[None, :], col[:, None], phi_key, phi_query, ROW, COL, SHARED)
-            weight = exp2(tl.dot(k, tl.trans(q), score, input_precision="ieee"), FAST)
+            score = tl.dot(k, tl.trans(q), score, input_precision="ieee") * scale
+            weight = exp2(score - shift[None, :], FAST)
             if MASKED:
                 weight = tl.where(paired(rows[None, :], cols[:, None], real[None, :], DIAGONAL), weight, 0.0)
             change = change_start(phi_value, dfar[None, :], dkept[None, :], steady[None, :], FAR, DROPOUT)
@@ -252,14 +259,16 @@ def trace_keys(
             dk = tl.dot(change.to(q.dtype), q, dk, input_precision="ieee")
             if COL:
                 dcol += by_lane(change * phi_query)
+                dnear += tl.sum(change, 1)  # by lane it would take registers that there are not
                 if not SHARED:
                     through = change * slope_of(phi_query)
                     alone += by_lane(through)
                     times_distance += by_lane(through * distance)
-    store_vectors(dk_ptr + (base + start) * DIM, dk * LN2, own, DIM, PAD)
+    store_vectors(dk_ptr + (base + start) * DIM, dk * (LN2 * scale), own, DIM, PAD)
     store_vectors(dv_ptr + (base + start) * DIM_V, dv, own, DIM_V, PAD_V)
     if COL:
-        tl.store(dcol_ptr + base + cols, tl.sum(dcol, 1) * LN2, mask=own)
+        tl.store(dcol_ptr + base + cols, tl.sum(dcol, 1) * (LN2 * scale), mask=own)
+        tl.store(dnear_ptr + base + cols, dnear * (LN2 * scale), mask=own)
         if not SHARED:
             plane = tl.num_programs(1).to(tl.int64) * tiles
-            store_sums(dcurve_ptr + 2 * plane, alone, times_distance, col, base + cols, own, plane)
+            store_sums(dcurve_ptr + 2 * plane, alone, times_distance, col * scale, base + cols, own, plane)

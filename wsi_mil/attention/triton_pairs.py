@@ -243,7 +243,7 @@ def by_lane(pairs):
     """Sums over columns that one thread holds: (rows, cols) to (rows, lanes)."""
     ROWS: tl.constexpr = pairs.shape[0]
     COLS: tl.constexpr = pairs.shape[1]
-    return tl.sum(tl.reshape(pairs, (ROWS, COLS // LANES, LANES)), 1)
+    return tl.sum(tl.reshape(pairs.to(tl.float32), (ROWS, COLS // LANES, LANES)), 1)
 
 
 # ---- elementary functions, as one instruction each where 16-bit operands bound what accuracy is of use
