@@ -31,7 +31,9 @@ def test_slides_are_named_with_or_without_extension_and_folder(tmp_path: Path) -
 
 def test_a_table_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text("\ufeffslide_id, label ,patient_id,split\r\n a , x,p1,train\r\nb,None,p2,test\r\n", encoding="utf-8")
+    path.write_text(
+        "\ufeffslide_id, label ,patient_id,split\r\n a , x,p1,train\r\nb,None,p2,test\r\n", encoding="utf-8"
+    )
     cohort = read_cohort(path, SEEN)
     assert cohort.members == (Member("a", "x", "p1", "train"), Member("b", "None", "p2", "test"))
 
