@@ -16,7 +16,7 @@ import pytest
 import torch
 from planted import DIM, plant, plant_cohort
 
-from wsi_mil import checkpoint, evaluation, studies, train, workflow
+from wsi_mil import checkpoint, evaluation, reasons, studies, train, workflow
 from wsi_mil.aggregators import Ensemble, build
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.calibration import applied, calibrated
@@ -28,6 +28,7 @@ from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.interop import PeerOptions
 from wsi_mil.learning import Epoch, LearnParams, RunParams, need
 from wsi_mil.metrics import Resampling
+from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import Prediction, read_predictions
 from wsi_mil.report import study_page
 from wsi_mil.train import CHECKPOINT, TrainParams
@@ -711,6 +712,25 @@ def test_runs_agree_on_patients_in_whatever_order_they_are_named(
     moved = run_folder(tmp_path, "moved", rows_of(other, lambda index: f"p{index // 5}"))
     with pytest.raises(TableError, match=r"moved and .*named do not agree on the patient of s04, s08, s09, \.\.\."):
         studies.compare_runs([named, moved], tmp_path / "no", FEW)
+
+
+def test_answers_and_models_take_no_place_of_what_came_of_judging(tmp_path: Path, trained_model: TrainedModel) -> None:
+    labels, folders, model = trained_model()
+    studies.evaluate_model(model, labels, folders, studies.Asked("test", device="cpu"), FEW, PeerOptions())
+    validated(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.csv")}
+    for out, told in {
+        "evaluation": "holds the results of `wsimil evaluate`",
+        "crossval": "holds the results of `wsimil crossval`",
+        "model": "holds a model and its own predictions",
+    }.items():
+        options = PredictOptions(tmp_path / out)
+        with pytest.raises(ArtifactStale, match=f"{out} {told}: give another --out"):
+            reasons.answer(model, reasons.Asked(bags=folders.feats), options, None)
+    with pytest.raises(ArtifactStale, match="holds the results of `wsimil crossval`"):
+        workflow.train_model(labels, replace(folders, model=tmp_path / "crossval"), TrainParams("abmil"), "cpu")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.csv")} == before
+    validated(tmp_path)  # and may be gone on with
 
 
 def run_folder(root: Path, name: str, rows: list[Prediction], classes: tuple[str, ...] = ("a", "b")) -> Path:

@@ -21,6 +21,7 @@ from wsi_mil.errors import OptionError, WeightsError
 from wsi_mil.weights import (
     convert,
     file_sha256,
+    files,
     load_strictly,
     load_tensors,
     own_part,
@@ -383,6 +384,21 @@ def test_conversion_keeps_every_tensor_and_gives_the_same_bytes(tmp_path):
     tensors, metadata = load_tensors(tmp_path / "one.safetensors")
     assert state_sha256(tensors) == state_sha256(state)
     assert metadata == {"format": "pt", "source_sha256": file_sha256(tmp_path / "w.pth")}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    path, checksum_of, asked = tmp_path / "resume.safetensors", files._checksum_of, []
+    save_tensors(path, {"a": torch.zeros(3)}, {})
+
+    def meanwhile(of):
+        asked.append(of)
+        if len(asked) == 1:
+            save_tensors(path, {"a": torch.ones(3)}, {})
+        return checksum_of(of)
+
+    monkeypatch.setattr(files, "_checksum_of", meanwhile)
+    assert load_tensors(path)[0]["a"].tolist() == [1.0, 1.0, 1.0]
+    assert len(asked) == 2
 
 
 def test_conversion_refuses_what_it_would_overwrite_or_cannot_write(tmp_path):

@@ -89,7 +89,7 @@ def cross_validate(
     """Judge models by cross-validation; ``folders.model`` is where everything goes, whatever ``run`` says."""
     publishing.sweep(folders.model)
     _refuse_model_folder(folders.model)
-    refuse_judged(folders.model)
+    refuse_judged(folders.model, rounds=True)
     folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
     cohort = folded(labelled(labels, folders), params)
     place = Place(folders.feats, folders.distances, folders.model, run.overwrite)

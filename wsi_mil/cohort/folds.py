@@ -43,7 +43,8 @@ def draw_folds(cohort: Cohort, k: int, seed: int, by_site: bool = False) -> Coho
     if k < 0 or k == 1 or (k == 0 and not named):
         raise OptionError(f"--folds {k}: give 2 or more, or 0 where the table of labels has a column fold")
     if named and k not in (0, len(named)):
-        raise TableError(f"the column fold names {len(named)} folds ({', '.join(named)}), --folds {k}: leave out one")
+        told = f"the column fold names {len(named)} folds ({', '.join(named)}), and --folds is {k}"
+        raise TableError(f"{told}: give --folds 0 to follow the column, or take it out")
     if len(named) == 1:
         raise TableError(f"the column fold names one fold only ({named[0]}): name two or more, or take the column out")
     if by_site and not all(member.site for member in cohort.members):

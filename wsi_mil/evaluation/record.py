@@ -44,13 +44,20 @@ def claim(out: Path, inputs: Mapping[str, str]) -> None:
     publishing.write_bytes(out / RECORD, json.dumps(dict(inputs), indent=1, sort_keys=True).encode())
 
 
-def refuse_judged(out: Path) -> None:
-    """Refuse to put something else into a folder of `wsimil evaluate` or `wsimil compare`.
+def refuse_judged(out: Path, rounds: bool = False) -> None:
+    """Refuse to put something else into a folder of `wsimil evaluate`, `wsimil compare` or `wsimil crossval`.
+
+    Args:
+        out: the folder.
+        rounds: whether it may be one of `wsimil crossval`.
 
     Raises:
         ArtifactStale: it is one.
     """
-    if command := _recorded(out).get("command"):
+    command = _recorded(out).get("command")
+    if not command and not rounds and any(out.glob("*/fold-*")):
+        command = "crossval"
+    if command:
         raise ArtifactStale(f"{out} holds the results of `wsimil {command}`: give another --out")
 
 

@@ -65,6 +65,7 @@ def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
     kind = sniff(path)
     if kind != "safetensors":
         raise WeightsError(f"{path} is a {kind} file, not a safetensors file")
+    before = _version(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -73,10 +74,17 @@ def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
         raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
     recorded = metadata.pop(_CHECKSUM, None)  # other programs write none
     if recorded is not None and recorded != _checksum_of(path):
+        if _version(path) != before:  # another process has replaced it meanwhile
+            return load_tensors(path)
         raise WeightsError(
             f"{path} does not match its checksum, so it is damaged: copy it again, or make it again with --overwrite"
         )
     return tensors, metadata
+
+
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _canonical(header: Mapping[str, Any]) -> bytes:
