@@ -305,6 +305,18 @@ def test_precision(backend, kind, dtype, bounds):
     assert_same_outcome((got.double(), [each.double() for each in gradients]), wanted, *bounds)
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("biased", [True, False])
+def test_wide_results_are_not_rounded(backend, biased):
+    """Nor is plain attention left to torch then, which rounds."""
+    q, k, v, coords, bias = random_case(tiles=200, dim=4, dim_v=4)
+    q, k, v = (tensor.bfloat16() for tensor in (q, k, v))
+    got = distance_attention(q, k, v, coords, bias if biased else None, backend=backend, wide=True)
+    exact = distance_attention(*(x.double() for x in (q, k, v)), coords, bias if biased else None, backend="reference")
+    assert got.dtype == torch.float32
+    assert_close(got.double(), exact, 1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_autocast_around_it_changes_nothing(backend):
     case = random_case(tiles=20, dtype=torch.float32)

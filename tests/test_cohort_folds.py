@@ -222,7 +222,9 @@ def test_folds_that_the_table_names_are_followed() -> None:
     for k in (0, 3):
         assert draw_folds(named, k, seed=k) == named
     assert draw_folds(named, 0, 0).folds == ("0", "5", "10")
-    with pytest.raises(TableError, match=r"the column fold names 3 folds \(0, 5, 10\), and --folds is 5: give --folds 0"):
+    with pytest.raises(
+        TableError, match=r"the column fold names 3 folds \(0, 5, 10\), and --folds is 5: give --folds 0"
+    ):
         draw_folds(named, 5, 0)
     with pytest.raises(TableError, match="--by-site needs the column site"):
         draw_folds(named, 0, 0, by_site=True)

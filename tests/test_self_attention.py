@@ -204,6 +204,38 @@ def test_fourier_positions_keep_their_digits_in_half_precision():
     assert (rounded[0] - exact[0]).norm(dim=-1).max() < apart
 
 
+POOLED_AS_THEY_ARE = {
+    "das-mil-paper": {},
+    "das-mil": PUBLISHED,
+    "self-attention": {**PUBLISHED, "head_dim": 16, "value_dim": 16},  # of which torch's own attention would be made
+    "relative-discrete": PUBLISHED,
+}
+
+
+@pytest.mark.parametrize(("name", "options"), POOLED_AS_THEY_ARE.items())
+def test_what_is_attended_to_keeps_its_digits_on_the_way_to_a_maximum(name, options):
+    torch.manual_seed(0)
+    model, batch = build(name, 32, 2, **options).eval(), random_batch(tiles=400, dim=32)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = model.pooled(batch)
+    assert pooled.embedding.dtype == torch.float32
+    assert (pooled.shares > 0).sum(dim=1).eq(1).all()  # rounded, tiles tie by the dozen
+
+
+@pytest.mark.parametrize("name", ["das-mil-paper", "das-mil"])
+def test_gradients_through_a_maximum_in_half_precision(name):
+    """Where tiles tie, gradients of queries and keys are of others than the one that has the maximum."""
+    torch.manual_seed(0)
+    model, batch = build(name, 32, 2, **POOLED_AS_THEY_ARE[name]).eval(), random_batch(tiles=400, dim=32)
+    weights, gradients = [layer.weight for layer in (model.query, model.key)], []
+    for rounds in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=rounds):
+            logits = model(batch).logits
+        gradients.append(torch.autograd.grad(logits.float().square().sum(), weights))
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (rounded - exact).norm() < 0.01 * exact.norm()
+
+
 def test_fourier_frequencies_start_at_a_hundredth_of_a_radian_per_unit():
     torch.manual_seed(0)
     drawn = torch.cat([build("self-attention-fourier", 8, 2).frequencies for _ in range(100)])

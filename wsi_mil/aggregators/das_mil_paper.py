@@ -107,6 +107,7 @@ class DasMilPaper(PoolingAggregator):
             batch.coords_um,
             self.distance_bias(),
             dropout_p=self.params.attention_dropout if self.training else 0.0,
+            wide=True,
             **self._setting(batch),
         )
         pool = max_pool if self.params.pooling == "max" else mean_pool

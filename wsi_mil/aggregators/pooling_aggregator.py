@@ -39,4 +39,5 @@ class PoolingAggregator(Aggregator):
         return Explanation(output, evidence_of(output.logits), evidence_of(pooled.given(weight)), base)
 
     def _output(self, pooled: Pooled) -> Output:
-        return Output(functional.linear(pooled.embedding, *self.classifier()), pooled.attention)
+        weight, bias = self.classifier()
+        return Output(functional.linear(pooled.embedding.to(weight.dtype), weight, bias), pooled.attention)

@@ -77,9 +77,7 @@ class RelativeDiscrete(SelfAttention):
         batch: Batch,
     ) -> Float[Tensor, "bags heads tiles dim_v"]:
         """Let queries attend to keys, with the bias of each bin."""
-        dropout_p = self.params.attention_dropout if self.training else 0.0
-        setting = self._setting(batch)
-        return discrete_distance_attention(q, k, v, batch.coords_um, self.bin_bias(), dropout_p=dropout_p, **setting)
+        return discrete_distance_attention(q, k, v, batch.coords_um, self.bin_bias(), **self._attending(batch))
 
     def attention_between(
         self, q: Float[Tensor, "bags heads tiles dim"], k: Float[Tensor, "bags heads tiles dim"], batch: Batch

@@ -119,9 +119,7 @@ class SelfAttention(PoolingAggregator):
         batch: Batch,
     ) -> Float[Tensor, "bags heads tiles dim_v"]:
         """Let queries attend to keys, with `distance_bias`."""
-        dropout_p = self.params.attention_dropout if self.training else 0.0
-        setting = self._setting(batch)
-        return distance_attention(q, k, v, batch.coords_um, self.distance_bias(), dropout_p=dropout_p, **setting)
+        return distance_attention(q, k, v, batch.coords_um, self.distance_bias(), **self._attending(batch))
 
     def attention_between(
         self, q: Float[Tensor, "bags heads tiles dim"], k: Float[Tensor, "bags heads tiles dim"], batch: Batch
@@ -129,6 +127,11 @@ class SelfAttention(PoolingAggregator):
         """What `attention` pays."""
         operands = q, k, batch.coords_um, self.distance_bias()
         return PairAttention.of(attention_rows, attention_received, *operands, **self._setting(batch))
+
+    def _attending(self, batch: Batch) -> dict[str, Any]:
+        """What `attention` is told besides its operands; attended values that are pooled as they are come unrounded."""
+        dropout_p = self.params.attention_dropout if self.training else 0.0
+        return {"dropout_p": dropout_p, "wide": self.mix is None and self.pool is None, **self._setting(batch)}
 
     def _setting(self, batch: Batch) -> dict[str, Any]:
         """What attention is told besides its operands, in training or not."""

@@ -54,6 +54,7 @@ def discrete_distance_attention(
     mask: Bool[Tensor, "bags tiles"] | None = None,
     slide: Int[Tensor, "bags tiles"] | None = None,
     dropout_p: float = 0.0,
+    wide: bool = False,
 ) -> Float[Tensor, "bags heads tiles dim_v"]:
     """Attend with scores and values that depend on the bin of each distance.
 
@@ -70,6 +71,7 @@ def discrete_distance_attention(
         mask: True = real tile. Padding is neither attended to nor updated, whatever it holds: its output is 0.
         slide: tiles of different slides have no distance, so they attend to each other without bias.
         dropout_p: share of the attention weights dropped, as `distance_attention` drops them.
+        wide: return float32 at least, as `distance_attention` does.
 
     Returns:
         The attended values; 0 where there was nothing to attend to.
@@ -90,9 +92,9 @@ def discrete_distance_attention(
     pairs = BinPairs(bins, bias.max_distance, bias.self_bias, values, coords, real, slide, dropout_p, codes)
     with torch.autocast(q.device.type, enabled=False):
         # Padding may hold anything, NaN included, which 0 times would not remove.
-        wide = (tensor.to(wide_dtype(q)).masked_fill(~real[:, None, :, None], 0.0) for tensor in (q, k, v))
-        attended = _attend(*wide, bias, scale, pairs)
-    return attended.to(v.dtype)
+        clean = (tensor.to(wide_dtype(q)).masked_fill(~real[:, None, :, None], 0.0) for tensor in (q, k, v))
+        attended = _attend(*clean, bias, scale, pairs)
+    return attended if wide else attended.to(v.dtype)
 
 
 class BinPairs(NamedTuple):

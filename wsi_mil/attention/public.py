@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from wsi_mil.attention import dropout
 from wsi_mil.attention.bias import DistanceBias
-from wsi_mil.attention.checks import real_coords, require_operands, wide_bias
+from wsi_mil.attention.checks import real_coords, require_operands, wide_bias, wide_dtype
 from wsi_mil.attention.factored import Setting, factored_distance_attention
 from wsi_mil.attention.reference import dense_distance_attention
 from wsi_mil.errors import OptionError
@@ -36,6 +36,7 @@ def distance_attention(
     slide: Int[Tensor, "bags tiles"] | None = None,
     dropout_p: float = 0.0,
     backend: Backend = "auto",
+    wide: bool = False,
 ) -> Float[Tensor, "bags heads tiles dim_v"]:
     """Attend with scores and values that depend on distance.
 
@@ -57,9 +58,11 @@ def distance_attention(
         backend: ``reference`` (arrays of all pairs: the definition), ``tiled`` (plain torch, any device), ``numba``
             (CPU, not float64; the extra ``wsi-mil[fast]``), ``triton`` (CUDA, not float64), or ``auto``: the fastest
             of those that are installed.
+        wide: return float32 at least, for what forgives no rounding: in 16 bits tiles share a maximum by the hundred.
 
     Returns:
-        The attended values (bags, heads, tiles, dim_v), of the type of ``v``; 0 where there was nothing to attend to.
+        The attended values (bags, heads, tiles, dim_v), of the type of ``v`` unless ``wide``; 0 where there was nothing
+        to attend to.
 
     Raises:
         OptionError: the backend is unknown, not installed or cannot take these tensors, or ``dropout_p`` is no share.
@@ -89,13 +92,18 @@ def distance_attention(
             attended = dense_distance_attention(
                 q, k, v, coords, bias, scale=scale, mask=mask, slide=slide, dropout_p=dropout_p, seed=seed
             ).values
-        elif bias is None and not dropout_p and backend == "auto" and q.shape[-1] == v.shape[-1]:
+        elif bias is None and not dropout_p and backend == "auto" and _is_plain(q, v, wide):
             attended = _plain(q, k, v, scale, mask)
         else:
             codes = None if seed is None else dropout.codes(seed, *q.shape[:3], q.device)
             setting = Setting(scale, mask, slide, dropout_p, codes, backend)
             attended = _linear(q, k, v, coords, bias, setting)
-        return attended.to(v.dtype)
+        return attended.to(wide_dtype(v) if wide else v.dtype)
+
+
+def _is_plain(q: Tensor, v: Tensor, wide: bool) -> bool:
+    """Whether torch's own attention will do: it rounds to the type of the values."""
+    return q.shape[-1] == v.shape[-1] and not (wide and v.dtype != wide_dtype(v))
 
 
 def _linear(
@@ -122,7 +130,7 @@ def _plain(
 ) -> Float[Tensor, "bags heads tiles dim_v"]:
     """Torch's own attention, bag by bag: it keeps nothing of size n x n as long as it gets no mask.
 
-    Nor numbers of a tile that lie apart, nor values of another dimension than the queries (which the caller sees to).
+    Nor numbers of a tile that lie apart, nor values of another dimension than the queries (`_is_plain`).
     """
     dim_v = v.shape[-1]
     q, k, v = (functional.pad(tensor, (0, -tensor.shape[-1] % _ALIGNED.get(q.device.type, 1))) for tensor in (q, k, v))
