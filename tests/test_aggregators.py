@@ -541,6 +541,13 @@ def test_pooling_counts_beyond_the_numbers_of_half_precision(pool):
     torch.testing.assert_close(pool(tiles, torch.ones(2, 65_536, dtype=torch.bool)).embedding, torch.full((2, 1), 0.5))
 
 
+@pytest.mark.parametrize(("dtype", "tiles"), [(torch.float16, 70_000), (torch.bfloat16, 3_001)], ids=str)
+def test_max_pooling_shares_out_more_ties_than_half_precision_can_count(dtype, tiles):
+    pooled = max_pool(torch.zeros(1, tiles, 2, dtype=dtype), torch.ones(1, tiles, dtype=torch.bool))
+    torch.testing.assert_close(pooled.attention, torch.full((1, tiles), 1 / tiles))
+    assert pooled.embedding.dtype == dtype
+
+
 def test_log_sum_exp_lies_between_mean_and_maximum_and_does_not_grow_with_the_bag():
     tiles, mask = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 9, dtype=torch.bool)
     once = log_sum_exp_pool(tiles, mask).embedding

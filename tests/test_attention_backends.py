@@ -553,6 +553,22 @@ def test_auto_takes_the_fastest_that_is_there(monkeypatch, forgetful):
     assert backends.choose("auto", single, single) == "tiled"
 
 
+def test_bfloat16_is_not_interpreted(monkeypatch):
+    """Triton's interpreter multiplies its bits as if they were whole numbers, and says nothing."""
+    half, brain = torch.zeros(1).half(), torch.zeros(1).bfloat16()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backends, "_hindrance", lambda backend, warn: None)
+    monkeypatch.setattr(backends, "_fit_gpu", lambda device: True)
+    assert backends.choose("triton", half, half) == "triton"
+    assert backends.choose("auto", brain, brain) == "numba"
+    with pytest.raises(
+        OptionError, match=r"interpreter cannot take torch\.bfloat16: unset TRITON_INTERPRET, or take auto"
+    ):
+        backends.choose("triton", brain, brain)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert backends.choose("triton", brain, brain) == "triton"
+
+
 def test_a_broken_library_is_done_without_and_named(monkeypatch, forgetful):
     def broken(backend):
         raise ImportError("Numba needs another NumPy")

@@ -175,7 +175,7 @@ def prepare_interpreter() -> None:
     """Warnings are errors there too; blocks have a size at which interpretation is fast and there are several."""
     from triton.runtime import interpreter
 
-    from wsi_mil.attention import cuda
+    from wsi_mil.attention import backends, cuda
 
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "overflow encountered in exp2")  # where phi is 1 / (1 + inf), 0 as it should be
@@ -201,6 +201,7 @@ def prepare_interpreter() -> None:
         return cut(x, kind)
 
     builder.create_dot, builder.create_fp_trunc = multiply_numbers, round_to_even
+    backends.INTERPRETED.add(torch.bfloat16)
     patch_once(interpreter)
 
 

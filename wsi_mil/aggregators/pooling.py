@@ -49,7 +49,7 @@ def max_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, "bags ti
     tiles = tiles.masked_fill(~mask.unsqueeze(-1), -torch.inf)
     embedding = tiles.amax(dim=1)
     least = embedding - rounding * embedding.abs().amax(dim=1, keepdim=True)
-    won = (tiles >= least.unsqueeze(1)).to(tiles.dtype)
+    won = (tiles >= least.unsqueeze(1)).to(_wide(tiles))
     shares = won / won.sum(dim=1, keepdim=True)
     return Pooled(embedding, shares.mean(dim=-1), shares, embedding.unsqueeze(1))
 
@@ -75,7 +75,7 @@ def log_sum_exp_pool(tiles: Float[Tensor, "bags tiles dim"], mask: Bool[Tensor, 
 
 
 def _wide(tiles: Tensor) -> torch.dtype:
-    """What tiles are counted in: fp16 ends at 65,504."""
+    """What tiles are counted in: fp16 ends at 65,504, and bf16 knows no odd number beyond 256."""
     return torch.promote_types(tiles.dtype, torch.float32)
 
 

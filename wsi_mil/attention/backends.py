@@ -16,6 +16,8 @@ MODULES = {"triton": "cuda", "numba": "fused", "tiled": "tiled"}
 """Backends, fastest first, and their modules here."""
 TAKES_HALF = {"triton"}
 """They get operands as they came, and scale scores themselves; the others compute in float32 at least."""
+INTERPRETED = {torch.float16, torch.float32}
+"""Types that Triton's interpreter computes with; bits of bfloat16 it multiplies as if they were whole numbers."""
 _TRITON_DIM = 256  # blocks of larger heads do not fit the shared memory of a multiprocessor
 _PACKAGES = {"triton": "triton", "numba": "'wsi-mil[fast]'"}
 
@@ -30,7 +32,8 @@ def choose(backend: str, q: Tensor, v: Tensor) -> str:
     able = {
         "triton": (_fit_gpu(q.device) or (backend != "auto" and _interpreted()))
         and q.dtype != torch.float64
-        and dim <= _TRITON_DIM,
+        and dim <= _TRITON_DIM
+        and not _garbled(q),
         "numba": on == "cpu" and q.dtype != torch.float64,
         "tiled": True,
     }
@@ -38,6 +41,8 @@ def choose(backend: str, q: Tensor, v: Tensor) -> str:
         return next(name for name in MODULES if able[name] and _hindrance(name, True) is None)
     if hindrance := _hindrance(backend, False):
         raise OptionError(f"backend {backend} {hindrance}")
+    if backend == "triton" and _garbled(q):
+        raise OptionError(f"Triton's interpreter cannot take {q.dtype}: unset TRITON_INTERPRET, or take auto or tiled")
     if not able[backend]:
         raise OptionError(f"backend {backend} cannot take {q.dtype} of {dim} dimensions on {on}: take auto or tiled")
     return backend
@@ -69,6 +74,11 @@ def _fit_gpu(device: torch.device) -> bool:
 def _interpreted() -> bool:
     """Whether Triton has been told to run kernels, slowly, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _garbled(q: Tensor) -> bool:
+    """Whether Triton would run, but compute something else than it was asked for."""
+    return _interpreted() and q.dtype not in INTERPRETED
 
 
 def module_of(backend: str) -> ModuleType:
