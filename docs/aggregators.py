@@ -22,7 +22,10 @@ counted) know nothing of them.
 
 Of lengths in um, training chooses `length_scales_um` alone, from the slides that it learns from. `max_distance_um` is
 what was published for CAMELYON16 unless it is given: on smaller pieces of tissue nearly all pairs lie in the first of
-the ten bins of relative-discrete then, and das-mil-paper hardly sees how far apart they are."""
+the ten bins of relative-discrete then, and das-mil-paper hardly sees how far apart they are.
+
+Attention by bins takes five to six times as long as that of das-mil: on 60,000 tiles, with four heads of 32, forward
+and backward on one thread of a CPU, 560 to 650 s (estimated from 512 rows of pairs) beside 110 s (Numba)."""
 
 
 def meanings(params: type) -> dict[str, str]:

@@ -8,12 +8,17 @@ from wsi_mil.attention import BinBias, discrete, discrete_distance_attention, di
 from wsi_mil.errors import OptionError
 
 BINS = 4
-CHUNKS = {"one chunk": 1 << 21, "rows one by one": 1}
+BLOCKS = {"one block": (1 << 20, 512), "rows one by one": (1, 512), "small blocks": (40, 3)}
 
 
-@pytest.fixture(params=CHUNKS.values(), ids=CHUNKS.keys())
-def chunks(request, monkeypatch):
-    monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", request.param)
+def in_blocks(monkeypatch, pairs, cols):
+    monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(discrete, "COLS", cols)
+
+
+@pytest.fixture(params=BLOCKS.values(), ids=BLOCKS.keys())
+def blocks(request, monkeypatch):
+    in_blocks(monkeypatch, *request.param)
 
 
 def bin_case(seed=0, bags=2, heads=3, tiles=7, tables="kqv", self_bias=False, dtype=torch.float64):
@@ -68,7 +73,7 @@ def assert_same_outcome(got, wanted, tolerance=GRADIENT):
 
 @needs_golden
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob(f"{DISCRETE}*.npz")))
-def test_published_layer(name, chunks):
+def test_published_layer(name, blocks):
     arrays, meta = load(name)
     leaf = {key: arrays[key].clone().requires_grad_() for key in ("x", "Wq", "Wk", "Wv", "Ek", "Eq", "Ev")}
     q, k, v = (torch.einsum("nl,hdl->hnd", leaf["x"], leaf[w]).unsqueeze(0) for w in ("Wq", "Wk", "Wv"))
@@ -97,12 +102,12 @@ def test_no_oracle_of_bins_is_left_out():
 
 @pytest.mark.parametrize("tables", ["kqv", "k", "q", "v", "kq"])
 @pytest.mark.parametrize("self_bias", [True, False])
-def test_is_what_the_equations_say(chunks, tables, self_bias):
+def test_is_what_the_equations_say(blocks, tables, self_bias):
     case = bin_case(tables=tables, self_bias=self_bias)
     assert_same_outcome(outcome(discrete_distance_attention, case), outcome(brute, case))
 
 
-def test_padding_and_slides(chunks):
+def test_padding_and_slides(blocks):
     case, mask = bin_case(tiles=9), some_mask(2, 9)
     slide = torch.randint(0, 2, (2, 9), generator=torch.Generator().manual_seed(1))
     options = {"mask": mask, "slide": slide, "scale": 0.3}
@@ -110,7 +115,7 @@ def test_padding_and_slides(chunks):
 
 
 @pytest.mark.parametrize("content", [torch.inf, torch.nan])
-def test_whatever_padding_holds_neither_output_nor_gradient_sees_it(chunks, content):
+def test_whatever_padding_holds_neither_output_nor_gradient_sees_it(blocks, content):
     q, k, v, coords, bias = bin_case(tiles=9)
     mask = some_mask(2, 9)
     wanted = outcome(discrete_distance_attention, (q, k, v, coords, bias), mask=mask)
@@ -155,7 +160,7 @@ def test_low_precision_is_summed_in_float32():
     assert_close(got.double(), brute(*case), 5e-2)
 
 
-def test_gradients_are_made_only_of_what_is_learnt(chunks):
+def test_gradients_are_made_only_of_what_is_learnt(blocks):
     case = bin_case()
     wanted = outcome(brute, case)
     v = case[2].clone().requires_grad_()
@@ -167,7 +172,7 @@ def test_gradients_are_made_only_of_what_is_learnt(chunks):
 # ---- dropout
 
 
-def test_dropout_is_that_of_attention_by_distance_whatever_the_chunks(monkeypatch):
+def test_dropout_is_that_of_attention_by_distance_whatever_the_blocks(monkeypatch):
     q, k, v, coords, bias = bin_case(tiles=20)
     alike = BinBias(6.0, bias.key[:, :1].expand_as(bias.key), None, None, self_bias=True)
     torch.manual_seed(3)
@@ -175,11 +180,12 @@ def test_dropout_is_that_of_attention_by_distance_whatever_the_chunks(monkeypatc
     torch.manual_seed(3)
     assert_close(discrete_distance_attention(q, k, v, coords, alike, dropout_p=0.4), wanted)
     outcomes = []
-    for pairs in CHUNKS.values():
-        monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", pairs)
+    for sizes in BLOCKS.values():
+        in_blocks(monkeypatch, *sizes)
         torch.manual_seed(3)
         outcomes.append(outcome(discrete_distance_attention, (q, k, v, coords, bias), dropout_p=0.4))
-    assert_same_outcome(*outcomes)
+    for other in outcomes[1:]:
+        assert_same_outcome(other, outcomes[0])
 
 
 def test_the_backward_pass_drops_what_the_forward_pass_dropped():
@@ -207,17 +213,24 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_tiles_and_not_with_th
 
 
 def test_no_array_of_all_pairs_is_made(monkeypatch):
-    monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", 2000)
-    rows, attend_rows = [], discrete._attend_rows
+    in_blocks(monkeypatch, 2000, 20)
+    sizes, scores_of = [], discrete._scores
 
-    def counted(pairs, learnt, chunk):
-        rows.append(chunk.stop - chunk.start)
-        return attend_rows(pairs, learnt, chunk)
+    def counted(*arguments):
+        scores, bins = scores_of(*arguments)
+        sizes.append(scores.numel())
+        return scores, bins
 
-    monkeypatch.setattr(discrete, "_attend_rows", counted)
+    monkeypatch.setattr(discrete, "_scores", counted)
     outcome(discrete_distance_attention, bin_case(tiles=100, bags=2))
-    assert max(rows) == 2000 // (2 * 3 * 100)
-    assert sum(rows) == 2 * 100  # forward and backward
+    assert max(sizes) == 2 * 3 * 16 * 20
+    assert sum(sizes) == 2 * (2 * 3 * 100 * 100)  # forward and backward
+
+
+def test_rows_of_a_block_do_not_become_few_where_tiles_are_many():
+    """For each block of rows all keys and values are read, and their gradients written."""
+    sizes = {len(range(*rows.indices(100_000))) for rows in discrete._row_slices(torch.empty(1, 4, 100_000, 0))[:-1]}
+    assert sizes == {512}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from test_attention import assert_close, some_mask
 from test_attention_discrete import bin_case, brute
 
-from wsi_mil.attention import discrete, discrete_received, discrete_rows
+from wsi_mil.attention import discrete_readout, discrete_received, discrete_rows
 from wsi_mil.errors import OptionError
 
 TILES = 13
@@ -16,7 +16,7 @@ TILES = 13
 @pytest.fixture(autouse=True)
 def few_pairs_at_once(monkeypatch):
     """Small cases meet several chunks of rows, and a last one that is not full."""
-    monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", 2 * 3 * TILES * 5)
+    monkeypatch.setattr(discrete_readout, "_PAIRS_AT_ONCE", 2 * 3 * TILES * 5)
 
 
 @pytest.fixture(params=["kqv", "k", "q", "v", "kq, slides", "kqv, self"])

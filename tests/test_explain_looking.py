@@ -12,7 +12,15 @@ from test_attention_discrete import BINS, brute
 from wsi_mil.aggregators import Ensemble, build, infer
 from wsi_mil.aggregators.explanation import evidence_of
 from wsi_mil.aggregators.pooling_aggregator import PoolingAggregator
-from wsi_mil.attention import BinBias, DistanceBias, dense_distance_attention, discrete, public, readout
+from wsi_mil.attention import (
+    BinBias,
+    DistanceBias,
+    dense_distance_attention,
+    discrete,
+    discrete_readout,
+    public,
+    readout,
+)
 from wsi_mil.bags import Bag, collate
 from wsi_mil.errors import ArtifactError, OptionError
 from wsi_mil.explain import LookOptions, look
@@ -180,7 +188,7 @@ def test_pairs_are_those_of_dense_attention(name, linear, monkeypatch):
     if linear:
         monkeypatch.setattr(public, "DENSE_TILES", 0)
         monkeypatch.setattr(readout, "_PAIRS_AT_ONCE", 3 * TILES)
-        monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", 3 * TILES)
+        monkeypatch.setattr(discrete_readout, "_PAIRS_AT_ONCE", 3 * TILES)
     model = made(name, {"bins": BINS, "max_distance_um": 3000.0} if name == "relative-discrete" else {})
     one = patient(9, 14)
     require_pairs(look(model, one, LookOptions(top=20, occlusions=0)), dense(model, one))
@@ -189,6 +197,7 @@ def test_pairs_are_those_of_dense_attention(name, linear, monkeypatch):
 @pytest.mark.parametrize("name", sorted(PAIRS))
 def test_no_array_of_all_pairs_of_tiles_is_made(name, monkeypatch):
     monkeypatch.setattr(readout, "_PAIRS_AT_ONCE", 8000)
+    monkeypatch.setattr(discrete_readout, "_PAIRS_AT_ONCE", 8000)
     monkeypatch.setattr(discrete, "PAIRS_AT_ONCE", 8000)
     tiles, sizes = 400, []
     for copies in (1, 2):

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.fft import irfft2, next_fast_len, rfft2
-from scipy.spatial import KDTree
 
 from wsi_mil import publishing, store
 from wsi_mil.bags import FEATURE_STAGES, read_features
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
 from wsi_mil.guards import parse_json
+from wsi_mil.nearest import nearest
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, attempt, per_slide, run
 
@@ -90,32 +90,6 @@ class DistanceStage:
         kept = {"bin_um": BIN_UM, "status": attrs["status"], "tile_um": attrs["tile_um"]}
         kept |= {key: attrs[key] for key in ("mpp_source", "reason", "tissue_mm2") if key in attrs}
         return Result(store.Artifact(arrays, kept), len(coords))
-
-
-def nearest(
-    coords_um: Float[np.ndarray, "tiles 2"], k: int
-) -> tuple[Int[np.ndarray, "tiles k"], Float[np.ndarray, "tiles k"]]:
-    """Find the k nearest other tiles of each tile, nearest first; ties in the order of the tiles.
-
-    Returns:
-        Their indices (int32), and their distances in um (float32).
-    """
-    tiles = len(coords_um)
-    k = min(k, max(tiles - 1, 0))
-    if k == 0:
-        return np.empty((tiles, 0), np.int32), np.empty((tiles, 0), np.float32)
-    # Ties must not depend on the tree, and the tile itself must go even where tiles coincide: so ask for the k-th
-    # distance first, then sort all tiles within it by (distance, index).
-    tree = KDTree(coords_um)
-    reach = tree.query(coords_um, k + 1)[0][:, -1]
-    index = np.empty((tiles, k), np.int32)
-    um = np.empty((tiles, k), np.float32)
-    for tile, within in enumerate(tree.query_ball_point(coords_um, reach * (1 + 1e-9), return_sorted=True)):
-        others = np.array([other for other in within if other != tile])
-        far = np.linalg.norm(coords_um[others] - coords_um[tile], axis=1).round(6)
-        order = np.argsort(far, kind="stable")[:k]
-        index[tile], um[tile] = others[order], far[order]
-    return index, um
 
 
 def histogram(coords: Int[np.ndarray, "tiles 2"], um_per_px: Float[np.ndarray, " 2"]) -> Int[np.ndarray, " _"]:

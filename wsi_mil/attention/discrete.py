@@ -8,11 +8,13 @@ of a baseline of arXiv 2305.10552. Per head, for query tile i and key tile j::
     z_i    = sum_j softmax_j(e)_ij * (v_j + V[bin_ij])
 
 A product with a table is one number per tile and bin, from which pairs gather theirs, and the sum over keys needs only
-the weights that fall into each bin. Rows are done some at a time and once more in the backward pass, so memory is
+the weights that fall into each bin. Pairs are done a block at a time, and once more in the backward pass, so memory is
 linear in the tiles: nothing of n x n is kept.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +23,12 @@ from torch import Tensor
 
 from wsi_mil.attention import dropout
 from wsi_mil.attention.checks import real_coords, require_operands, wide_dtype
-from wsi_mil.attention.reference import biased_pairs, distances, softmax_over_real
+from wsi_mil.attention.reference import EVERY, biased_pairs, distances, softmax_over_real
 from wsi_mil.errors import OptionError
 
-# Of all bags and heads: 8 MiB in float32 for each of a dozen arrays.
-PAIRS_AT_ONCE = 1 << 21
+# Of all bags and heads: 4 MiB in float32 for each of a dozen arrays.
+PAIRS_AT_ONCE = 1 << 20
+COLS = 512  # keys of a block: with more, those of a large slide would leave it few rows to be read for
 
 
 class BinBias(NamedTuple):
@@ -111,17 +114,17 @@ class BinPairs(NamedTuple):
     dropout_p: float
     codes: dropout.Codes | None
 
-    def bins_of(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, "bags 1 rows tiles"]:
+    def bins_of(self, rows: Int[Tensor, " rows"], cols: slice = EVERY) -> Int[Tensor, "bags 1 rows cols"]:
         """The bin of each pair; one past the last where a pair carries no bias."""
-        share = distances(self.coords, rows) / self.max_distance
+        share = distances(self.coords, rows, cols) / self.max_distance
         found = ((self.bins - 1) * share).round().clamp(max=self.bins - 1).long().unsqueeze(1)
-        return found.masked_fill(~biased_pairs(self.coords, rows, self.self_bias, self.slide), self.bins)
+        return found.masked_fill(~biased_pairs(self.coords, rows, self.self_bias, self.slide, cols=cols), self.bins)
 
-    def keep(self, rows: Int[Tensor, " rows"], weights: Float[Tensor, "bags heads rows tiles"]) -> Tensor:
+    def keep(self, rows: slice, cols: slice, weights: Float[Tensor, "bags heads rows cols"]) -> Tensor:
         """Drop some weights."""
         if self.codes is None:
             return weights
-        row, col = self.codes.row[:, :, rows, None], self.codes.col.unsqueeze(2)
+        row, col = self.codes.row[:, :, rows, None], self.codes.col[:, :, None, cols]
         return weights * dropout.keep(row, col, self.dropout_p) / (1 - self.dropout_p)
 
 
@@ -131,9 +134,9 @@ class Learnt(NamedTuple):
     q: Float[Tensor, "bags heads rows dim"]
     by_key: Float[Tensor, "bags heads rows bins1"] | None
     """Query times key table; the last bin, of pairs without bias, is 0."""
-    k: Float[Tensor, "bags heads tiles dim"]
-    v: Float[Tensor, "bags heads tiles dim_v"]
-    by_query: Float[Tensor, "bags heads bins1 tiles"] | None
+    k: Float[Tensor, "bags heads cols dim"]
+    v: Float[Tensor, "bags heads cols dim_v"]
+    by_query: Float[Tensor, "bags heads bins1 cols"] | None
     """Key times query table."""
 
 
@@ -143,9 +146,16 @@ def of_rows(each: Sequence[Any], chunk: slice | Int[Tensor, " rows"]) -> list[An
     return [*(None if one is None else one[:, :, chunk] for one in (q, by_key)), *others]
 
 
+def _of_block(each: Sequence[Any], rows: slice, cols: slice) -> list[Any]:
+    """The same with some columns only too, as views."""
+    *of_row, k, v, by_query = of_rows(each, rows)
+    k, v = (None if one is None else one[:, :, cols] for one in (k, v))
+    return [*of_row, k, v, None if by_query is None else by_query[..., cols]]
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: BinBias, scale: float, pairs: BinPairs) -> Tensor:
     """By products of tiles with tables, and from the weights of each bin."""
-    out = _InChunks.apply(pairs, *products(q, k, v, bias, scale))
+    out = _InBlocks.apply(pairs, *products(q, k, v, bias, scale))
     if bias.value is None:
         return out
     value = bias.value.to(q)
@@ -162,47 +172,67 @@ def products(q: Tensor, k: Tensor, v: Tensor, bias: BinBias, scale: float) -> Le
     return Learnt(q, by_key, k, v, by_query)
 
 
-def row_weights(
-    pairs: BinPairs, asking: Learnt, rows: Int[Tensor, " rows"]
-) -> tuple[Float[Tensor, "bags heads rows tiles"], Int[Tensor, "bags heads rows tiles"]]:
-    """Attention that some rows pay to all tiles, before dropout, and the bin of each pair."""
-    bins = pairs.bins_of(rows).expand(-1, asking.q.shape[1], -1, -1)
-    scores = asking.q @ asking.k.mT
-    if asking.by_key is not None:
-        scores = scores + asking.by_key.gather(3, bins)
-    if asking.by_query is not None:
-        scores = scores + asking.by_query.gather(2, bins)
-    return softmax_over_real(scores, pairs.real, rows), bins
+def row_weights(pairs: BinPairs, asking: Learnt, rows: Int[Tensor, " rows"]) -> Float[Tensor, "bags heads rows tiles"]:
+    """Attention that some rows pay to all tiles, before dropout."""
+    return softmax_over_real(_scores(pairs, asking, rows, EVERY)[0], pairs.real, rows)
 
 
-def _attend_rows(pairs: BinPairs, learnt: Learnt, chunk: slice) -> Float[Tensor, "bags heads rows out"]:
-    """Attended values of some rows, and beside them the weights of each bin if those are wanted."""
-    rows = torch.arange(chunk.start, chunk.stop, device=learnt.q.device)
-    weights, bins = row_weights(pairs, learnt, rows)
-    weights = pairs.keep(rows, weights)
-    values = weights @ learnt.v
+def _scores(
+    pairs: BinPairs, block: Learnt, rows: Int[Tensor, " rows"], cols: slice
+) -> tuple[Float[Tensor, "bags heads rows cols"], Int[Tensor, "bags heads rows cols"]]:
+    """Of a block of pairs, and the bin of each."""
+    bins = pairs.bins_of(rows, cols).expand(-1, block.q.shape[1], -1, -1)
+    scores = block.q @ block.k.mT
+    if block.by_key is not None:
+        scores = scores + block.by_key.gather(3, bins)
+    if block.by_query is not None:
+        scores = scores + block.by_query.gather(2, bins)
+    return scores.masked_fill(~pairs.real[:, None, None, cols], -math.inf), bins
+
+
+def _sums(pairs: BinPairs, block: Learnt, rows: slice, cols: slice, weights: Tensor, bins: Tensor) -> Tensor:
+    """Attended values of a block of pairs, and beside them the weights of each bin if those are wanted."""
+    weights = pairs.keep(rows, cols, weights)
+    values = weights @ block.v
     if not pairs.values:
         return values
     by_bin = weights.new_zeros(*weights.shape[:3], pairs.bins + 1).scatter_add(3, bins, weights)
     return torch.cat([values, by_bin[..., :-1]], dim=-1)
 
 
-class _InChunks(torch.autograd.Function):
-    """`_attend_rows` of all rows, some at a time; the backward pass computes each chunk again.
+def _attend_rows(
+    pairs: BinPairs, learnt: Sequence[Any], rows: slice, out: Float[Tensor, "bags heads rows out"]
+) -> Float[Tensor, "bags heads rows"]:
+    """Add the sums of some rows to ``out``, block by block (online softmax); the logarithms of their exponentials."""
+    total = out.new_zeros(out.shape[:3])
+    top = torch.full_like(total, torch.finfo(out.dtype).min)
+    places = torch.arange(rows.start, rows.stop, device=out.device)
+    for cols in _slices(pairs.real.shape[1], COLS):
+        block = Learnt(*_of_block(learnt, rows, cols))
+        scores, bins = _scores(pairs, block, places, cols)
+        higher = torch.maximum(top, scores.amax(dim=-1))
+        shrink, weights = (top - higher).exp(), (scores - higher.unsqueeze(-1)).exp()
+        total.mul_(shrink).add_(weights.sum(dim=-1))
+        out.mul_(shrink.unsqueeze(-1)).add_(_sums(pairs, block, rows, cols, weights, bins))
+        top = higher
+    attended = (total > 0) & pairs.real[:, None, rows]
+    out.mul_(torch.where(attended, 1 / total, 0).unsqueeze(-1))
+    return torch.where(attended, top + total.log(), math.inf)  # of inf weights are 0
 
-    That is what `torch.utils.checkpoint` does, but its first call would load the compiler (2 s, 900 modules).
-    """
+
+class _InBlocks(torch.autograd.Function):
+    """Sums of all rows over all columns, a block of pairs at a time; the backward pass computes each block again."""
 
     @staticmethod
     def forward(ctx: Any, pairs: BinPairs, *tensors: Any) -> Tensor:
-        """See `_attend_rows`."""
-        ctx.pairs = pairs
-        ctx.save_for_backward(*tensors)
+        """See `_sums`."""
         learnt = Learnt(*tensors)
         width = learnt.v.shape[-1] + pairs.bins * pairs.values
-        out = learnt.q.new_empty(*learnt.q.shape[:3], width)
-        for chunk in _chunks(learnt.q):
-            out[:, :, chunk] = _attend_rows(pairs, Learnt(*of_rows(tensors, chunk)), chunk)
+        out, level = learnt.q.new_zeros(*learnt.q.shape[:3], width), learnt.q.new_empty(learnt.q.shape[:3])
+        for rows in _row_slices(learnt.q):
+            level[:, :, rows] = _attend_rows(pairs, tensors, rows, out[:, :, rows])
+        ctx.pairs = pairs
+        ctx.save_for_backward(*tensors, out, level)
         return out
 
     @staticmethod
@@ -210,23 +240,40 @@ class _InChunks(torch.autograd.Function):
         """Gradients of what is learnt."""
         if torch.is_grad_enabled():
             raise OptionError("attention by bins of distance has no second derivatives: leave out create_graph")
-        (of_out,), tensors, wanted = of_outputs, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        *tensors, out, level = ctx.saved_tensors
+        (of_out,), wanted = of_outputs, ctx.needs_input_grad[1:]
+        # Weights of a row sum to 1: their gradient loses its mean.
+        steady = (of_out * out).sum(dim=-1)
         made = [torch.zeros_like(one) if wants else None for one, wants in zip(tensors, wanted, strict=True)]
-        for chunk in _chunks(tensors[0]):
-            leaves: list[Any] = [None if one is None else one.detach() for one in of_rows(tensors, chunk)]
+        for rows, cols in product(_row_slices(tensors[0]), _slices(tensors[0].shape[2], COLS)):
+            leaves: list[Any] = [None if one is None else one.detach() for one in _of_block(tensors, rows, cols)]
             asked = [leaf.requires_grad_() for leaf, wants in zip(leaves, wanted, strict=True) if wants]
             with torch.enable_grad():
-                out = _attend_rows(ctx.pairs, Learnt(*leaves), chunk)
-            sums = [total for total in of_rows(made, chunk) if total is not None]
-            for total, part in zip(sums, torch.autograd.grad(out, asked, of_out[:, :, chunk]), strict=True):
+                loss = _loss(ctx.pairs, Learnt(*leaves), rows, cols, level, of_out, steady)
+            sums = [total for total in _of_block(made, rows, cols) if total is not None]
+            for total, part in zip(sums, torch.autograd.grad(loss, asked), strict=True):
                 total += part
         return None, *made
 
 
-def _chunks(q: Float[Tensor, "bags heads tiles dim"]) -> list[slice]:
+def _loss(
+    pairs: BinPairs, block: Learnt, rows: slice, cols: slice, level: Tensor, of_out: Tensor, steady: Tensor
+) -> Tensor:
+    """What has the gradients of a block of pairs, given the logarithms of the sums of whole rows."""
+    places = torch.arange(rows.start, rows.stop, device=level.device)
+    scores, bins = _scores(pairs, block, places, cols)
+    weights = (scores - level[:, :, rows, None]).exp()
+    sums = _sums(pairs, block, rows, cols, weights, bins)
+    return (sums * of_out[:, :, rows]).sum() - (weights.sum(dim=-1) * steady[:, :, rows]).sum()
+
+
+def _row_slices(q: Float[Tensor, "bags heads tiles dim"]) -> list[slice]:
     bags, heads, tiles, _ = q.shape
-    size = max(PAIRS_AT_ONCE // max(bags * heads * tiles, 1), 1)
-    return [slice(start, min(start + size, tiles)) for start in range(0, max(tiles, 1), size)]
+    return _slices(tiles, max(PAIRS_AT_ONCE // max(bags * heads * min(tiles, COLS), 1), 1))
+
+
+def _slices(tiles: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, tiles)) for start in range(0, tiles, size)]
 
 
 def require_tables(bias: BinBias, q: Tensor, v: Tensor) -> int:

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from wsi_mil.attention import discrete
 from wsi_mil.attention.checks import real_coords, require_operands, wide_dtype
 from wsi_mil.attention.discrete import BinBias, BinPairs, Learnt, of_rows, products, require_tables, row_weights
 from wsi_mil.attention.readout import attention_received, attention_rows, require_rows, require_shares
+
+_PAIRS_AT_ONCE = 1 << 21  # of all bags and heads: 8 MiB in float32 for each of a dozen arrays
 
 
 @torch.no_grad()
@@ -75,11 +76,11 @@ def _in_chunks(
     real = torch.ones(coords.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
     coords = real_coords(coords).masked_fill(~real[..., None], 0)
     pairs = BinPairs(bins, bias.max_distance, bias.self_bias, False, coords, real, slide, 0.0, None)
-    size = max(discrete.PAIRS_AT_ONCE // max(q.shape[0] * q.shape[1] * q.shape[2], 1), 1)
+    size = max(_PAIRS_AT_ONCE // max(q.shape[0] * q.shape[1] * q.shape[2], 1), 1)
     with torch.autocast(q.device.type, enabled=False):
         q, k = (tensor.to(wide_dtype(q)).masked_fill(~real[:, None, :, None], 0.0) for tensor in (q, k))
         whole = products(q, k, k, bias, scale)
     for chunk in rows.split(size) if len(rows) else ():
         with torch.autocast(q.device.type, enabled=False):
-            weights, _ = row_weights(pairs, Learnt(*of_rows(whole, chunk)), chunk)
+            weights = row_weights(pairs, Learnt(*of_rows(whole, chunk)), chunk)
         yield chunk, weights

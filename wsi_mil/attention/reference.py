@@ -14,6 +14,7 @@ from wsi_mil.attention import dropout
 from wsi_mil.attention.bias import DistanceBias
 from wsi_mil.attention.checks import real_coords, require_operands, wide_bias, wide_dtype
 
+EVERY = slice(None)
 # Quantities of each head for some rows (queries) and all columns (keys).
 Pairs = Float[Tensor, "bags #heads rows tiles"]
 
@@ -135,10 +136,12 @@ def _phis(coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"], bias:
     return phis if len(phis) == 3 else phis * 3
 
 
-def distances(coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"]) -> Num[Tensor, "bags rows tiles"]:
-    """Of chosen tiles to all. Differences are taken before squaring: nothing cancels far from the origin."""
+def distances(
+    coords: Num[Tensor, "bags tiles 2"], rows: Int[Tensor, " rows"], cols: slice = EVERY
+) -> Num[Tensor, "bags rows cols"]:
+    """Of chosen tiles to others. Differences are taken before squaring: nothing cancels far from the origin."""
     x, y = coords.detach().unbind(-1)
-    return torch.hypot(x[:, rows, None] - x[:, None], y[:, rows, None] - y[:, None])
+    return torch.hypot(x[:, rows, None] - x[:, None, cols], y[:, rows, None] - y[:, None, cols])
 
 
 def biased_pairs(
@@ -147,16 +150,17 @@ def biased_pairs(
     self_bias: bool,
     slide: Int[Tensor, "bags tiles"] | None,
     edge_mask: Bool[Tensor, "bags tiles tiles"] | None = None,
-) -> Bool[Tensor, "bags 1 rows tiles"]:
+    cols: slice = EVERY,
+) -> Bool[Tensor, "bags 1 rows cols"]:
     """Which pairs of tiles carry a bias."""
-    bags, tiles = coords.shape[:2]
-    biased = torch.ones(bags, len(rows), tiles, dtype=torch.bool, device=coords.device)
+    others = torch.arange(coords.shape[1], device=rows.device)[cols]
+    biased = torch.ones(len(coords), len(rows), len(others), dtype=torch.bool, device=coords.device)
     if not self_bias:
-        biased &= rows.unsqueeze(1) != torch.arange(tiles, device=rows.device)
+        biased &= rows.unsqueeze(1) != others
     if slide is not None:
-        biased &= slide[:, rows].unsqueeze(2) == slide.unsqueeze(1)
+        biased &= slide[:, rows].unsqueeze(2) == slide[:, None, cols]
     if edge_mask is not None:
-        biased &= edge_mask[:, rows]
+        biased &= edge_mask[:, rows, cols]
     return biased.unsqueeze(1)
 
 
