@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +22,15 @@ from wsi_mil.aggregators import Ensemble, build
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.calibration import applied, calibrated
 from wsi_mil.cohort import draw_folds, nested
-from wsi_mil.errors import ArtifactMissing, ArtifactStale, IncompatibleError, OptionError, TableError, TrainingError
+from wsi_mil.errors import (
+    ArtifactMissing,
+    ArtifactStale,
+    IncompatibleError,
+    OptionError,
+    TableError,
+    TrainingError,
+    WsiMilError,
+)
 from wsi_mil.evaluation import Answers, CrossvalParams, Place, compare, crossval, folded, judge
 from wsi_mil.evaluation.comparing import ENOUGH_FOR_DELONG
 from wsi_mil.evaluation.search import Kept, search
@@ -223,6 +232,8 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(tmp_path: Path, monkey
     assert search(cohort, folders.feats, base, 14, kept) == best
     assert asked == whole
     assert (tmp_path / "halved" / "search.csv").read_bytes() == (tmp_path / "whole" / "search.csv").read_bytes()
+    monkeypatch.setitem(sys.modules, "optuna", None)  # nothing is left to try
+    assert search(cohort, folders.feats, base, 14, kept) == best
 
 
 def test_a_round_without_a_search_is_not_searched_for_and_then_refused(
@@ -720,12 +731,12 @@ def test_answers_and_models_take_no_place_of_what_came_of_judging(tmp_path: Path
     validated(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.csv")}
     for out, told in {
-        "evaluation": "holds the results of `wsimil evaluate`",
-        "crossval": "holds the results of `wsimil crossval`",
-        "model": "holds a model and its own predictions",
+        "evaluation": "holds the results of `wsimil evaluate`: give another --out",
+        "crossval": "holds the results of `wsimil crossval`: give another --out",
+        "model": "holds a model and its own predictions: give another folder",
     }.items():
         options = PredictOptions(tmp_path / out)
-        with pytest.raises(ArtifactStale, match=f"{out} {told}: give another --out"):
+        with pytest.raises(WsiMilError, match=f"{out} {told}"):
             reasons.answer(model, reasons.Asked(bags=folders.feats), options, None)
     with pytest.raises(ArtifactStale, match="holds the results of `wsimil crossval`"):
         workflow.train_model(labels, replace(folders, model=tmp_path / "crossval"), TrainParams("abmil"), "cpu")

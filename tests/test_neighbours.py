@@ -5,6 +5,7 @@ import pytest
 import torch
 from graphs import CASES, batch_of, dense, matrix, scattered
 
+from wsi_mil import nearest
 from wsi_mil.aggregators import neighbours
 from wsi_mil.aggregators.neighbours import neighbour_graph
 from wsi_mil.errors import OptionError
@@ -58,7 +59,7 @@ def test_many_tiles_and_some_in_one_place_are_not_too_many(monkeypatch: pytest.M
     xy = torch.cat([scattered(300, 0), torch.full((120, 2), 7.0)])
     whole = neighbour_graph(batch_of(xy), 3)
     assert whole.degree[300:].min() >= 119
-    monkeypatch.setattr(neighbours, "_AT_ONCE", 1000)
+    monkeypatch.setattr(nearest, "_AT_ONCE", 1000)
     parts = neighbour_graph(batch_of(xy), 3)
     assert torch.equal(parts.source, whole.source)
     assert torch.equal(parts.target, whole.target)

@@ -1,13 +1,19 @@
 """The nearest tiles of each tile, in an order that does not depend on how they are found."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from scipy.spatial import KDTree
 
 _AT_ONCE = 1 << 20  # distances that are looked at together
+_Found = tuple[
+    Int[np.ndarray, " some"],
+    Int[np.ndarray, "some asked"],
+    Float[np.ndarray, "some asked"],
+    Bool[np.ndarray, "some asked"],
+]
 _SLACK = 1e-9  # of the farthest: what lies as far but for rounding is a tie
 
 
@@ -30,9 +36,14 @@ def nearest(
     place = place.reshape(-1)
     index_of, um_of = np.empty((len(places), k + 1), np.int32), np.empty((len(places), k + 1), np.float32)
     among = np.flatnonzero(_ranks(place) <= k)
-    tree, asked = KDTree(coords_um[among]), min(2 * k + 8, len(among))
-    for rows, found, far in _in_parts(np.arange(len(places)), places, tree, k, asked, among):
-        index_of[rows], um_of[rows] = found, far
+    tree = KDTree(coords_um[among])
+    for rows, found, _, near in tied(tree, places, k, lambda um: um * (1 + _SLACK)):
+        far = np.linalg.norm(tree.data[found] - places[rows][:, None], axis=2).round(6)
+        far[~near] = np.inf
+        others = among[found]
+        order = np.lexsort((others, far))[:, : k + 1]
+        index_of[rows] = np.take_along_axis(others, order, axis=1)
+        um_of[rows] = np.take_along_axis(far, order, axis=1)
     for some in _parts(np.arange(tiles), k + 1):
         found = index_of[place[some]]
         left_out = found == some[:, None]
@@ -40,6 +51,35 @@ def nearest(
         index[some] = found[~left_out].reshape(-1, k)
         um[some] = um_of[place[some]][~left_out].reshape(-1, k)
     return index, um
+
+
+def tied(
+    tree: KDTree,
+    places: Float[np.ndarray, "places 2"],
+    rank: int,
+    as_far: Callable[[Float[np.ndarray, "some 1"]], Float[np.ndarray, "some 1"]],
+) -> Iterator[_Found]:
+    """Find for each place the nearest tiles and whatever ties with the last of them, a few places at a time.
+
+    Args:
+        tree: of the tiles.
+        places: asked about, in any order.
+        rank: which of the nearest is the last, from 0: where a tile lies, that is itself or one in its place.
+        as_far: from the distance of the last, how far tiles still tie with it.
+
+    Yields:
+        Some rows of ``places``, each once; for each row tiles, their distances, and which of these count.
+    """
+    rows, asked = np.arange(len(places)), min(2 * rank + 8, tree.n)
+    while len(rows):
+        left = []
+        for some in _parts(rows, asked):
+            um, found = tree.query(places[some], asked)
+            near = um <= as_far(um[:, [rank]])
+            whole = ~near[:, -1] | (asked == tree.n)
+            yield some[whole], found[whole], um[whole], near[whole]
+            left.append(some[~whole])
+        rows, asked = np.concatenate(left), min(2 * asked, tree.n)  # who has more ties is asked about again
 
 
 def _ranks(place: Int[np.ndarray, " tiles"]) -> Int[np.ndarray, " tiles"]:
@@ -53,25 +93,3 @@ def _ranks(place: Int[np.ndarray, " tiles"]) -> Int[np.ndarray, " tiles"]:
 def _parts(rows: Int[np.ndarray, " rows"], each: int) -> list[Int[np.ndarray, " some"]]:
     """Rows a few at a time, that take so many numbers each."""
     return np.array_split(rows, max(math.ceil(len(rows) * each / _AT_ONCE), 1))
-
-
-def _in_parts(
-    rows: Int[np.ndarray, " rows"],
-    places: Float[np.ndarray, "places 2"],
-    tree: KDTree,
-    k: int,
-    asked: int,
-    among: Int[np.ndarray, " among"],
-) -> Iterator[tuple[Int[np.ndarray, " some"], Int[np.ndarray, "some k1"], Float[np.ndarray, "some k1"]]]:
-    """Some places, with the k + 1 nearest of each; where ties may go on beyond those asked for, more are asked for."""
-    for some in _parts(rows, asked):
-        um, found = tree.query(places[some], asked)
-        near = um <= um[:, [k]] * (1 + _SLACK)
-        whole = ~near[:, -1] | (asked == tree.n)
-        tiles, near, row = among[found[whole]], near[whole], some[whole]
-        far = np.linalg.norm(tree.data[found[whole]] - places[row][:, None], axis=2).round(6)
-        far[~near] = np.inf
-        order = np.lexsort((tiles, far))[:, : k + 1]
-        yield row, np.take_along_axis(tiles, order, axis=1), np.take_along_axis(far, order, axis=1)
-        if not whole.all():
-            yield from _in_parts(some[~whole], places, tree, k, min(2 * asked, tree.n), among)

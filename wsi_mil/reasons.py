@@ -11,7 +11,7 @@ from wsi_mil.answering import JSON, as_json
 from wsi_mil.asked import find_bags, nameable
 from wsi_mil.cohort import SEVERAL
 from wsi_mil.errors import ArtifactStale, OptionError, one_line
-from wsi_mil.evaluation import refuse_judged
+from wsi_mil.evaluation import refuse_judged, refuse_model
 from wsi_mil.explain import (
     MANIFEST,
     Explained,
@@ -38,7 +38,6 @@ from wsi_mil.report import (
 from wsi_mil.slides import SlideFile, find_slides
 from wsi_mil.stage import Item, artifact_path, attempt
 from wsi_mil.tile_distances import TileDistances
-from wsi_mil.train import CHECKPOINT
 
 PAGE, EXPLANATIONS, TILES = "report.html", "explanations", Path("tiles")
 """The first two within the folder of predictions; the last where the tiles of bags of ours lie unless told."""
@@ -93,11 +92,12 @@ def answer(
 
     Raises:
         WsiMilError: as `wsi_mil.predict.predict_slides` and `wsi_mil.predict.predict_bags`.
-        OptionError: options were given that tell nothing of what is asked about.
-        ArtifactStale: there lies a model, or what came of judging one.
+        OptionError: options were given that tell nothing of what is asked about, or answers would go where a model is.
+        ArtifactStale: what came of judging a model lies there.
     """
     publishing.sweep(options.out)
-    _refuse_results(options.out)
+    refuse_judged(options.out)
+    refuse_model(options.out)
     if asked.bags is None:
         rows = predict.predict_slides(path, asked.slides, options, asked.mpp)
         cache = options.out / "cache"
@@ -122,13 +122,6 @@ def answer(
     asked_too = [] if closely is None else bags
     _write_page(path, answered, options, commands, [bag.source for bag in asked_too])
     return answered
-
-
-def _refuse_results(out: Path) -> None:
-    """Refuse folders whose tables and pages are of labelled slides: answers would take their place."""
-    refuse_judged(out)
-    if (out / CHECKPOINT).exists():
-        raise ArtifactStale(f"{out} holds a model and its own predictions: give another --out")
 
 
 def told_as_json(path: Path, answered: Answered) -> str:

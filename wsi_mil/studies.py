@@ -34,6 +34,7 @@ from wsi_mil.evaluation import (
     known_to,
     matched,
     refuse_judged,
+    refuse_model,
     require_own,
     table_of,
     write_study,
@@ -64,7 +65,7 @@ from wsi_mil.report import (
     tested_slides,
 )
 from wsi_mil.stage import artifact_path
-from wsi_mil.train import CARD, CHECKPOINT
+from wsi_mil.train import CARD
 from wsi_mil.typed import typed
 from wsi_mil.weights import file_sha256
 from wsi_mil.workflow import Folders, LabelTable, labelled
@@ -88,7 +89,7 @@ def cross_validate(
 ) -> Study:
     """Judge models by cross-validation; ``folders.model`` is where everything goes, whatever ``run`` says."""
     publishing.sweep(folders.model)
-    _refuse_model_folder(folders.model)
+    refuse_model(folders.model)
     refuse_judged(folders.model, rounds=True)
     folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
     cohort = folded(labelled(labels, folders), params)
@@ -146,7 +147,7 @@ def evaluate_model(
     made = checkpoint.load(model)
     as_trained = replace(labels.params, unit=made.unit, classes=made.classes)
     cohort = _chosen(labelled(replace(labels, params=as_trained), folders), asked.part)
-    _refuse_model_folder(folders.model)
+    refuse_model(folders.model)
     digest = checkpoint.digest(model)
     inputs = _inputs(digest, cohort, folders.feats, asked, how)
     require_own(folders.model, inputs, asked.overwrite)
@@ -207,7 +208,7 @@ def compare_runs(runs: Sequence[Path], out: Path, how: Resampling, overwrite: bo
     """Compare runs, folders of `wsimil crossval`, `evaluate` or `train`, on the bags that all of them have."""
     if len(set(runs)) < max(2, len(runs)):
         raise OptionError("compare: name two different runs or more, such as crossval/das-mil crossval/abmil")
-    _refuse_model_folder(out)
+    refuse_model(out)
     publishing.sweep(out)
     tables = matched({str(run): answers_in(run) for run in runs})
     hashes = {f"run {run}": file_sha256(table_of(run))[:16] for run in runs}
@@ -260,12 +261,6 @@ def _chosen(cohort: Cohort, part: str) -> Cohort:
         )
         raise TableError(f"--split {part}: no labelled slide is in it; the splits are {there}")
     return replace(cohort, members=members)
-
-
-def _refuse_model_folder(out: Path) -> None:
-    """Refuse to write over what a model or a cross-validation says of its own test patients."""
-    if (out / CHECKPOINT).exists():
-        raise OptionError(f"--out {out} holds a model and its own predictions: give another folder")
 
 
 def _groups(cohort: Cohort) -> dict[str, dict[str, str]]:

@@ -1,6 +1,5 @@
 """Which tiles of a slide are neighbours, and sums over neighbours whose memory is linear in the tiles."""
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,12 +12,12 @@ from torch.nn import functional
 
 from wsi_mil.bags import Batch
 from wsi_mil.errors import OptionError
+from wsi_mil.nearest import tied
 
 TIE_UM = 1.0
 """Distances that differ by less are ties: tiles lie on whole pixels, and a turned slide is rounded anew."""
 MOST_PAIRS = 4096**2
 """Of one slide. All pairs of 4,096 tiles; 100,000 tiles with 8 neighbours each have a million."""
-_AT_ONCE = 1 << 21  # distances that are looked at together
 
 
 class Graph(NamedTuple):
@@ -112,30 +111,14 @@ def _nearest(coords_um: Float[np.ndarray, "tiles 2"], neighbours: int) -> Int[np
         _require_few(tiles**2, tiles, neighbours)
         return np.stack(np.triu_indices(tiles, 1))
     _require_few(tiles * (rank + 1), tiles, neighbours)
-    tree, found, count = KDTree(coords_um), list[Int[np.ndarray, "2 some"]](), 0
-    asked = min(2 * rank + 8, tiles)
-    for rows in np.array_split(np.arange(tiles), math.ceil(tiles * asked / _AT_ONCE)):
-        for pairs in _nearest_of(rows, tree, rank, asked):
-            count += pairs.shape[1]
-            _require_few(count, tiles, neighbours)
-            found.append(pairs)
+    found, count = list[Int[np.ndarray, "2 some"]](), 0
+    for rows, other, _, near in tied(KDTree(coords_um), coords_um, rank, lambda um: um + TIE_UM):
+        row, column = near.nonzero()
+        count += len(row)
+        _require_few(count, tiles, neighbours)
+        found.append(np.stack([rows[row], other[row, column]]))
     both = np.concatenate(found, axis=1)
     return both[:, both[0] != both[1]]
-
-
-def _nearest_of(
-    rows: Int[np.ndarray, " rows"], tree: KDTree, rank: int, asked: int
-) -> Iterator[Int[np.ndarray, "2 pairs"]]:
-    """Pairs of some tiles and their nearest; who has more ties than were asked for is asked about again."""
-    um, other = tree.query(tree.data[rows], asked)
-    near = um <= um[:, [rank]] + TIE_UM  # rank 0 is the tile itself, or one that coincides with it
-    whole = ~near[:, -1] | (asked == tree.n)
-    row, column = (near & whole[:, None]).nonzero()
-    yield np.stack([rows[row], other[row, column]])
-    more = min(2 * asked, tree.n)
-    if len(rest := rows[~whole]):
-        for some in np.array_split(rest, math.ceil(len(rest) * more / _AT_ONCE)):
-            yield from _nearest_of(some, tree, rank, more)
 
 
 def _require_few(pairs: int, tiles: int, neighbours: int) -> None:

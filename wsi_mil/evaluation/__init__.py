@@ -7,7 +7,7 @@ from wsi_mil.evaluation.crossval import CrossvalParams, Place, Validated, crossv
 from wsi_mil.evaluation.figures import FIGURES, Group, Judged, judge
 from wsi_mil.evaluation.known import Known, known_to
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
-from wsi_mil.evaluation.record import RECORD, REPORT, claim, refuse_judged, require_own
+from wsi_mil.evaluation.record import RECORD, REPORT, claim, refuse_judged, refuse_model, require_own
 from wsi_mil.evaluation.runs import answers_in, matched, table_of
 from wsi_mil.evaluation.spatial import Spatial, does_space_matter
 from wsi_mil.evaluation.study import Study, write_study
@@ -39,6 +39,7 @@ __all__ = [
     "known_to",
     "matched",
     "refuse_judged",
+    "refuse_model",
     "require_own",
     "table_of",
     "write_study",

@@ -58,7 +58,7 @@ def known_to(made: Checkpoint, cohort: Cohort, feats: Path) -> Known:
     namesakes = []
     for member in cohort.members:
         if member.patient_id not in patients:
-            recorded = store.read_attrs(artifact_path(feats, member.slide_id)).get("slide_path", "")
+            recorded = store.read_attrs(artifact_path(feats, member.slide_id), {"slide_path"}).get("slide_path", "")
             if made.trained_on(*slide_names(member.slide_id, str(recorded))):
                 namesakes.append(member.slide_id)
     return Known(patients, tuple(namesakes))

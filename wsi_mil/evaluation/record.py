@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wsi_mil import publishing
-from wsi_mil.errors import ArtifactStale
+from wsi_mil.errors import ArtifactStale, OptionError
 from wsi_mil.evaluation.patients import PATIENTS
 from wsi_mil.evaluation.study import TABLES
 from wsi_mil.guards import read_table_of_json
 from wsi_mil.predictions import TABLE
+from wsi_mil.train import CHECKPOINT
 
 RECORD = "study.json"
 REPORT = "report.html"
@@ -59,6 +60,16 @@ def refuse_judged(out: Path, rounds: bool = False) -> None:
         command = "crossval"
     if command:
         raise ArtifactStale(f"{out} holds the results of `wsimil {command}`: give another --out")
+
+
+def refuse_model(out: Path) -> None:
+    """Refuse to write over what a model or a cross-validation says of its own patients.
+
+    Raises:
+        OptionError: it is the folder of one.
+    """
+    if (out / CHECKPOINT).exists():
+        raise OptionError(f"--out {out} holds a model and its own predictions: give another folder")
 
 
 def _there(out: Path) -> list[str]:

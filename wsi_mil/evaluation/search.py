@@ -62,16 +62,18 @@ def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Ke
     """
     print_ = store.fingerprint("search", 2, {"trials": trials}, train.fingerprint(cohort, feats, base))
     tried = _before(kept, print_)
-    study = _study(base, tried)
+    study: Any = _study(base, tried) if len(tried) < trials else None
     for number in range(len(tried), trials):
         # each trial from a seed of its own, so that a search that was interrupted finds what it would have found
-        study.sampler = _optuna().samplers.TPESampler(seed=base.learn.seed + number)
+        study.sampler = _optuna().samplers.TPESampler(seed=(base.learn.seed + number) % 2**32)
         tried.append(_try(study, lambda trial: _loss(cohort, feats, _drawn(base, trial), kept)))
         _keep(kept.out, print_, tried)
-    if all(trial["val_loss"] is None for trial in tried):
+    trained = [trial for trial in tried if trial["val_loss"] is not None]
+    if not trained:
         raise TrainingError(f"--search {trials}: no trial could be trained: see the messages above")
-    log.info("of %d trials the best on validation: %s", trials, study.best_params)
-    return _changed(base, study.best_params)
+    best = min(trained, key=lambda trial: trial["val_loss"])
+    log.info("of %d trials the best on validation: %s", trials, best)
+    return _changed(base, best)
 
 
 def _before(kept: Kept, print_: str) -> list[dict[str, Any]]:
@@ -123,16 +125,17 @@ def _study(base: TrainParams, tried: Sequence[Mapping[str, Any]]) -> Any:
     study = optuna.create_study()
     if not tried:
         study.enqueue_trial({name: value for name, value in _now(base).items() if _within(name, value)})
+    ranges = {name: _range(name) for name in _now(base)}
+    states = optuna.trial.TrialState
     for trial in tried:
-        params = {name: value for name, value in trial.items() if name != "val_loss"}
-        state = optuna.trial.TrialState.FAIL if trial["val_loss"] is None else optuna.trial.TrialState.COMPLETE
-        ranges = {
-            name: optuna.distributions.FloatDistribution(*_RANGES[name], log=name not in _LINEAR) for name in params
-        }
-        study.add_trial(
-            optuna.trial.create_trial(state=state, params=params, distributions=ranges, value=trial["val_loss"])
-        )
+        params, loss = {name: trial[name] for name in ranges}, trial["val_loss"]
+        state = states.FAIL if loss is None else states.COMPLETE
+        study.add_trial(optuna.trial.create_trial(state=state, params=params, distributions=ranges, value=loss))
     return study
+
+
+def _range(name: str) -> Any:
+    return _optuna().distributions.FloatDistribution(*_RANGES[name], log=name not in _LINEAR)
 
 
 def _try(study: Any, loss_of: Callable[[Any], float]) -> dict[str, Any]:
