@@ -430,6 +430,16 @@ def test_a_model_that_was_never_published_needs_a_file():
         hub_file(EncoderSpec("timm:own", 1, 1, None, "", arch="own"))
 
 
+def test_weights_that_timm_has_a_link_to_are_published_there():
+    with pytest.raises(WeightsError, match=r"of timm:gcvit_tiny.in1k come from https://.*\.pth: fetch them"):
+        hub_file(find_encoder("timm:gcvit_tiny.in1k"))
+
+
+def test_a_seed_beyond_what_torch_takes_is_refused():
+    with pytest.raises(OptionError, match="give random:SEED with a whole number"):
+        load_encoder("timm:test_vit", f"random:{1 << 64}")
+
+
 def test_what_the_hub_gives_is_loaded_strictly(monkeypatch, tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(import_timm().create_model("test_resnet").state_dict(), file)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsi_mil.encoders import load_encoder
@@ -62,6 +62,54 @@ class Sums(nn.Module):
         return images.sum((1, 2, 3))[:, None].expand(-1, self.width)
 
 
+class Conch(Sums):
+    """Like conch: a tower for images, and one for text."""
+
+    def __init__(self) -> None:
+        super().__init__(512)
+        parts = {"trunk": nn.Linear(2, 3), "attn_pool_contrast": nn.Linear(3, 2), "ln_contrast": nn.LayerNorm(2)}
+        self.visual, self.text = nn.ModuleDict(parts), nn.Linear(2, 2)
+        parts["trunk"].pos_embed = nn.Parameter(torch.randn(1, 5, 2))
+
+    def encode_image(self, images: Tensor, **options: bool) -> Tensor:
+        self.asked.update(options)
+        return self(images)
+
+
+class Musk(Sums):
+    """Like musk: the towers for images (A) and for text (B) are one."""
+
+    def __init__(self) -> None:
+        super().__init__(2048)
+        layers = nn.ModuleDict({"A": nn.Linear(2, 2), "B": nn.Linear(2, 2)})
+        parts = {"vision_embed": nn.Linear(2, 2), "text_embed": nn.Embedding(2, 2), "encoder": layers}
+        self.beit3 = nn.ModuleDict(parts)
+
+    def forward(self, image: Tensor, **options: bool) -> tuple[Tensor]:
+        self.asked.update(options)
+        return (super().forward(image),)
+
+
+def loosely(path: str, model: nn.Module, *_: str) -> None:
+    """Load as the packages of conch and musk do: what is missing is passed over, positions are resampled."""
+    own, state = model.state_dict(), load_file(path)
+    if (found := state.get("visual.trunk.pos_embed")) is not None:
+        state["visual.trunk.pos_embed"] = found[:, : own["visual.trunk.pos_embed"].shape[1]]
+    fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    model.load_state_dict(fitting, strict=False)
+
+
+def saved(state: dict[str, Tensor], path: Path) -> Path:
+    save_file({name: value.contiguous().clone() for name, value in state.items()}, path)
+    return path
+
+
+def load_conch(path: str) -> tuple[nn.Module, None]:
+    model = Conch()
+    loosely(path, model)
+    return model, None
+
+
 @pytest.mark.parametrize("name", INSTALL)
 def test_without_its_package_an_encoder_is_refused_with_the_line_that_installs_it(
     name: str, file: Path, monkeypatch: pytest.MonkeyPatch
@@ -74,24 +122,51 @@ def test_without_its_package_an_encoder_is_refused_with_the_line_that_installs_i
         assert "\n" not in str(caught.value)
 
 
-def test_conch_is_asked_for_what_lies_before_its_projection(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Conch(Sums):
-        def encode_image(self, images: Tensor, **options: bool) -> Tensor:
-            self.asked.update(options)
-            return self(images)
-
-    model, loaded = Conch(512), []
+def test_conch_is_asked_for_what_lies_before_its_projection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, file = [], saved(Conch().state_dict(), tmp_path / "w.safetensors")
 
     def create(*arguments: str) -> tuple[nn.Module, None]:
         loaded.append(arguments)
-        return model, None
+        return load_conch(arguments[1])
 
     stand_in(monkeypatch, MODULES["conch"], create_model_from_pretrained=create)
     encoder = load_encoder("conch", str(file))
     assert encoder.encode(tiles(448)).shape == (2, 512)
-    assert model.asked == {"proj_contrast": False, "normalize": False}
+    assert encoder.model.network.asked == {"proj_contrast": False, "normalize": False}
     assert loaded == [("conch_ViT-B-16", str(file))]
     assert (encoder.weights, len(encoder.weights_sha256)) == (str(file), 64)
+
+
+def test_what_a_package_passes_over_is_not_left_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, MODULES["conch"], create_model_from_pretrained=lambda _, path: load_conch(path))
+    state, file = Conch().state_dict(), tmp_path / "w.safetensors"
+    pos, norm = "visual.trunk.pos_embed", "visual.ln_contrast.weight"
+    whole = {
+        "of another grid": state | {pos: torch.randn(1, 9, 2)},
+        "without text": {name: value for name, value in state.items() if not name.startswith("text.")},
+    }
+    for held in whole.values():
+        load_encoder("conch", str(saved(held, file)))
+    others = {
+        "none": {"cls_token": torch.zeros(1), "blocks.0.norm.weight": torch.zeros(2)},
+        "one fewer": {name: value for name, value in state.items() if name != norm},
+        "another shape": state | {norm: torch.ones(5)},
+        "positions": state | {pos: torch.randn(1, 5, 7)},
+    }
+    told = f"{file} does not hold the weights of conch: (1|7) of 7 tensors are missing or others"
+    for held in others.values():
+        with pytest.raises(WeightsError, match=told):
+            load_encoder("conch", str(saved(held, file)))
+
+
+def test_what_a_package_cannot_open_is_one_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(*_: str) -> None:
+        raise KeyError("visual.trunk.pos_embed")
+
+    stand_in(monkeypatch, MODULES["conch"], create_model_from_pretrained=create)
+    with pytest.raises(WeightsError, match=r"cannot be opened by the package of .* conch \(KeyError: ") as told:
+        load_encoder("conch", str(file))
+    assert "give the published pytorch_model.bin of MahmoodLab/conch" in str(told.value)
 
 
 def test_conch_v1_5_is_built_for_448_px(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,21 +181,27 @@ def test_conch_v1_5_is_built_for_448_px(file: Path, monkeypatch: pytest.MonkeyPa
     assert asked == {"checkpoint_path": str(file), "img_size": 448}
 
 
-def test_musk_sees_a_tile_at_two_scales(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Musk(Sums):
-        def forward(self, image: Tensor, **options: bool) -> tuple[Tensor]:
-            self.asked.update(options)
-            return (super().forward(image),)
-
-    model, loaded = Musk(2048), []
+def test_musk_sees_a_tile_at_two_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loaded, file = Musk(), [], tmp_path / "w.safetensors"
+    state = Musk().state_dict()
+    saved({name: value for name, value in state.items() if ".B." not in name and "text" not in name}, file)
     stand_in(monkeypatch, "musk.modeling")
     utils = ModuleType("musk.utils")
-    utils.load_model_and_may_interpolate = lambda *arguments: loaded.append(arguments)  # type: ignore[attr-defined]
+
+    def load(*arguments: Any) -> None:
+        loaded.append(arguments)
+        loosely(*arguments)
+
+    utils.load_model_and_may_interpolate = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "musk.utils", utils)
     monkeypatch.setattr(import_timm(), "create_model", lambda name: model if name == "musk_large_patch16_384" else None)
     assert load_encoder("musk", str(file)).encode(tiles(384)).shape == (2, 2048)
     assert model.asked == {"with_head": False, "out_norm": False, "ms_aug": True, "return_global": True}
     assert loaded == [(str(file), model, "model|module", "")]
+    saved({name: value for name, value in state.items() if "vision_embed" not in name}, file)
+    model.beit3["vision_embed"].reset_parameters()
+    with pytest.raises(WeightsError, match="does not hold the weights of musk: 2 of 4 tensors are missing or others"):
+        load_encoder("musk", str(file))
 
 
 def test_plip_is_the_image_tower_of_clip_loaded_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +277,7 @@ def test_a_package_that_imports_timm_itself_finds_it_importable(file: Path, tmp_
     module = tmp_path / "conch" / "open_clip_custom.py"
     module.parent.mkdir()
     module.write_text("import timm, torch\ncreate_model_from_pretrained = lambda *a: (torch.nn.Identity(), None)\n")
-    assert alone("conch", file, tmp_path) == ""
+    assert "does not hold the weights of conch: 0 of 0 tensors" in alone("conch", file, tmp_path)
     module.write_text("raise RuntimeError('no CUDA\\nhere')\n")
     assert alone("conch", file, tmp_path).startswith(
         "conch is run by the package of its authors, which cannot be imported (RuntimeError: no CUDA here): type `"

@@ -24,7 +24,7 @@ from wsi_mil import checkpoint, cli
 from wsi_mil.aggregators import build
 from wsi_mil.asked import slides_at
 from wsi_mil.checkpoint import Checkpoint, Part, Recipe
-from wsi_mil.encoders import add_weights, cache, find_encoder, load_encoder, pretrained, sources
+from wsi_mil.encoders import add_weights, cache, find_encoder, from_timm, load_encoder, pretrained, sources
 from wsi_mil.encoders._hub import hub_file
 from wsi_mil.encoders._timm import import_timm
 from wsi_mil.errors import EncoderError, IncompatibleError, OptionError, WeightsError
@@ -284,6 +284,28 @@ def test_a_damaged_cache_is_refused_by_name(file):
     cache._record(spec).write_text("{")
     with pytest.raises(WeightsError, match=r"json is damaged .*: delete it, and run `wsimil weights add` again"):
         sources.local_file(spec)
+
+
+def test_a_file_of_the_users_may_be_called_by_another_hash(state, tmp_path):
+    path = tmp_path / f"{'0' * 64}.safetensors"
+    save_file(state, path)
+    assert load_encoder(TINY, str(path)).weights == str(path)
+
+
+def test_weights_added_online_are_found_offline(file, state, tmp_path, monkeypatch):
+    """A repository that has no safetensors file: offline nobody can tell what its weights are called."""
+    config = {"architecture": "test_vit", "num_features": 64, "pretrained_cfg": {"input_size": [3, 96, 96]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(from_timm, "_config_file", lambda repo: tmp_path / "config.json")
+    listed = argparse.Namespace(siblings=[argparse.Namespace(rfilename="pytorch_model.bin")])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listed)
+    added = add_weights("hf-hub:lab/vit", file)
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
+    assert load_encoder("hf-hub:lab/vit").weights_sha256 == added.sha256
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,18 @@ def test_polygons_outside_the_slide_are_told(tmp_path, caplog):
     assert "a.geojson: 1 of 2 polygons lie outside the slide of 100 x 80 px and say nothing" in caplog.text
 
 
+def test_outlines_edited_in_a_folder_within_out_are_not_written_over(make_slide, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_slide("slides/here/a.tif")
+    draw(Path("tiles/here/a.geojson"), a=LEFT)
+    before = Path("tiles/here/a.geojson").read_bytes()
+    for option in ("--regions", "--annotations"):
+        assert call("tile", "slides", option, "tiles/here") == 2
+        told = f"{option}: tiles/here/a.geojson is where the outline of here/a is written anew: keep those"
+        assert told in " ".join(capsys.readouterr().err.split())
+    assert Path("tiles/here/a.geojson").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [

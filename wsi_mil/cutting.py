@@ -75,14 +75,15 @@ def tile_plan(
 
 def _refuse_overwriting(out: Path, drawings: Drawings, slides: Mapping[str, Place]) -> None:
     """Refuse to write outlines over regions or annotations, or a preview over its slide."""
+    elsewhere = "keep those that you edited in a folder of their own, or give another --out"
     for option, folder in (("--regions", drawings.regions), ("--annotations", drawings.annotations)):
         if folder and folder.resolve() == out.resolve():
-            raise OptionError(
-                f"{option} {folder} is --out, where outlines are written anew: keep those that you edited in a"
-                " folder of their own, or give another --out"
-            )
+            raise OptionError(f"{option} {folder} is --out, where outlines are written anew: {elsewhere}")
     for slide_id, path in slides.items():
-        preview = out / f"{slide_id}.jpg"
+        outline, preview = out / f"{slide_id}.geojson", out / f"{slide_id}.jpg"
+        for option, file in drawings.files(slide_id) if outline.exists() else ():
+            if outline.samefile(file):
+                raise OptionError(f"{option}: {file} is where the outline of {slide_id} is written anew: {elsewhere}")
         if isinstance(path, Path) and path.suffix.lower() == ".jpg" and preview.exists() and preview.samefile(path):
             raise OptionError(f"--out {out}: the preview of {path} would be written over it: give another --out")
 

@@ -94,6 +94,12 @@ class Drawings:
         files = [(option, self._file(folder, slide_id)) for option, folder in self._folders()]
         return "".join(f" {option}={_content(file)}" for option, file in files if file)
 
+    def files(self, slide_id: str) -> list[tuple[str, Path]]:
+        """The files of polygons of a slide, each after the option that names its folder."""
+        return [
+            (f"--{option}", path) for option, folder in self._folders() for path in self._candidates(folder, slide_id)
+        ]
+
     def tell_missing(self, slide_ids: Sequence[str]) -> None:
         """Say which slides have no file: they are tiled as without."""
         for option, folder in self._folders():

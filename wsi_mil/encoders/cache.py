@@ -71,6 +71,11 @@ def kept(spec: EncoderSpec) -> Kept | None:
     return found
 
 
+def keeps(hub_id: str, hub_file: str) -> bool:
+    """Whether weights were added for a file of the hub's."""
+    return _record_of(f"{hub_id}/{hub_file}").is_file()
+
+
 def everything_kept() -> list[Kept]:
     """The records of the cache, in order of their names."""
     return [_read(record) for record in sorted(folder().glob("*.json"))]
@@ -112,7 +117,10 @@ def keep(spec: EncoderSpec, file: Path, sha256: str) -> Kept:
 
 
 def _record(spec: EncoderSpec) -> Path:
-    published = f"{spec.hub_id}/{spec.hub_file}" if spec.hub_id else spec.name
+    return _record_of(f"{spec.hub_id}/{spec.hub_file}" if spec.hub_id else spec.name)
+
+
+def _record_of(published: str) -> Path:
     return folder() / f"{quote(published, safe='')}.json"
 
 

@@ -8,12 +8,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from wsi_mil.encoders._timm import import_timm
 from wsi_mil.encoders.spec import EncoderSpec
-from wsi_mil.errors import EncoderError, one_line
-from wsi_mil.weights import load_strictly, read_state, sniff
+from wsi_mil.errors import EncoderError, WeightsError, one_line
+from wsi_mil.weights import UNREADABLE, load_strictly, own_part, read_state, sniff
+
+_CONCH = ("visual.trunk.", "visual.attn_pool_contrast.", "visual.ln_contrast.")
+_NO_IMAGE = (".B.", "text_embed", "mask_token", "relative_position_index")
+"""Of the two towers in one that musk is: the other one, what only training needs, and what is derived."""
+_POSITIONS = (".pos_embed", ".embed_positions.A.weight")
 
 
 class Package(NamedTuple):
@@ -58,20 +64,54 @@ def require(spec: EncoderSpec) -> tuple[Any, ...]:
 def load_with_package(spec: EncoderSpec, path: Path, trust: bool = False) -> nn.Module:
     """Load an encoder by its authors' package: from normalised images (tiles, 3, height, width) to (tiles, dim).
 
-    Whether a file fits, and whether it may run code, is decided by that package, but for plip, which only the network
-    is taken from.
+    The package opens the file, but for plip, which only the network is taken from. Packages that pass over what does
+    not fit (conch, musk) are held to the file: what makes the features must be what it holds.
 
     Raises:
         EncoderError: the package is not there.
-        WeightsError: the file is no weight file.
+        WeightsError: the file is no weight file, cannot be opened by the package, or holds other weights.
     """
     sniff(path)  # a web page under that name is told better here than there
-    return PACKAGES[spec.package].load(*require(spec), spec, path, trust)
+    modules = require(spec)
+    try:
+        return PACKAGES[spec.package].load(*modules, spec, path, trust)
+    except UNREADABLE as error:
+        raise WeightsError(
+            f"{path} cannot be opened by the package of the authors of {spec.name} ({one_line(error)}): give the"
+            f" published {spec.hub_file} of {spec.hub_id}, or install it anew, `{PACKAGES[spec.package].install}`"
+        ) from error
 
 
-def _conch(conch: Any, spec: EncoderSpec, path: Path, _trust: bool) -> nn.Module:
+def _require_taken(spec: EncoderSpec, model: nn.Module, path: Path, trust: bool, used: Callable[[str], bool]) -> None:
+    """Refuse a file that a package took only part of: it passes over the rest, which stays random.
+
+    Args:
+        spec: of the encoder, for messages.
+        model: as loaded.
+        path: of the file.
+        trust: whether its pickle may hold more than tensors.
+        used: tells from its name whether a tensor has a part in the features. Positions may be resampled.
+    """
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if used(name)}
+    state = own_part(read_state(path, trust), wanted)
+    other = [name for name, tensor in wanted.items() if name not in state or not _is(name, tensor, state[name])]
+    if other or not wanted:
+        raise WeightsError(
+            f"{path} does not hold the weights of {spec.name}: {len(other)} of {len(wanted)} tensors are missing or"
+            f" others ({', '.join(other[:3])}): give the published {spec.hub_file} of {spec.hub_id}"
+        )
+
+
+def _is(name: str, ours: Tensor, published: Tensor) -> bool:
+    if ours.shape != published.shape:
+        return name.endswith(_POSITIONS) and ours.shape[-1:] == published.shape[-1:]
+    return torch.equal(ours.cpu(), published.to(ours.dtype))
+
+
+def _conch(conch: Any, spec: EncoderSpec, path: Path, trust: bool) -> nn.Module:
     """The image tower before the projection that training contrasts with text, not normalised."""
     model, _ = conch.create_model_from_pretrained(spec.arch, str(path))
+    _require_taken(spec, model, path, trust, lambda name: name.startswith(_CONCH))
     return _Calling(model, lambda model, images: model.encode_image(images, proj_contrast=False, normalize=False))
 
 
@@ -80,11 +120,14 @@ def _conch_v1_5(trident: Any, spec: EncoderSpec, path: Path, _trust: bool) -> nn
     return model
 
 
-def _musk(modeling: Any, utils: Any, spec: EncoderSpec, path: Path, _trust: bool) -> nn.Module:
+def _musk(modeling: Any, utils: Any, spec: EncoderSpec, path: Path, trust: bool) -> nn.Module:
     """The image tower at two scales, as its authors recommend for multiple instance learning."""
     del modeling  # importing it told timm about the architecture
     model = import_timm().create_model(spec.arch)
     utils.load_model_and_may_interpolate(str(path), model, "model|module", "")
+    _require_taken(
+        spec, model, path, trust, lambda name: name.startswith("beit3.") and not any(part in name for part in _NO_IMAGE)
+    )
     options = {"with_head": False, "out_norm": False, "ms_aug": True, "return_global": True}
     return _Calling(model, lambda model, images: model(image=images, **options)[0])
 

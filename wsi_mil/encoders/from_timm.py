@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from wsi_mil.encoders.cache import keeps
 from wsi_mil.encoders.spec import IMAGENET, EncoderSpec
 from wsi_mil.errors import EncoderError
 from wsi_mil.guards import parse_json
@@ -45,6 +46,7 @@ def of_timm(name: str) -> EncoderSpec:
         std=config["std"],
         interpolation=config["interpolation"],
         hub_id=config.get("hf_hub_id") or "",
+        page="" if config.get("hf_hub_id") else config.get("url") or "",
     )
 
 
@@ -150,13 +152,14 @@ def _cached(repo: str, file: str) -> Path | None:
 
 
 def _weight_file(repo: str) -> str:
-    """Which weight file a repository has: safetensors where both are there."""
+    """Which weight file a repository has: what was added for it, else safetensors where both are there."""
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    for file in _WEIGHT_FILES:
-        if _cached(repo, file):
-            return file
+    for there in (keeps, _cached):
+        for file in _WEIGHT_FILES:
+            if there(repo, file):
+                return file
     try:
         siblings = hub.HfApi().model_info(repo, timeout=_SECONDS).siblings or []
     except (OSError, errors.HTTPError) as error:

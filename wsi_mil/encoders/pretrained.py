@@ -119,7 +119,7 @@ def _loaded(
     """A model with its weights, where these came from, and their SHA-256."""
     if weights and weights.startswith("random:"):
         seed = weights.removeprefix("random:")
-        if not seed.isdecimal():
+        if not (seed.isdecimal() and int(seed) < 1 << 63):
             raise OptionError(f"--weights {weights}: give random:SEED with a whole number, such as random:0")
         model = _build(spec, int(seed))
         log.warning("%s has random weights (%s): its features mean nothing", spec.name, weights)

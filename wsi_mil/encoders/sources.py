@@ -115,9 +115,10 @@ def require(wanted: str, found: str, where: str) -> None:
 
 
 def _require_its_name(found: Found) -> None:
-    """Refuse a damaged file of a cache, ours or the hub's, whose files are called by their hash."""
+    """Refuse a damaged file of a cache, ours or the hub's (its ``blobs``), whose files are called by their hash."""
     file = found.path.resolve()
-    if re.fullmatch("[0-9a-f]{64}", file.stem) and file.stem != found.sha256:
+    cached = file.parent == folder().resolve() or file.parent.name == "blobs"
+    if cached and re.fullmatch("[0-9a-f]{64}", file.stem) and file.stem != found.sha256:
         raise WeightsError(
             f"{found.path} is damaged, its sha256 is not the one in its name: delete {file}, then fetch it again, or"
             " `wsimil weights add` it"

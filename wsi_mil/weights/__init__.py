@@ -8,6 +8,7 @@ reads and writes; pickles only with ``weights_only=True``, which runs no code of
 """
 
 from wsi_mil.weights.files import (
+    UNREADABLE,
     convert,
     file_sha256,
     load_tensors,
@@ -20,6 +21,7 @@ from wsi_mil.weights.sniffing import sniff
 from wsi_mil.weights.states import Convert, State, Unwrapped, load_strictly, own_part, state_sha256
 
 __all__ = [
+    "UNREADABLE",
     "Convert",
     "State",
     "Unwrapped",

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wsi_mil.errors import OptionError, WeightsError, one_line
-from wsi_mil.publishing import write_bytes
+from wsi_mil.publishing import replacing
 from wsi_mil.weights.scanning import require_short_words
 from wsi_mil.weights.sniffing import sniff
 from wsi_mil.weights.states import State, Unwrapped, some, unwrap, warn_of_student
@@ -31,6 +31,8 @@ _DAMAGE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
     MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+UNREADABLE = (*_DAMAGE, OSError, pickle.PickleError, SafetensorError)
+"""What readers of weights raise on files that they do not understand."""
 
 
 def file_sha256(path: Path) -> str:
@@ -53,7 +55,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     told[_METADATA][_CHECKSUM] = found.hexdigest()
     header = _canonical(told)
     header += b" " * (-len(header) % 8)
-    write_bytes(path, b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]]))
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+    ):  # joined they would take memory again
+        file.writelines([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]])
 
 
 def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
