@@ -93,10 +93,10 @@ def _compared(comparisons: Sequence[Comparison]) -> Section:
         (
             f"{c.first} – {c.second}",
             shown(c.difference),
-            _p(c.delong),
-            _p(c.holm_delong),
-            _p(c.mcnemar),
-            _p(c.holm_mcnemar),
+            p_value(c.delong),
+            p_value(c.holm_delong),
+            p_value(c.mcnemar),
+            p_value(c.holm_mcnemar),
         )
         for c in comparisons
     ]
@@ -112,7 +112,8 @@ def _compared(comparisons: Sequence[Comparison]) -> Section:
     )
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """The p of a test, or a dash where it is undefined."""
     return "–" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
