@@ -15,7 +15,7 @@ from wsi_mil.cohort.folds import draw_folds, nested
 from wsi_mil.cohort.members import SEVERAL, SPLITS, UNITS, Cohort, CohortParams, Member, Seen, Unit
 from wsi_mil.cohort.naming import read_resolutions, read_slides_table, slide_names, some_names
 from wsi_mil.cohort.reading import read_cohort
-from wsi_mil.cohort.splitting import shuffled_labels, split
+from wsi_mil.cohort.splitting import shuffled_labels, split, tell_classes
 
 __all__ = [
     "SEVERAL",
@@ -36,3 +36,4 @@ __all__ = [
     "some_names",
     "split",
 ]
+    "tell_classes",
