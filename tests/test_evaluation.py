@@ -38,7 +38,7 @@ from wsi_mil.interop import PeerOptions
 from wsi_mil.learning import Epoch, LearnParams, RunParams, need
 from wsi_mil.metrics import Resampling
 from wsi_mil.predict import PredictOptions
-from wsi_mil.predictions import Prediction, read_predictions
+from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.report import study_page
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders, LabelTable

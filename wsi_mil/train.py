@@ -86,7 +86,7 @@ class Trained:
         if not rows:
             return math.nan
         targets = np.array([self.checkpoint.classes.index(row.label) for row in rows])
-        return metrics.auroc(targets, np.array([row.probabilities for row in rows]))
+        return metrics.auroc(targets, metrics.by_log_odds(np.array([row.probabilities for row in rows])))
 
 
 def fingerprint(cohort: Cohort, folder: Path, params: TrainParams) -> str:

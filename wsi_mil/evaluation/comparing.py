@@ -110,7 +110,8 @@ def _delong(one: Answers, other: Answers) -> float:
     for fold in sorted(set(one.folds)):
         rows = np.array([found == fold for found in one.folds])
         a, b = one.where(rows), other.where(rows)
-        tests.append(metrics.delong_test(a.labels, a.scores, b.scores, a.patients))
+        first, second = (metrics.by_log_odds(found.scores) for found in (a, b))
+        tests.append(metrics.delong_test(a.labels, first, second, a.patients))
     tests = [test for test in tests if not math.isnan(test.difference)]
     if len(tests) == 1:
         return tests[0].p

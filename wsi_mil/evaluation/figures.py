@@ -19,6 +19,8 @@ class Arrays(NamedTuple):
 
     labels: Int[np.ndarray, " bags"]
     scores: Float64[np.ndarray, "bags classes"]
+    order: Float64[np.ndarray, "bags classes"]
+    """What orders the bags by each class (`metrics.by_log_odds`)."""
     predicted: Int[np.ndarray, " bags"]
     folds: Int[np.ndarray, " bags"]
 
@@ -26,7 +28,7 @@ class Arrays(NamedTuple):
     def of(cls, answers: Answers) -> "Arrays":
         """Those of some answers."""
         _, folds = np.unique(answers.folds, return_inverse=True)
-        return cls(answers.labels, answers.scores, answers.predicted, folds)
+        return cls(answers.labels, answers.scores, metrics.by_log_odds(answers.scores), answers.predicted, folds)
 
     def at(self, rows: Int[np.ndarray, " rows"]) -> "Arrays":
         """Those of some rows, with repeats."""
@@ -39,7 +41,7 @@ Figure = Callable[[Arrays], float]
 def rounds(found: Arrays) -> list[float]:
     """AUROC within each round of cross-validation; nan where a round lacks a class."""
     inside = [found.folds == fold for fold in np.unique(found.folds)]
-    return [metrics.auroc(found.labels[rows], found.scores[rows]) for rows in inside]
+    return [metrics.auroc(found.labels[rows], found.order[rows]) for rows in inside]
 
 
 def mean_auroc(found: Arrays) -> float:
@@ -54,6 +56,10 @@ def mean_auroc(found: Arrays) -> float:
 
 def _pooled(figure: Callable[..., float], found: Arrays) -> float:
     return figure(found.labels, found.scores)
+
+
+def _ordered(figure: Callable[..., float], found: Arrays) -> float:
+    return figure(found.labels, found.order)
 
 
 def _decided(figure: Callable[..., float], found: Arrays) -> float:
@@ -76,8 +82,8 @@ def _balanced_accuracy(found: Arrays) -> float:
 
 FIGURES: Mapping[str, Figure] = {
     "AUROC": mean_auroc,
-    "pooled AUROC": partial(_pooled, metrics.auroc),
-    "AUPRC": partial(_pooled, metrics.auprc),
+    "pooled AUROC": partial(_ordered, metrics.auroc),
+    "AUPRC": partial(_ordered, metrics.auprc),
     "balanced accuracy": _balanced_accuracy,
     "accuracy": lambda found: metrics.accuracy(found.labels, found.predicted),
     "F1": partial(_decided, metrics.f1),

@@ -54,7 +54,10 @@ def _classes(judged: Sequence[Judged]) -> Section:
     names = judged[0].answers.classes
     if len(names) == 2:
         return Section("Classes")
-    areas = [(found.name, metrics.auroc_per_class(found.answers.labels, found.answers.scores)) for found in judged]
+    areas = [
+        (found.name, metrics.auroc_per_class(found.answers.labels, metrics.by_log_odds(found.answers.scores)))
+        for found in judged
+    ]
     rows = [(name, *(number(float(area)) for area in each)) for name, each in areas]
     return Section("Classes", "Pooled AUROC of each class against the rest.", ("model", *names), rows)
 
