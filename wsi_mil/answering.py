@@ -274,6 +274,8 @@ def _warnings(model: Checkpoint, bags: list[Bag], question: Question) -> list[st
             told += [about + warning for warning in model.domain.warnings(facts)]
         if model.trained_on(*slide_names(bag.slide_id, str(bag.attrs.get("slide_path", "")))):
             told.append(f"{about}a slide of this name was in training, so this is no test of the model")
+        elif model.trained_on(str(bag.attrs.get("fingerprint", ""))):
+            told.append(f"{about}this slide was in training under another name, so this is no test of the model")
     if question.patient_id and model.trained_on(question.patient_id):
         told.append(f"patient {question.patient_id} was in training, so this is no test of the model")
     if question.missing:

@@ -213,6 +213,7 @@ def _published(
         "cohort": cohort.digest,
         "patients": sorted({patient for made in models for patient in made.training["patients"]}),
         "trained_slides": sorted({slide for made in models for slide in made.training["trained_slides"]}),
+        "trained_features": sorted({one for made in models for one in made.training.get("trained_features", ())}),
         "slides": {"cross-validated": len(cohort.members)},
         "rounds": [made.training for made in models],
         "versions": checkpoint.versions(),
