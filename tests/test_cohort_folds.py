@@ -242,7 +242,9 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     for k in (-1, 0, 1):
         with pytest.raises(OptionError, match=f"--folds {k}: give 2 or more, or 0 where the table"):
             draw_folds(cohort, k, 0)
-    with pytest.raises(TableError, match="class y has 3 patients, fewer than --folds 5: ask for fewer, or label more"):
+    with pytest.raises(
+        TableError, match="class y has 3 patients, fewer than 5 folds: ask for fewer by --folds, or label more"
+    ):
         draw_folds(cohort, 5, 0)
     with pytest.raises(TableError, match="class z has 0 patients"):
         draw_folds(replace(cohort, declared=("x", "y", "z")), 2, 0)
@@ -309,3 +311,17 @@ def test_patients_with_several_labels_hand_them_on_in_turn() -> None:
         assert sum(mixed) == 3
     single = cohort_of([["x", "y"]] + [["z"]] * 3)
     assert shuffled_labels(single, 1).classes == ("x", "y", "z")
+
+
+def test_where_nobody_says_how_many_folds_the_column_does_or_there_are_five() -> None:
+    named = cohort_of([["x" if i % 2 else "y"] for i in range(24)], folds=[i % 3 for i in range(24)])
+    assert draw_folds(named, None, 0).folds == ("0", "1", "2")
+    assert len(draw_folds(balanced(), None, 0).folds) == 5
+    assert len(draw_folds(balanced(80, sites=8), None, 0, by_site=True).folds) == 5
+    assert len(draw_folds(balanced(48, sites=3), None, 0, by_site=True).folds) == 3
+    with pytest.raises(TableError, match="--by-site: every patient is of site site0, and rounds need two sites"):
+        draw_folds(balanced(48, sites=1), None, 0, by_site=True)
+    with pytest.raises(TableError, match="--by-site needs the column site"):
+        draw_folds(balanced(), None, 0, by_site=True)
+    with pytest.raises(TableError, match="class y has 2 patients, fewer than 5 folds: ask for fewer by --folds"):
+        draw_folds(balanced(8), None, 0)

@@ -1,12 +1,13 @@
 """Tables of labels: as other programs write them, with patients, sites and folds, and what they may not say."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from test_tables import workbook
 
-from wsi_mil.cohort import Cohort, CohortParams, Member, Seen, read_cohort
+from wsi_mil.cohort import Cohort, CohortParams, Member, Seen, read_cohort, tell_classes
 from wsi_mil.cohort.naming import slides_in
 from wsi_mil.errors import OptionError, TableError
 
@@ -101,6 +102,12 @@ REFUSED = [
         "slide_id,label,patient_id a,x,p1 b,y,q c,x,P1 d,x,p1",
         CohortParams(),
         "row 4: patient 'P1' and 'p1' differ by case or spaces only",
+    ),
+    ("slide_id,label a,1 b,0 c,1.0 d,1", CohortParams(), r"row 4: label '1' and '1\.0' are one number: write one way"),
+    (
+        "slide_id,label,patient_id a,x,7.0 b,y,8 c,x,7",
+        CohortParams(),
+        r"row 4: patient '7' and '7\.0' are one number: write one way",
     ),
     ("slide_id,label,site a,x,N b,y,N c,y,n", CohortParams(), "row 4: site 'N' and 'n' differ by case or spaces only"),
     ("slide_id,label,fold a,x,1 b,y,1 dead,x,2", CohortParams(), "row 4: fold 2 is empty, all its slides failed"),
@@ -261,3 +268,23 @@ def test_digests_that_trainings_recorded_stay_true() -> None:
     ]
     assert len({plain.digest, *(other.digest for other in others)}) == 4
     assert Cohort(members, {}, {"sex": {"a": "f", "b": "m"}}).digest == plain.digest
+
+
+def test_numbers_that_are_written_one_way_are_classes_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    for classes in (("0.0", "1.0"), ("0", "1"), ("0.5", "1.5"), ("01", "1")):
+        path.write_text(f"slide_id,label\na,{classes[0]}\nb,{classes[1]}\n")
+        assert read_cohort(path, Seen(["a", "b"], {}, {})).classes == classes
+
+
+def test_classes_are_told_with_how_many_patients_each_has(caplog: pytest.LogCaptureFixture) -> None:
+    members = [
+        Member(f"s{at}", label, f"p{at // 2}") for at, label in enumerate(["no", "no", "yes", "yes", "no", "no"])
+    ]
+    with caplog.at_level(logging.INFO, "wsi_mil"):
+        tell_classes(Cohort(tuple(members), {}))
+        tell_classes(Cohort((*members, Member("t", "0.5", "q")), {}))
+    assert caplog.messages == [
+        "2 classes: no (2 patients), yes (1 patient); yes is the positive one",
+        "3 classes: 0.5 (1 patient), no (2 patients), yes (1 patient)",
+    ]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wsi_mil import distances, store
 from wsi_mil.distances import BIN_UM, DistanceParams, DistanceStage
-from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, OptionError
 from wsi_mil.stage import Item, RunOptions, artifact_items, run
 
 UNIT = np.ones(2)
@@ -128,17 +128,41 @@ def test_the_matrix_is_stored_when_asked_for_and_refused_with_its_size_when_it_w
 
 def test_histograms_are_taken_where_they_are_current_and_made_where_not(tmp_path: Path) -> None:
     rng, out = np.random.default_rng(0), tmp_path / "distances"
-    item = feats(tmp_path / "feats", grid(rng, 6, 6))
+    coords = grid(rng, 6, 6)
+    item = feats(tmp_path / "feats", coords)
     run(DistanceStage(DistanceParams(k=3), out), [item], out)
     time = (out / "a.h5").stat().st_mtime_ns
     distances.histograms([item], out)
     assert (out / "a.h5").stat().st_mtime_ns == time  # the user's choice of k stays
-    other = grid(rng, 6, 6)
-    distances.histograms([feats(tmp_path / "feats", other, fingerprint="g")], out)
-    expected = distances.histogram(other, UNIT * 0.5)
-    assert store.read(out / "a.h5").arrays["histogram"].tolist() == expected.tolist()
+    expected = distances.histogram(coords, UNIT * 0.5)
     (out / "a.h5").write_bytes(b"broken")
     assert distances.histograms([item], out)[0].tolist() == expected.tolist()
+    assert store.read(out / "a.h5").arrays["histogram"].tolist() == expected.tolist()
+
+
+def test_distances_of_other_features_stay_as_they_are_and_training_counts_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng, out = np.random.default_rng(0), tmp_path / "distances"
+    theirs = feats(tmp_path / "theirs", grid(rng, 6, 6))
+    run(DistanceStage(DistanceParams(k=3, dense=True), out), [theirs], out)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    ours = [feats(tmp_path / "ours", grid(rng, 7, 7), name, fingerprint=f"of {name}") for name in ("a", "b")]
+    for _ in range(2):  # as rounds of a cross-validation ask
+        found = distances.histograms(ours, out)
+    expected = [distances.histogram(store.read(item.source).arrays["coords"], UNIT * 0.5) for item in ours]
+    assert [one.tolist() for one in found] == [one.tolist() for one in expected]
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    assert caplog.text.count(f"{out} holds distances of other features") == 1
+    assert "--distances" in caplog.text
+
+
+def test_what_holds_no_distances_is_no_folder_of_them(tmp_path: Path) -> None:
+    item = feats(tmp_path / "feats", grid(np.random.default_rng(0), 3, 3))
+    before = item.source.read_bytes()
+    with pytest.raises(ArtifactStale, match=r"a\.h5 holds no distances: name another folder by --distances"):
+        distances.histograms([item], tmp_path / "feats")
+    assert item.source.read_bytes() == before
 
 
 def test_features_that_do_not_say_all_are_refused_by_name(tmp_path: Path) -> None:

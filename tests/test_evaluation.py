@@ -38,7 +38,7 @@ from wsi_mil.interop import PeerOptions
 from wsi_mil.learning import Epoch, LearnParams, RunParams, need
 from wsi_mil.metrics import Resampling
 from wsi_mil.predict import PredictOptions
-from wsi_mil.predictions import Prediction, read_predictions
+from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.report import study_page
 from wsi_mil.train import CHECKPOINT, TrainParams
 from wsi_mil.workflow import Folders, LabelTable
@@ -668,12 +668,12 @@ def test_probabilities_speak_of_the_frequencies_of_training() -> None:
 def test_slides_named_like_slides_of_training_are_told(
     tmp_path: Path, trained_model: TrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who tiles from one folder higher up has other slide_ids for the same files."""
+    """Who tiles from one folder higher up has other slide_ids for the same files; features made otherwise hide it."""
     labels, folders, model = trained_model()
     shutil.rmtree(folders.feats)
     rows = ["slide_id,label"]
     for index in range(10, 20):  # of which s16 to s19 were tested
-        plant(folders.feats, f"site/s{index}", positive=bool(index % 2), seed=index)
+        plant(folders.feats, f"site/s{index}", positive=bool(index % 2), seed=100 + index)
         rows.append(f"site/s{index},{'pos' if index % 2 else 'neg'}")
     labels.path.write_text("\n".join(rows) + "\n")
     with caplog.at_level(logging.WARNING):
@@ -846,3 +846,29 @@ def test_labels_that_the_model_was_not_taught_are_refused(tmp_path: Path, traine
     labels.path.write_text(labels.path.read_text().replace("s00,neg", "s00,other"))
     with pytest.raises(TableError, match="row 2: label other is none of the classes neg, pos"):
         studies.evaluate_model(model, labels, folders, studies.Asked(), FEW, PeerOptions())
+
+
+def test_figures_tell_bags_apart_whose_probabilities_are_rounded_to_one(tmp_path: Path) -> None:
+    """As they come back from a table of predictions."""
+    logits = [0.0, 39.0, 38.0, 5.0, 60.0, 45.0]
+    shares = [(math.exp(-own) / (1 + math.exp(-own)), 1 / (1 + math.exp(-own))) for own in logits]
+    assert [share[1] for share in shares].count(1.0) == 4
+    rows = [
+        Prediction(f"s{at}", "done", share, 9, "ab"[at // 3], predicted="b", patient_id=f"p{at}")
+        for at, share in enumerate(shares)
+    ]
+    write_predictions(tmp_path / "predictions.csv", rows, ("a", "b"), "model")
+    found = judge("one", Answers.of(read_predictions(tmp_path / "predictions.csv")[0], ("a", "b")), FEW)
+    assert found.figures["AUROC"].value == found.figures["pooled AUROC"].value == pytest.approx(7 / 9)
+    both = compare([found, found], FEW)
+    assert both[0].difference.value == 0.0
+
+
+def test_what_has_no_interval_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    few = answers(0, 1.0, count=8)
+    lonely = replace(few, folds=tuple(str(index // 2) for index in range(8)))
+    judge("abmil", lonely, FEW)
+    told = [message for message in caplog.messages if message.startswith("no interval of ")]
+    assert len(told) == len(set(told))
+    assert not any("the figure" in message for message in told)
+    assert any(message.startswith("no interval of AUROC of abmil: it is not defined on ") for message in told)

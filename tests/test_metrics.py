@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
+from scipy.stats import rankdata
 from sklearn import metrics as oracle
 
 from wsi_mil import metrics
@@ -180,3 +182,31 @@ def test_the_area_below_the_steps_of_precision_and_recall_is_auprc() -> None:
     assert recall[-1] == 1
     assert precision[-1] == pytest.approx((labels == 1).mean())
     assert [len(part) for part in metrics.precision_recall(labels > 1, scores[:, 1])] == [0, 0]
+
+
+def test_sure_bags_are_ordered_by_log_odds_where_their_probability_is_rounded_to_one():
+    logits = np.array([[0.0, 40.0], [0.0, 50.0], [40.0, 0.0], [60.0, 0.0], [0.0, 0.3], [0.0, 40.0]])
+    scores = softmax(logits, axis=1)
+    assert scores[0, 1] == scores[1, 1] == 1.0
+    margins = logits[:, 1] - logits[:, 0]
+    found = metrics.by_log_odds(scores)
+    assert rankdata(found[:, 1]).tolist() == rankdata(margins).tolist()
+    assert rankdata(found[:, 0]).tolist() == rankdata(-margins).tolist()
+    labels = np.array([0, 1])
+    assert metrics.auroc(labels, scores[:2]) == 0.5
+    assert metrics.auroc(labels, metrics.by_log_odds(scores[:2])) == 1.0
+    assert metrics.by_log_odds(scores[:0]).shape == (0, 2)
+    with pytest.raises(ValueError, match="score that is nan"):
+        metrics.by_log_odds(np.array([[np.nan, 0.5]]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_bags_that_are_not_sure_is_that_of_their_probability(seed):
+    labels, scores = sample(2, seed=seed)
+    order = metrics.by_log_odds(scores)
+    for figure in (metrics.auroc, metrics.auprc):
+        assert figure(labels, order) == figure(labels, scores)
+    for column in (0, 1):
+        np.testing.assert_array_equal(rankdata(order[:, column]), rankdata(scores[:, column]))
+    three = sample(3, seed=seed)[1]
+    assert metrics.by_log_odds(three) is three

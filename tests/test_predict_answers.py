@@ -19,7 +19,7 @@ from wsi_mil.asked import find_bags
 from wsi_mil.bags import as_one, read_bag
 from wsi_mil.cohort import CohortParams
 from wsi_mil.learning import LearnParams
-from wsi_mil.predict import PredictOptions, predict_bags
+from wsi_mil.predict import PredictOptions, predict_bags, told_as_object
 from wsi_mil.predictions import Prediction, read_predictions
 from wsi_mil.stage import Item
 from wsi_mil.train import CHECKPOINT, TrainParams
@@ -153,6 +153,8 @@ def test_a_model_that_tells_too_little_says_so_once_and_still_answers(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = checkpoint.load(root / "one" / CHECKPOINT)
+    enough = {**made.training, "val_patients": {"neg": 40, "pos": 40}}
+    made = dataclasses.replace(made, training=enough, parts=(made.parts[0]._replace(temperature=1.0),))
     old = dataclasses.replace(made, domain=None, training={})
     assert [note.split(",")[0] for note in notes(old)] == [
         "the model does not say what slides it learnt from",
@@ -169,6 +171,20 @@ def test_a_model_that_tells_too_little_says_so_once_and_still_answers(
     assert not any(row.warnings for row in rows.values())
     assert caplog.text.count("cannot tell whether a slide is like them") == 1
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["notes"]) == 2
+
+
+def test_json_tells_too_that_a_temperature_is_not_to_be_relied_on(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = checkpoint.load(root / "one" / CHECKPOINT)
+    few = dataclasses.replace(made, training={**made.training, "val_patients": {"neg": 1, "pos": 40}})
+    checkpoint.save(tmp_path / "few" / CHECKPOINT, few)
+    rows = predicted(tmp_path, root / "feats", tmp_path / "out", "few")
+    told = json.loads((tmp_path / "out" / "predictions.json").read_text())["notes"]
+    assert told == notes(few)
+    assert told[0].startswith("temperature and threshold are not to be relied on: validation has few patients (1 of ")
+    assert told_as_object(tmp_path / "few" / CHECKPOINT, list(rows.values()))["notes"] == told
+    assert caplog.text.count("not to be relied on") == 1
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.text import Text
 from wsi_mil import progress
 from wsi_mil.learning import Epoch, Pace
 from wsi_mil.learning.logs import FOLDER, TensorBoard
+from wsi_mil.progress import print_table
 
 FIGURES = {"epoch": 0, "lr": 1e-3, "train_loss": 0.7, "val_loss": 0.5, "val_auroc": float("nan")}
 
@@ -109,3 +111,37 @@ def test_without_a_folder_or_the_package_tensorboard_is_left_alone(
         board.write(Epoch(0, 1e-3, 0.7, 0.5, {}), Pace(1, 1.0, 0.0))
         board.close()
     assert list(tmp_path.iterdir()) == []
+
+
+WIDE = ["slide", "predicted", *(f"class{index}" for index in range(14)), "warnings"]
+ROW = ["a/slide/of/a/name", "class3", *(f"0.1{index:02d}" for index in range(14)), "unlike training " * 8]
+
+
+def test_a_table_that_nobody_looks_at_has_each_row_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("t.csv", WIDE, [ROW, ["b"]])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "class3" in line]
+    header, row = ([cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")] for line in lines)
+    assert (header, row) == (WIDE, [cell.strip() for cell in ROW])
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_a_terminal_that_is_too_narrow_for_a_table_shows_every_column(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_table("t.csv", WIDE, [ROW, ["b"]])
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, out.splitlines())) <= columns
+    words = re.split(r"[\s│┃]+", out)
+    assert {*WIDE, *ROW[1:-1]} <= set(words)  # whole, each in one piece
+    assert words.count("unlike") == 8
+    assert words.count("slide") > 1  # tables that follow begin with the names of the rows, too
+
+
+def test_a_table_that_fits_is_one_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["das-mil", "abmil", "max", "mean", "transmil", "gcn"]
+    print_table("metrics.csv", ["figure", *names], [["AUROC", *["0.912 [0.812, 0.991]"] * 6]])
+    assert capsys.readouterr().out.count("figure") == 1

@@ -93,7 +93,9 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.csv")
     with pytest.raises(TableError, match=r"b\.xlsx does not exist: write it with the columns patient,label,\[age\]"):
         read(tmp_path / "b.xlsx")
-    with pytest.raises(TableError, match="does not exist"):
+    with pytest.raises(
+        TableError, match=r"is a folder: name a table in it, CSV or \.xlsx, with the columns patient,label"
+    ):
         read(tmp_path)
 
 

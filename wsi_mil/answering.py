@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from wsi_mil import __version__, checkpoint
 from wsi_mil.aggregators import Aggregator, Ensemble, infer
 from wsi_mil.bags import Bag, as_one, read_bag
+from wsi_mil.calibration import doubts
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import SEVERAL, slide_names
 from wsi_mil.devices import use_cores
@@ -143,9 +145,18 @@ def _failed(question: Question, error: Exception) -> list[Prediction]:
     return [Prediction(item.slide_id, "failed", error=one_line(error), patient_id=owner) for item in question.slides]
 
 
+def doubts_of(made: Checkpoint) -> list[str]:
+    """Why temperature and threshold are not to be relied on, of models of an ensemble with the same reason together."""
+    trainings = made.training.get("rounds") or [made.training] * len(made.parts)
+    pairs = zip(made.parts, trainings, strict=True)
+    told = [doubts(part.temperature, training.get("val_patients", {})) for part, training in pairs]
+    of = "In {} of {} models " if len(told) > 1 else ""
+    return [of.format(count, len(told)) + doubt for doubt, count in Counter(filter(None, told)).items()]
+
+
 def notes(model: Checkpoint) -> list[str]:
-    """What a checkpoint cannot tell about any slide."""
-    told = []
+    """What a checkpoint cannot tell about any slide, or what of its answers to any is not to be relied on."""
+    told = [doubt[:1].lower() + doubt[1:] for doubt in doubts_of(model)]
     if model.domain is None:
         told.append("the model does not say what slides it learnt from, so it cannot tell whether a slide is like them")
     elif model.domain.cannot_tell:
@@ -162,7 +173,7 @@ def as_object(rows: Iterable[Prediction], made: Checkpoint, model: str, notes: S
         rows: what the model says of each bag.
         made: the model.
         model: its digest.
-        notes: what it cannot tell about any slide.
+        notes: what to bear in mind of its answers to any slide.
     """
     return {
         "made_by": f"wsi_mil {__version__}",
@@ -263,6 +274,8 @@ def _warnings(model: Checkpoint, bags: list[Bag], question: Question) -> list[st
             told += [about + warning for warning in model.domain.warnings(facts)]
         if model.trained_on(*slide_names(bag.slide_id, str(bag.attrs.get("slide_path", "")))):
             told.append(f"{about}a slide of this name was in training, so this is no test of the model")
+        elif model.trained_on(str(bag.attrs.get("fingerprint", ""))):
+            told.append(f"{about}this slide was in training under another name, so this is no test of the model")
     if question.patient_id and model.trained_on(question.patient_id):
         told.append(f"patient {question.patient_id} was in training, so this is no test of the model")
     if question.missing:

@@ -194,12 +194,14 @@ class Checkpoint:
             )
 
     def trained_on(self, *names: str) -> bool:
-        """Whether a slide or patient of one of these names took part in training or validation, as far as is known."""
+        """Whether a slide or patient of one of these names, or features of one of these fingerprints, took part in
+        training or validation, as far as is known."""
         return any(patient_hash(name) in self._seen for name in names)
 
     @cached_property
     def _seen(self) -> frozenset[str]:
-        return frozenset([*self.training.get("patients", ()), *self.training.get("trained_slides", ())])
+        recorded = ("patients", "trained_slides", "trained_features")
+        return frozenset(one for what in recorded for one in self.training.get(what, ()))
 
     def decide(self, probabilities: Sequence[float]) -> str:
         """The class that calibrated probabilities, one per class, lead to; none of none."""

@@ -105,7 +105,13 @@ def crossval(
     out: Out = Path("crossval"),
     aggregator: Aggregators = None,
     option: Options = None,
-    folds: Annotated[int, typer.Option("--folds", help="Rounds; 0 = as the column fold says.")] = 5,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds",
+            help="Rounds; 0 = as the column fold says.  [default: as it says, else 5; by site all sites if fewer]",
+        ),
+    ] = None,
     by_site: Annotated[
         bool, typer.Option("--by-site", help="Test all patients of a site (column site) in one round.")
     ] = False,

@@ -5,7 +5,9 @@ autocorrelation of the grid's occupancy, so one FFT counts all pairs of a slide 
 long as 100). Coordinates that lie on no small grid are counted block by block.
 """
 
+import functools
 import json
+import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,11 +20,12 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 
 from wsi_mil import publishing, store
 from wsi_mil.bags import FEATURE_STAGES, read_features
-from wsi_mil.errors import ArtifactCorrupt, ArtifactError, OptionError
-from wsi_mil.guards import parse_json
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, OptionError
 from wsi_mil.nearest import nearest
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, attempt, per_slide, run
+
+log = logging.getLogger(__name__)
 
 BIN_UM = 16.0
 """Width of a bin of the histogram. One width for all, so that histograms of different slides can be added."""
@@ -151,20 +154,33 @@ def quantile(counts: Int[np.ndarray, " _"], q: float) -> float:
 
 
 def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " _"]]:
-    """The histograms of some slides, from the artifacts in ``folder``; what is absent or stale there is made first.
+    """The histograms of some slides, from the artifacts in ``folder``; those that are absent or damaged are made first.
 
-    Artifacts of any ``k`` will do, since the histogram does not depend on it; a stale one is made again with its own.
+    Whole artifacts of other features are somebody's work, and cannot be told from those of features made anew. Where
+    any lie there nothing is written, and what is lacking is counted for this time only. Artifacts of any ``k`` will do,
+    since the histogram does not depend on it.
+
+    Raises:
+        ArtifactStale: what lies there are no distances at all.
     """
-    wanting: dict[DistanceParams, list[Item]] = {}
-    for item in items:
-        path = artifact_path(folder, item.slide_id)
-        if not _is_current(item, path):
-            wanting.setdefault(_params_before(path), []).append(item)
-    options = RunOptions(refresh=True)
-    for params, absent in wanting.items():
-        for error in run(DistanceStage(params, folder, options.threads), absent, folder, options).failed.values():
+    paths = {item.slide_id: artifact_path(folder, item.slide_id) for item in items}
+    current = {item.slide_id: _is_current(item, paths[item.slide_id]) for item in items}
+    wanting = [item for item in items if not current[item.slide_id]]
+    if any(one is False for one in current.values()):
+        _tell_kept(folder)
+        return [read_histogram(paths[item.slide_id]) if current[item.slide_id] else _counted(item) for item in items]
+    if wanting:
+        options = RunOptions(refresh=True)
+        stage = DistanceStage(DistanceParams(), folder, options.threads)
+        for error in run(stage, wanting, folder, options).failed.values():
             raise error
-    return [read_histogram(artifact_path(folder, item.slide_id)) for item in items]
+    return [read_histogram(path) for path in paths.values()]
+
+
+def _counted(item: Item) -> Int[np.ndarray, " _"]:
+    """The histogram of a slide's features."""
+    features = read_features(item.source)
+    return histogram(features.arrays["coords"], np.array([features.attrs[name] for name in ("mpp_x", "mpp_y")]))
 
 
 def read_histogram(path: Path) -> Int[np.ndarray, " _"]:
@@ -180,20 +196,25 @@ def read_histogram(path: Path) -> Int[np.ndarray, " _"]:
     return counts
 
 
-def _params_before(path: Path) -> DistanceParams:
-    """What somebody chose for the artifact that lies there; the defaults where none does."""
-    attrs = attempt(store.read_attrs, path) if path.exists() else None
-    if isinstance(attrs, dict) and (attrs.get("stage"), attrs.get("stage_version")) == _MADE_BY:
-        params = attempt(lambda: DistanceParams(**parse_json(attrs["params"])))
-        return params if isinstance(params, DistanceParams) else DistanceParams()  # its params are damaged
-    return DistanceParams()
-
-
-def _is_current(item: Item, path: Path) -> bool:
+def _is_current(item: Item, path: Path) -> bool | None:
+    """Whether an artifact is of these features, made by this version; None where none lies there, or a damaged one."""
     said = ("stage", "stage_version", "upstream")
     attrs = attempt(store.read_attrs, path, said) if path.exists() else None
-    current = (*_MADE_BY, store.read_fingerprint(item.source))
-    return isinstance(attrs, dict) and tuple(map(attrs.get, said)) == current
+    if not isinstance(attrs, dict):
+        return None
+    if attrs.get("stage") != _MADE_BY[0]:
+        raise ArtifactStale(f"{path} holds no distances: name another folder by --distances")
+    return tuple(map(attrs.get, said)) == (*_MADE_BY, store.read_fingerprint(item.source))
+
+
+@functools.cache
+def _tell_kept(folder: Path) -> None:
+    """Say once of a folder, whatever number of rounds ask for it, that it stays as it is."""
+    log.warning(
+        "%s holds distances of other features, or of another version of wsimil: they stay as they are, and training"
+        " counts its own. Name another folder by --distances, or replace them by `wsimil distances --overwrite`",
+        folder,
+    )
 
 
 def write_summary(folder: Path) -> None:

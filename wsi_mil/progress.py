@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.logging import RichHandler
@@ -218,17 +219,47 @@ def show_messages(debug: bool = False) -> None:
 
 
 _WHOLE = 20
+_UNBOUNDED = 1 << 20
+"""Characters of a line where nobody looks: programs that read a table want each row on one line."""
+_BESIDE_CELL = 3  # a line, and a space on either side
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a short result table to stdout; a row may end early."""
+    """Print a short result table to stdout; a row may end early.
+
+    On a terminal cells are folded, and columns for which there is no room follow in a table of their own, under the
+    names of the rows. Elsewhere every row is one line, as wide as it is.
+    """
+    stdout = Console()
+    if not stdout.is_terminal:
+        stdout = Console(width=_UNBOUNDED)
+    stdout.print(title, soft_wrap=True, markup=False, highlight=False)
+    for columns in _side_by_side(header, rows, stdout.width):
+        shown = [[row[at] for at in columns if at < len(row)] for row in rows]
+        stdout.print(_table_of([header[at] for at in columns], shown))
+
+
+def _table_of(header: list[str], rows: list[list[str]]) -> Table:
     table = Table()
     # What a row is called is read, and typed: it stays whole unless it is long.
-    longest = max((len(row[0]) for row in rows), default=0)
+    longest = max((cell_len(row[0]) for row in rows), default=0)
     for index, column in enumerate(header):
         table.add_column(column, overflow="fold", min_width=min(longest, _WHOLE) if index == 0 else None)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    stdout = Console()
-    stdout.print(title, soft_wrap=True, markup=False, highlight=False)
-    stdout.print(table)
+    return table
+
+
+def _side_by_side(header: list[str], rows: list[list[str]], room: int) -> list[list[int]]:
+    """Columns, by number, of each of the tables that have room for their words, but for very long ones."""
+    cells = [[name, *(row[at] for row in rows if at < len(row))] for at, name in enumerate(header)]
+    needs = [min(max(map(cell_len, " ".join(column).split()), default=0), _WHOLE) + _BESIDE_CELL for column in cells]
+    first = max(needs[0], min(max((cell_len(row[0]) for row in rows), default=0), _WHOLE) + _BESIDE_CELL)
+    tables, left = [[0]], room - 1 - first
+    for at, need in enumerate(needs[1:], start=1):
+        if need > left and len(tables[-1]) > 1:
+            tables.append([0])
+            left = room - 1 - first
+        tables[-1].append(at)
+        left -= need
+    return tables

@@ -86,13 +86,13 @@ def show_training(trained: "Trained | None", out: Path) -> None:
 def show_study(study: "Study", out: Path) -> None:
     """Print the figures of each model, what they differ by, whether space mattered, and a plain line of AUROC."""
     from wsi_mil.progress import print_table
-    from wsi_mil.report import shown
+    from wsi_mil.report import p_value, shown
 
     rows = [[name, *(shown(found.figures[name]) for found in study.judged)] for name in study.judged[0].figures]
     print_table(f"{out / 'metrics.csv'}", ["figure", *(found.name for found in study.judged)], rows)
     if study.comparisons:
         pairs = [
-            [f"{c.first} - {c.second}", shown(c.difference), f"{c.holm_delong:.3g}", f"{c.holm_mcnemar:.3g}"]
+            [f"{c.first} - {c.second}", shown(c.difference), p_value(c.holm_delong), p_value(c.holm_mcnemar)]
             for c in study.comparisons
         ]
         print_table(f"{out / 'comparison.csv'}", ["models", "difference in AUROC", "p, DeLong", "p, McNemar"], pairs)

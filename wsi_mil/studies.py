@@ -10,7 +10,7 @@ import torch
 from wsi_mil import checkpoint, publishing, store
 from wsi_mil.aggregators import Aggregator
 from wsi_mil.bags import Bag
-from wsi_mil.cohort import Cohort
+from wsi_mil.cohort import Cohort, tell_classes
 from wsi_mil.devices import pick_device
 from wsi_mil.errors import OptionError, TableError
 from wsi_mil.evaluation import (
@@ -68,7 +68,7 @@ from wsi_mil.stage import artifact_path
 from wsi_mil.train import CARD
 from wsi_mil.typed import typed
 from wsi_mil.weights import file_sha256
-from wsi_mil.workflow import Folders, LabelTable, labelled
+from wsi_mil.workflow import Folders, LabelTable, labelled, labelled_once
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,9 @@ def cross_validate(
     refuse_model(folders.model)
     refuse_judged(folders.model, rounds=True)
     folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
-    cohort = folded(labelled(labels, folders), params)
+    cohort = folded(labelled_once(labels, folders), params)
+    tell_classes(cohort)
+    params = replace(params, folds=len(cohort.folds)) if params.folds is None else params
     place = Place(folders.feats, folders.distances, folders.model, run.overwrite)
     made = list(crossval(cohort, place, params, pick_device(device), run))
     judged = [judge(one.aggregator, Answers.of(one.rows, one.ensemble.classes, _groups(cohort)), how) for one in made]

@@ -108,7 +108,9 @@ def read_sheet(path: Path, known: Collection[str], wanted: str) -> Sheet:
     """
     if path.suffix.lower() in _OTHER_SPREADSHEETS:
         raise TableError(f"{path} is no table that can be read: save it as .xlsx or CSV")
-    if not path.exists() or path.is_dir():
+    if path.is_dir():
+        raise TableError(f"{path} is a folder: name a table in it, CSV or .xlsx, with the columns {wanted}")
+    if not path.exists():
         raise TableError(f"{path} does not exist: write it with the columns {wanted}")
     cells, doubts = _read_workbook(path) if path.suffix.lower() == ".xlsx" else (_read_csv(path, known), {})
     stripped = [[cell.strip() for cell in row] for row in cells.to_numpy()]  # by column, very many take long

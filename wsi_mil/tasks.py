@@ -96,7 +96,7 @@ class Classification:
         surprise = -np.log(np.maximum(answers[np.arange(len(truth)), truth], LEAST))
         return {
             "val_loss": float((share * surprise).mean()),
-            "val_auroc": metrics.auroc(truth, answers),
+            "val_auroc": metrics.auroc(truth, metrics.by_log_odds(answers)),
             "val_balanced_accuracy": metrics.balanced_accuracy(truth, answers.argmax(axis=1)),
         }
 

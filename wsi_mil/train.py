@@ -86,13 +86,17 @@ class Trained:
         if not rows:
             return math.nan
         targets = np.array([self.checkpoint.classes.index(row.label) for row in rows])
-        return metrics.auroc(targets, np.array([row.probabilities for row in rows]))
+        return metrics.auroc(targets, metrics.by_log_odds(np.array([row.probabilities for row in rows])))
 
 
 def fingerprint(cohort: Cohort, folder: Path, params: TrainParams) -> str:
     """Hash of everything that decides a training: parameters, cohort and bags."""
-    prints = [store.read_fingerprint(artifact_path(folder, member.slide_id)) for member in cohort.members]
+    prints = [_print(folder, member) for member in cohort.members]
     return store.fingerprint("train", 3, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
+
+
+def _print(folder: Path, member: Member) -> str:
+    return store.read_fingerprint(artifact_path(folder, member.slide_id))
 
 
 def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = False) -> bool:
@@ -170,7 +174,7 @@ def fit(
     targets = np.array([cohort.classes.index(unit.label) for unit in cohort.units])
     val_rows = np.array([unit.split == "val" for unit in cohort.units])
     calibration = calibrated(targets[val_rows], scores[val_rows], _shares(train.targets, task.outputs))
-    training = _facts(cohort, params, print_, history)
+    training = _facts(cohort, folder, params, print_, history)
     if model.uses_position != "none" and pairs().sum():
         training["distances"] = TileDistances.of(pairs(), distances.BIN_UM).record()
     made = _checkpoint(model, cohort, store.read_attrs(bags.first), training, calibration)
@@ -180,14 +184,16 @@ def fit(
     return Trained(made, cohort, tuple(history), predictions)
 
 
-def _facts(cohort: Cohort, params: TrainParams, print_: str, history: list[Epoch]) -> dict[str, Any]:
+def _facts(cohort: Cohort, folder: Path, params: TrainParams, print_: str, history: list[Epoch]) -> dict[str, Any]:
     """What a checkpoint says of how it was trained."""
+    learnt_from = [member for member in cohort.members if member.split in ("train", "val")]
     return {
         "params": dataclasses.asdict(params),
         "fingerprint": print_,
         "cohort": cohort.digest,
-        "patients": sorted({patient_hash(m.patient_id) for m in cohort.members if m.split in ("train", "val")}),
-        "trained_slides": sorted(patient_hash(m.slide_id) for m in cohort.members if m.split in ("train", "val")),
+        "patients": sorted({patient_hash(member.patient_id) for member in learnt_from}),
+        "trained_slides": sorted(patient_hash(member.slide_id) for member in learnt_from),
+        "trained_features": sorted({patient_hash(_print(folder, member)) for member in learnt_from}),
         "val_patients": {
             name: len({m.patient_id for m in cohort.part("val") if m.label == name}) for name in cohort.classes
         },

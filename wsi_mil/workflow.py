@@ -1,6 +1,7 @@
 """Chains the stages: what one command needs of several rooms."""
 
 import logging
+import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from wsi_mil import distances, publishing, store, train
 from wsi_mil.bags import FEATURE_STAGES, bag_items
-from wsi_mil.cohort import Cohort, CohortParams, Seen, read_cohort
+from wsi_mil.cohort import Cohort, CohortParams, Seen, check_doubles, read_cohort, tell_classes
 from wsi_mil.cutting import tile
 from wsi_mil.devices import pick_device
 from wsi_mil.encoding import Encoding, extract_features
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 _AS_FILES_SAY = PeerOptions()
 _ONE_DEVICE = RunParams()
 _MATCHED = {"stage", "status", "reason", "upstream"}  # what tells which slides a training can use
+
+_FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,13 @@ def train_model(
     publishing.sweep(folders.model)
     refuse_judged(folders.model)
     folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
-    cohort = labelled(labels, folders)
+    cohort = labelled_once(labels, folders)
     print_ = train.fingerprint(cohort, folders.feats, params)
     if train.is_finished(folders.model, print_, params, overwrite):
         log.info("%s holds this very training already", folders.model)
         discard(folders.model)
         return None
+    tell_classes(cohort)
     run = replace(run, folder=folders.model, overwrite=overwrite)
     trained = train.fit(cohort, folders.feats, params, folders.distances, pick_device(device), run)
     if is_first_rank():  # the others, if torchrun started some, have learnt the same
@@ -220,6 +224,27 @@ def labelled(labels: LabelTable, folders: Folders) -> Cohort:
     waiting = tiled - usable - unusable.keys()
     seen = Seen(usable, unusable, dict.fromkeys(waiting, "run `wsimil extract`"))
     return read_cohort(labels.path, seen, labels.params, labels.slides)
+
+
+def labelled_once(labels: LabelTable, folders: Folders) -> Cohort:
+    """The same, to learn from: no slide may be there under the names of two patients."""
+    cohort = labelled(labels, folders)
+    contents = {member.slide_id: _contents(folders, member.slide_id) for member in cohort.members}
+    check_doubles(labels.path, cohort, contents)
+    return cohort
+
+
+def _contents(folders: Folders, slide_id: str) -> set[str]:
+    """Digests of what a slide holds: of all that its features were made from and, where its tiles are at hand, its own.
+
+    The former is another where a slide was given another resolution or other settings, the latter is not.
+    """
+    features = store.read_attrs(artifact_path(folders.feats, slide_id), {"stage", "fingerprint"})
+    tiles = artifact_path(folders.tiles, slide_id)
+    own = ""
+    if features["stage"] == "extract" and tiles.exists():
+        own = str(store.read_attrs(tiles, {"upstream"}).get("upstream", "")).partition(" ")[0]
+    return {features["fingerprint"], *([own] if _FINGERPRINT.fullmatch(own) else [])}
 
 
 def _refuse_other_features(folders: Folders, features: dict[str, dict[str, Any]]) -> None:

@@ -11,11 +11,12 @@ cross-validation, `shuffled_labels` the control that no model can learn.
 ``slides.csv`` (optional for `wsimil tile`) has the columns ``slide[,mpp][,setting ...]``; `read_slides_table` reads it.
 """
 
+from wsi_mil.cohort.doubles import check_doubles
 from wsi_mil.cohort.folds import draw_folds, nested
 from wsi_mil.cohort.members import SEVERAL, SPLITS, UNITS, Cohort, CohortParams, Member, Seen, Unit
 from wsi_mil.cohort.naming import read_resolutions, read_slides_table, slide_names, some_names
 from wsi_mil.cohort.reading import read_cohort
-from wsi_mil.cohort.splitting import shuffled_labels, split
+from wsi_mil.cohort.splitting import shuffled_labels, split, tell_classes
 
 __all__ = [
     "SEVERAL",
@@ -26,6 +27,7 @@ __all__ = [
     "Member",
     "Seen",
     "Unit",
+    "check_doubles",
     "draw_folds",
     "nested",
     "read_cohort",
@@ -35,4 +37,5 @@ __all__ = [
     "slide_names",
     "some_names",
     "split",
+    "tell_classes",
 ]

@@ -1,6 +1,7 @@
 """What a table of labels may not say, each refused by name and row."""
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from wsi_mil.errors import TableError
 
 log = logging.getLogger(__name__)
 
+_WHOLE = re.compile(r"^([+-]?\d+)\.0*$")
+"""A whole number as floats are written."""
 _PARTS = ("split", "site", "fold")
 _MISSING = {
     *("na", "n/a", "<na>", "#na", "#n/a", "nan", "-nan", "null", "--"),
@@ -31,7 +34,7 @@ class Row(NamedTuple):
 
 def check_parts(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
     """Refuse splits that there are not, words for a missing cell, columns filled by half, names that differ by case or
-    spaces only, and patients that would be in two parts."""
+    spaces only or are one number, and patients that would be in two parts."""
     for row in rows:
         if row.member.split and row.member.split not in SPLITS:
             raise TableError(f"{path} row {row.number}: split {row.member.split!r} is none of {', '.join(SPLITS)}")
@@ -113,13 +116,15 @@ def _refuse_lookalikes(path: Path, what: str, cells: Iterable[tuple[Row, str]]) 
     """Refuse one name written in two ways: a class too many, or a patient who is trained on and tested on."""
     spellings: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, text in cells:
-        spellings[" ".join(text.casefold().split())][text].append(row.number)
+        # A table that passed through floats has 1.0 where another has 1.
+        spellings[_WHOLE.sub(r"\1", " ".join(text.casefold().split()))][text].append(row.number)
     for found in spellings.values():
         if len(found) > 1:
             usual = max(found, key=lambda text: len(found[text]))
             numbers = rows_text(number for text, rows in found.items() if text != usual for number in rows)
             told = " and ".join(repr(text) for text in sorted(found))
-            raise TableError(f"{path} {numbers}: {what} {told} differ by case or spaces only: write one way, or rename")
+            alike = "are one number" if any(map(_WHOLE.search, found)) else "differ by case or spaces only"
+            raise TableError(f"{path} {numbers}: {what} {told} {alike}: write one way, or rename")
 
 
 def _refuse_divided(path: Path, what: str, mend: str, cells: Iterable[tuple[Row, str]]) -> None:

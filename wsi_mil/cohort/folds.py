@@ -20,7 +20,11 @@ from wsi_mil.errors import OptionError, TableError
 log = logging.getLogger(__name__)
 
 
-def draw_folds(cohort: Cohort, k: int, seed: int, by_site: bool = False) -> Cohort:
+USUAL = 5
+"""Folds where nobody says how many."""
+
+
+def draw_folds(cohort: Cohort, k: int | None, seed: int, by_site: bool = False) -> Cohort:
     """Give every member the fold that tests it.
 
     Patients are dealt within each class (one with several labels counts for the rarest of them), so that two folds
@@ -30,7 +34,8 @@ def draw_folds(cohort: Cohort, k: int, seed: int, by_site: bool = False) -> Coho
 
     Args:
         cohort: the labelled slides. What it says of splits counts for nothing here, which is warned of.
-        k: how many folds; 0 = as many as the table names.
+        k: how many folds; 0 = as many as the table names; None = as many as the table names, else 5, or as many as
+            there are sites where those are fewer and kept together.
         seed: of the draw; it decides nothing where the table names folds.
         by_site: put no site into two folds.
 
@@ -40,6 +45,9 @@ def draw_folds(cohort: Cohort, k: int, seed: int, by_site: bool = False) -> Coho
             missing in its test or training part.
     """
     named = cohort.folds
+    if by_site and not all(member.site for member in cohort.members):
+        raise TableError("--by-site needs the column site in the table of labels: add it, or leave out --by-site")
+    k = _usual(cohort, by_site) if k is None else k
     if k < 0 or k == 1 or (k == 0 and not named):
         raise OptionError(f"--folds {k}: give 2 or more, or 0 where the table of labels has a column fold")
     if named and k not in (0, len(named)):
@@ -47,8 +55,6 @@ def draw_folds(cohort: Cohort, k: int, seed: int, by_site: bool = False) -> Coho
         raise TableError(f"{told}: give --folds 0 to follow the column, or take it out")
     if len(named) == 1:
         raise TableError(f"the column fold names one fold only ({named[0]}): name two or more, or take the column out")
-    if by_site and not all(member.site for member in cohort.members):
-        raise TableError("--by-site needs the column site in the table of labels: add it, or leave out --by-site")
     if any(member.split for member in cohort.members):
         log.warning("cross-validation tests every patient once: what the table says in its column split is not used")
     _refuse_few_patients(cohort, len(named) or k)
@@ -98,6 +104,16 @@ def nested(cohort: Cohort, fold: str, val_fraction: float, seed: int) -> Cohort:
     return divided
 
 
+def _usual(cohort: Cohort, by_site: bool) -> int:
+    """How many folds there are where nobody says it."""
+    if cohort.folds or not by_site:
+        return len(cohort.folds) or USUAL
+    sites = {member.site for member in cohort.members}
+    if len(sites) < 2:
+        raise TableError(f"--by-site: every patient is of site {sites.pop()}, and rounds need two sites: leave it out")
+    return min(USUAL, len(sites))
+
+
 def _folds_of_patients(cohort: Cohort, k: int, rng: np.random.Generator) -> dict[str, str]:
     """Deal the patients of each class in turn, beginning where the class before ended, so that all folds are alike."""
     names, dealt = rng.permutation(k) + 1, 0
@@ -144,7 +160,7 @@ def _refuse_few_patients(cohort: Cohort, k: int) -> None:
     for label in cohort.classes:
         if (count := having[label]) < k:
             raise TableError(
-                f"class {label} has {count} patients, fewer than --folds {k}: ask for fewer, or label more"
+                f"class {label} has {count} patients, fewer than {k} folds: ask for fewer by --folds, or label more"
             )
 
 

@@ -1,5 +1,6 @@
 """Divide patients: a validation part drawn from those to train on, and labels that no longer mean anything."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +9,8 @@ import numpy as np
 
 from wsi_mil.cohort.members import Cohort, Member
 from wsi_mil.errors import OptionError, TableError
+
+log = logging.getLogger(__name__)
 
 
 def split(cohort: Cohort, val_fraction: float, seed: int) -> Cohort:
@@ -85,6 +88,14 @@ def _labels(members: Iterable[Member]) -> dict[str, set[str]]:
 
 def _frequency(labels: Mapping[str, set[str]]) -> Counter[str]:
     return Counter(label for found in labels.values() for label in found)
+
+
+def tell_classes(cohort: Cohort) -> None:
+    """Say what is told apart, and how many patients each class has: more classes than were meant are seen here."""
+    having = patients_with(cohort.members)
+    counts = ", ".join(f"{name} ({having[name]} patient{'s' * (having[name] != 1)})" for name in cohort.classes)
+    positive = f"; {cohort.classes[1]} is the positive one" if len(cohort.classes) == 2 else ""
+    log.info("%d classes: %s%s", len(cohort.classes), counts, positive)
 
 
 def draw_patients(members: Sequence[Member], fraction: float, rng: np.random.Generator) -> set[str]:

@@ -85,7 +85,7 @@ def _compared(first: Judged, second: Judged, how: Resampling) -> Comparison:
     if one.ids != other.ids or not np.array_equal(one.labels, other.labels):
         raise TableError(f"{first.name} and {second.name} were not judged on the same slides: nothing can be compared")
     delong = _delong(one, other) if len(one.classes) == 2 else math.nan
-    difference = lost(mean_auroc, one, [other], how)
+    difference = lost(mean_auroc, one, [other], how, f"the difference in AUROC of {first.name} and {second.name}")
     return Comparison(first.name, second.name, difference, delong, metrics.mcnemar(*_rather_right(one, other)))
 
 
@@ -110,7 +110,8 @@ def _delong(one: Answers, other: Answers) -> float:
     for fold in sorted(set(one.folds)):
         rows = np.array([found == fold for found in one.folds])
         a, b = one.where(rows), other.where(rows)
-        tests.append(metrics.delong_test(a.labels, a.scores, b.scores, a.patients))
+        first, second = (metrics.by_log_odds(found.scores) for found in (a, b))
+        tests.append(metrics.delong_test(a.labels, first, second, a.patients))
     tests = [test for test in tests if not math.isnan(test.difference)]
     if len(tests) == 1:
         return tests[0].p
@@ -124,7 +125,9 @@ def _delong(one: Answers, other: Answers) -> float:
     return float(2 * norm.sf(abs(mean) / (width / (2 * norm.isf(0.025)))))
 
 
-def lost(figure: Figure, one: Answers, others: Sequence[Answers], how: Resampling) -> Interval:
+def lost(
+    figure: Figure, one: Answers, others: Sequence[Answers], how: Resampling, name: str = "the figure"
+) -> Interval:
     """A figure less the mean of it over other answers to the same bags, with the interval of a paired bootstrap.
 
     Answers that are the same everywhere lose nothing, which is certain.
@@ -137,4 +140,4 @@ def lost(figure: Figure, one: Answers, others: Sequence[Answers], how: Resamplin
     def difference(rows: np.ndarray) -> float:
         return figure(first.at(rows)) - float(np.mean([figure(found.at(rows)) for found in rest]))
 
-    return metrics.bootstrap(difference, first.labels, one.patients, how)
+    return metrics.bootstrap(difference, first.labels, one.patients, how, name)

@@ -42,8 +42,8 @@ class CrossvalParams:
     """How each model is trained; its aggregator is the first of ``aggregators``."""
     aggregators: tuple[str, ...] = ("das-mil",)
     """The models to judge, all on the same folds."""
-    folds: int = 5
-    """How many rounds; 0 = as many as the column ``fold`` of the table names."""
+    folds: int | None = None
+    """How many rounds; 0 = as many as the column ``fold`` of the table names; None = as `draw_folds` has it."""
     by_site: bool = False
     """Whether all patients of a site are tested in one round."""
     label_shuffle: bool = False
@@ -52,7 +52,7 @@ class CrossvalParams:
     """Hyper-parameters to try in each round, on its validation patients; 0 = none."""
 
     def __post_init__(self) -> None:
-        if self.folds < 0 or self.folds == 1:
+        if self.folds is not None and (self.folds < 0 or self.folds == 1):
             raise OptionError(f"--folds {self.folds}: give at least 2, or 0 for the table's column fold")
         if self.trials < 0:
             raise OptionError(f"--search {self.trials}: give a number of trials, 0 for none")
@@ -213,6 +213,7 @@ def _published(
         "cohort": cohort.digest,
         "patients": sorted({patient for made in models for patient in made.training["patients"]}),
         "trained_slides": sorted({slide for made in models for slide in made.training["trained_slides"]}),
+        "trained_features": sorted({one for made in models for one in made.training.get("trained_features", ())}),
         "slides": {"cross-validated": len(cohort.members)},
         "rounds": [made.training for made in models],
         "versions": checkpoint.versions(),

@@ -19,6 +19,8 @@ class Arrays(NamedTuple):
 
     labels: Int[np.ndarray, " bags"]
     scores: Float64[np.ndarray, "bags classes"]
+    order: Float64[np.ndarray, "bags classes"]
+    """What orders the bags by each class (`metrics.by_log_odds`)."""
     predicted: Int[np.ndarray, " bags"]
     folds: Int[np.ndarray, " bags"]
 
@@ -26,7 +28,7 @@ class Arrays(NamedTuple):
     def of(cls, answers: Answers) -> "Arrays":
         """Those of some answers."""
         _, folds = np.unique(answers.folds, return_inverse=True)
-        return cls(answers.labels, answers.scores, answers.predicted, folds)
+        return cls(answers.labels, answers.scores, metrics.by_log_odds(answers.scores), answers.predicted, folds)
 
     def at(self, rows: Int[np.ndarray, " rows"]) -> "Arrays":
         """Those of some rows, with repeats."""
@@ -39,7 +41,7 @@ Figure = Callable[[Arrays], float]
 def rounds(found: Arrays) -> list[float]:
     """AUROC within each round of cross-validation; nan where a round lacks a class."""
     inside = [found.folds == fold for fold in np.unique(found.folds)]
-    return [metrics.auroc(found.labels[rows], found.scores[rows]) for rows in inside]
+    return [metrics.auroc(found.labels[rows], found.order[rows]) for rows in inside]
 
 
 def mean_auroc(found: Arrays) -> float:
@@ -54,6 +56,10 @@ def mean_auroc(found: Arrays) -> float:
 
 def _pooled(figure: Callable[..., float], found: Arrays) -> float:
     return figure(found.labels, found.scores)
+
+
+def _ordered(figure: Callable[..., float], found: Arrays) -> float:
+    return figure(found.labels, found.order)
 
 
 def _decided(figure: Callable[..., float], found: Arrays) -> float:
@@ -76,8 +82,8 @@ def _balanced_accuracy(found: Arrays) -> float:
 
 FIGURES: Mapping[str, Figure] = {
     "AUROC": mean_auroc,
-    "pooled AUROC": partial(_pooled, metrics.auroc),
-    "AUPRC": partial(_pooled, metrics.auprc),
+    "pooled AUROC": partial(_ordered, metrics.auroc),
+    "AUPRC": partial(_ordered, metrics.auprc),
     "balanced accuracy": _balanced_accuracy,
     "accuracy": lambda found: metrics.accuracy(found.labels, found.predicted),
     "F1": partial(_decided, metrics.f1),
@@ -123,13 +129,13 @@ class Judged:
 def judge(name: str, answers: Answers, how: Resampling) -> Judged:
     """Compute every figure of a model's answers."""
     names = np.unique(answers.folds).tolist()
-    figures = {figure: _with_limits(figure, answers, how) for figure in FIGURES}
+    figures = {figure: _with_limits(figure, answers, how, f" of {name}") for figure in FIGURES}
     return Judged(
         name=name,
         answers=answers,
         figures=figures,
         rounds=dict(zip(names, rounds(Arrays.of(answers)), strict=True)) if len(names) > 1 else {},
-        groups=tuple(_groups(answers, how)),
+        groups=tuple(_groups(name, answers, how)),
         notes=(
             *_undefined_rounds(answers),
             *_alike(figures, answers),
@@ -172,18 +178,19 @@ def _undefined_rounds(answers: Answers) -> Iterator[str]:
         )
 
 
-def _with_limits(name: str, answers: Answers, how: Resampling) -> Interval:
-    """A figure with the limits that hold the truth most often (`docs/decisions.md`)."""
+def _with_limits(name: str, answers: Answers, how: Resampling, whose: str) -> Interval:
+    """A figure with the limits that hold the truth most often (`docs/decisions.md`); the log says ``whose`` it is."""
     if name.startswith("ECE"):  # resamples are all further off than the sample, so that theirs say nothing
         return Interval(FIGURES[name](Arrays.of(answers)), math.nan, math.nan)
     two = len(answers.classes) == 2
     if name == "pooled AUROC" and two:
-        return metrics.delong_interval(answers.labels, answers.scores, answers.patients, how.level)
+        order = metrics.by_log_odds(answers.scores)
+        return metrics.delong_interval(answers.labels, order, answers.patients, how.level)
     if name == "AUROC" and two:
-        return _auroc(answers, how)
+        return _auroc(answers, how, whose)
     if name in _PROPORTIONS and _one_bag_each(answers) and (two or name == "accuracy"):
         return _proportion(answers, _PROPORTIONS[name], how)
-    return interval(FIGURES[name], answers, how)
+    return interval(FIGURES[name], answers, how, name + whose)
 
 
 def _proportion(answers: Answers, label: int | None, how: Resampling) -> Interval:
@@ -193,14 +200,15 @@ def _proportion(answers: Answers, label: int | None, how: Resampling) -> Interva
     return metrics.exact(hits, int(chosen.sum()), how.level)
 
 
-def _auroc(answers: Answers, how: Resampling) -> Interval:
+def _auroc(answers: Answers, how: Resampling, whose: str) -> Interval:
     """AUROC of two classes: by DeLong's method where one model answered, by the bootstrap where each round has its own.
 
     Where every round is perfect, resamples are, too; what is known then is how many patients there are.
     """
     if len(set(answers.folds)) == 1:
-        return metrics.delong_interval(answers.labels, answers.scores, answers.patients, how.level)
-    found = interval(mean_auroc, answers, how)
+        order = metrics.by_log_odds(answers.scores)
+        return metrics.delong_interval(answers.labels, order, answers.patients, how.level)
+    found = interval(mean_auroc, answers, how, f"AUROC{whose}")
     if found.value < 1 or not math.isnan(found.low):
         return found
     arrays = Arrays.of(answers)
@@ -208,18 +216,19 @@ def _auroc(answers: Answers, how: Resampling) -> Interval:
     return metrics.delong_interval(counted.labels, np.eye(2)[counted.labels], counted.patients, how.level)
 
 
-def interval(figure: Figure, answers: Answers, how: Resampling) -> Interval:
+def interval(figure: Figure, answers: Answers, how: Resampling, name: str = "the figure") -> Interval:
     """A figure with its 95% interval: patients are drawn anew within their classes.
 
     Not within rounds, too: of the two patients of a class that a round may have, resamples know half the spread.
     """
     found = Arrays.of(answers)
-    return metrics.bootstrap(lambda rows: figure(found.at(rows)), found.labels, answers.patients, how)
+    return metrics.bootstrap(lambda rows: figure(found.at(rows)), found.labels, answers.patients, how, name)
 
 
-def _groups(answers: Answers, how: Resampling) -> Iterator[Group]:
+def _groups(name: str, answers: Answers, how: Resampling) -> Iterator[Group]:
     for column, values in answers.groups.items():
         for value in sorted(set(values)):
             some = answers.where(np.array([other == value for other in values]))
-            figures = (_with_limits(name, some, how) for name in ("AUROC", "balanced accuracy"))
+            whose = f" of {name}, {column} {value}"
+            figures = (_with_limits(figure, some, how, whose) for figure in ("AUROC", "balanced accuracy"))
             yield Group(column, value, len(set(some.patients)), len(some), *figures)

@@ -16,7 +16,7 @@ class Known(NamedTuple):
     """Whom of a cohort a model, or the choice of its epoch, has seen."""
 
     patients: frozenset[str]
-    """They, or slides of theirs, are named as in training: no test."""
+    """They, or slides of theirs, are named as in training, or have features of training: no test."""
     namesakes: tuple[str, ...]
     """Slides of others whose files are named as slides of training, of a longer or a shorter path: perhaps the same."""
 
@@ -54,11 +54,19 @@ class Known(NamedTuple):
 
 def known_to(made: Checkpoint, cohort: Cohort, feats: Path) -> Known:
     """Whom a model knows of a cohort, whose features lie in a folder."""
-    patients = frozenset(m.patient_id for m in cohort.members if made.trained_on(m.patient_id, m.slide_id))
+    said = {
+        m.slide_id: store.read_attrs(artifact_path(feats, m.slide_id), {"slide_path", "fingerprint"})
+        for m in cohort.members
+    }
+    patients = frozenset(
+        m.patient_id
+        for m in cohort.members
+        if made.trained_on(m.patient_id, m.slide_id, said[m.slide_id]["fingerprint"])  # perhaps under another name
+    )
     namesakes = []
     for member in cohort.members:
         if member.patient_id not in patients:
-            recorded = store.read_attrs(artifact_path(feats, member.slide_id), {"slide_path"}).get("slide_path", "")
+            recorded = said[member.slide_id].get("slide_path", "")
             if made.trained_on(*slide_names(member.slide_id, str(recorded))):
                 namesakes.append(member.slide_id)
     return Known(patients, tuple(namesakes))

@@ -138,7 +138,7 @@ def does_space_matter(
 def _row(name: str, as_they_lie: Answers, others: list[Answers], how: Resampling) -> Row:
     auroc = float(np.mean([mean_auroc(Arrays.of(other)) for other in others]))
     moved = float(np.mean([np.abs(other.scores - as_they_lie.scores).mean() for other in others]))
-    return Row(name, auroc, lost(mean_auroc, as_they_lie, others, how), moved)
+    return Row(name, auroc, lost(mean_auroc, as_they_lie, others, how, f"AUROC lost, {name}"), moved)
 
 
 def _sentence(rows: tuple[Row, ...], auroc: float) -> str:

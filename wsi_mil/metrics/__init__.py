@@ -15,6 +15,7 @@ labels, scores = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.6, 0.4], [0.7,
 bootstrap(lambda rows: auroc(labels[rows], scores[rows]), labels, ["a", "b", "c", "d"], Resampling(seed=0))
 """
 
+from wsi_mil.metrics.arrays import by_log_odds
 from wsi_mil.metrics.calibration import Reliability, calibrate, ece, fit_temperature, reliability
 from wsi_mil.metrics.comparison import holm, mcnemar
 from wsi_mil.metrics.delong import Difference, delong_interval, delong_test
@@ -50,6 +51,7 @@ __all__ = [
     "balanced_accuracy",
     "bootstrap",
     "brier",
+    "by_log_odds",
     "calibrate",
     "choose_threshold",
     "confusion",

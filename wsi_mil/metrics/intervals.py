@@ -51,7 +51,13 @@ class Resampling:
             raise OptionError(f"--level {self.level}: give a share between 0 and 1, such as 0.95")
 
 
-def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequence[str], how: Resampling) -> Interval:
+def bootstrap(
+    figure: Callable[[Rows], float],
+    labels: Labels,
+    patients: Sequence[str],
+    how: Resampling,
+    name: str = "the figure",
+) -> Interval:
     """Confidence interval of any figure, of one model or of several, by drawing patients with replacement.
 
     A patient brings all of its bags. Patients are drawn within strata, those that have the same set of labels, so that
@@ -69,6 +75,7 @@ def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequenc
         labels: index of each bag's true class.
         patients: owner of each bag.
         how: how patients are drawn; the same gives the same limits, in whatever order the bags come.
+        name: what the log calls the figure.
 
     Returns:
         The figure of the bags as they are, with limits: nan if the figure is, if a class that occurs has fewer
@@ -89,7 +96,7 @@ def bootstrap(figure: Callable[[Rows], float], labels: Labels, patients: Sequenc
     )
     undefined = int(np.isnan(distribution).sum())
     if undefined:
-        log.warning("no interval: the figure is not defined on %d of %d resamples", undefined, how.resamples)
+        log.warning("no interval of %s: it is not defined on %d of %d resamples", name, undefined, how.resamples)
     return Interval(value, low, high) if low < high else Interval(value, math.nan, math.nan)
 
 

@@ -6,7 +6,7 @@ from wsi_mil.report.cohort import cohort_section
 from wsi_mil.report.crossval import crossval_facts, distances_of, rounds_of, tested_slides
 from wsi_mil.report.distance_use import DistanceUse, distance_use, predicted_distances, some_bags
 from wsi_mil.report.distances import DISTANCE_FILES, distance_files, distance_section
-from wsi_mil.report.evaluation import Beside, study_page
+from wsi_mil.report.evaluation import Beside, p_value, study_page
 from wsi_mil.report.judged import shown
 from wsi_mil.report.page import Picture, Section, Table, figure, number, page
 from wsi_mil.report.pictures import Notable, SlideFiles, notable, slides_section
@@ -43,6 +43,7 @@ __all__ = [
     "model_facts",
     "notable",
     "number",
+    "p_value",
     "page",
     "predicted_distances",
     "prediction_page",

@@ -2,12 +2,11 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 
-from wsi_mil.calibration import doubts
+from wsi_mil.answering import doubts_of
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.report.page import number
 from wsi_mil.train import Trained
@@ -114,15 +113,6 @@ def _decisions(made: Checkpoint) -> str:
 def _doubts(made: Checkpoint) -> str:
     start = " But " if len(made.parts) == 1 else " "
     return "".join(f"{start}{_text(doubt)}." for doubt in doubts_of(made))
-
-
-def doubts_of(made: Checkpoint) -> list[str]:
-    """Why temperature and threshold are not to be relied on, of models of an ensemble with the same reason together."""
-    trainings = made.training.get("rounds") or [made.training] * len(made.parts)
-    pairs = zip(made.parts, trainings, strict=True)
-    told = [doubts(part.temperature, training.get("val_patients", {})) for part, training in pairs]
-    of = "In {} of {} models " if len(told) > 1 else ""
-    return [of.format(count, len(told)) + doubt for doubt, count in Counter(filter(None, told)).items()]
 
 
 def _provenance(made: Checkpoint) -> str:

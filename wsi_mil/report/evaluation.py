@@ -54,7 +54,10 @@ def _classes(judged: Sequence[Judged]) -> Section:
     names = judged[0].answers.classes
     if len(names) == 2:
         return Section("Classes")
-    areas = [(found.name, metrics.auroc_per_class(found.answers.labels, found.answers.scores)) for found in judged]
+    areas = [
+        (found.name, metrics.auroc_per_class(found.answers.labels, metrics.by_log_odds(found.answers.scores)))
+        for found in judged
+    ]
     rows = [(name, *(number(float(area)) for area in each)) for name, each in areas]
     return Section("Classes", "Pooled AUROC of each class against the rest.", ("model", *names), rows)
 
@@ -93,10 +96,10 @@ def _compared(comparisons: Sequence[Comparison]) -> Section:
         (
             f"{c.first} – {c.second}",
             shown(c.difference),
-            _p(c.delong),
-            _p(c.holm_delong),
-            _p(c.mcnemar),
-            _p(c.holm_mcnemar),
+            p_value(c.delong),
+            p_value(c.holm_delong),
+            p_value(c.mcnemar),
+            p_value(c.holm_mcnemar),
         )
         for c in comparisons
     ]
@@ -112,7 +115,8 @@ def _compared(comparisons: Sequence[Comparison]) -> Section:
     )
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """The p of a test, or a dash where it is undefined."""
     return "–" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -78,7 +78,7 @@ def _roc(judged: Sequence[Judged], column: int) -> Chart:
     curves = []
     for found in judged:
         answers = found.answers
-        false, true = metrics.roc(answers.labels == column, answers.scores[:, column])
+        false, true = metrics.roc(answers.labels == column, metrics.by_log_odds(answers.scores)[:, column])
         name = _with_figure(found, "pooled AUROC")
         curves.append(Curve(name, tuple(true.tolist()), tuple(false.tolist())))
     caption = f"ROC of {judged[0].answers.classes[column]}; the straight line is what guesses do"
@@ -90,7 +90,8 @@ def _precision(judged: Sequence[Judged], column: int) -> Chart:
     curves = []
     for found in judged:
         answers = found.answers
-        recall, precision = metrics.precision_recall(answers.labels == column, answers.scores[:, column])
+        order = metrics.by_log_odds(answers.scores)[:, column]
+        recall, precision = metrics.precision_recall(answers.labels == column, order)
         gained = np.diff(recall, prepend=0) > 0  # what gains no recall has no width
         recall, precision = recall[gained], precision[gained]
         at = np.repeat(np.concatenate([[0], recall]), 2)[1:-1]

@@ -14,7 +14,6 @@ from wsi_mil.errors import one_line
 from wsi_mil.explain import MANIFEST, read_manifest
 from wsi_mil.guards import inside
 from wsi_mil.predictions import Prediction
-from wsi_mil.report.card import doubts_of
 from wsi_mil.report.page import MOST_BYTES, Picture, Section, as_jpeg, page
 from wsi_mil.report.provenance import model_facts, provenance
 from wsi_mil.stage import attempt
@@ -122,7 +121,7 @@ def _warnings(rows: Sequence[Prediction], model: Checkpoint, made: Sequence[_Mad
     points = [_short(f"{slide_id}: {warning}.") for slide_id, warning in about[:_MOST_WARNINGS]]
     if len(about) > _MOST_WARNINGS:
         points.append(f"{len(about) - _MOST_WARNINGS} more: see predictions.csv and each {MANIFEST}.")
-    general = [f"{note[:1].upper()}{note[1:]}." for note in [*doubts_of(model), *notes(model), *reasons.notes]]
+    general = [f"{note[:1].upper()}{note[1:]}." for note in [*notes(model), *reasons.notes]]
     return Section("To bear in mind", points=[*general, *points])
 
 
