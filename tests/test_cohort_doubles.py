@@ -86,6 +86,9 @@ def test_a_slide_of_training_is_no_test_under_another_name(tmp_path: Path) -> No
     (tmp_path / "new.csv").write_text("slide_id,label\ncopy/b,pos\nnew,neg\n")
     cohort = labelled(LabelTable(tmp_path / "new.csv"), new)
     assert known_to(made, cohort, new.feats).patients == {"copy/b"}
+    silent = known_to(replace(made, training={}), cohort, new.feats)
+    assert silent.sentence(cohort).startswith("The model does not say whom it learnt from")
+    assert silent.split("new", "") == ""
     rows = answers(made, [Question((Item(name, new.feats / f"{name}.h5"),)) for name in ("copy/b", "new")], "cpu")
     told = ["in training under another name" in " ".join(row.warnings) for row in rows]
     assert told == [True, False]

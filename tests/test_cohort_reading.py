@@ -103,6 +103,11 @@ REFUSED = [
         CohortParams(),
         "row 4: patient 'P1' and 'p1' differ by case or spaces only",
     ),
+    (
+        "slide_id,label,patient_id a,x,a b,y,q c,x,A",
+        CohortParams(),
+        "row 4: patient 'A' and 'a' differ by case or spaces only",
+    ),
     ("slide_id,label a,1 b,0 c,1.0 d,1", CohortParams(), r"row 4: label '1' and '1\.0' are one number: write one way"),
     (
         "slide_id,label,patient_id a,x,7.0 b,y,8 c,x,7",

@@ -5,7 +5,8 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 from planted import DIM, plant, plant_cohort
 
-from wsi_mil import checkpoint, evaluation, reasons, studies, train, workflow
+from wsi_mil import checkpoint, evaluation, metrics, reasons, studies, train, workflow
 from wsi_mil.aggregators import Ensemble, build
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.calibration import applied, calibrated
@@ -350,6 +351,23 @@ def test_delongs_test_does_not_compare_across_rounds() -> None:
     assert found.delong < 0.05
 
 
+def test_a_round_without_a_difference_is_as_uncertain_as_another_in_delongs_test() -> None:
+    """Of few patients the AUROC of two models is often the same to the last digit, and their order is not."""
+    labels = np.tile([0, 0, 0, 0, 1, 1, 1, 1], 2)
+
+    def told(*rounds: Sequence[int]) -> Answers:
+        share = np.concatenate(rounds) / 20 + 0.1
+        ids = tuple(f"s{row}" for row in range(16))
+        scores = np.stack([1 - share, share], axis=1)
+        return Answers(ids, ids, labels, scores, labels, ("1",) * 8 + ("2",) * 8, ("a", "b"))
+
+    one, other = told([0, 1, 2, 7, 3, 4, 5, 6], range(8)), told([3, 4, 5, 6, 0, 7, 8, 9], [1, 2, 3, 4, 0, 5, 6, 7])
+    assert metrics.auroc(labels[:8], one.scores[:8]) == metrics.auroc(labels[:8], other.scores[:8])
+    (pair,) = compare([judge("one", one, FEW), judge("other", other, FEW)], FEW)
+    second = metrics.delong_test(labels[8:], one.scores[8:], other.scores[8:])
+    assert pair.delong > second.p
+
+
 def test_a_patient_with_many_slides_counts_once_in_mcnemar() -> None:
     found = answers(0, 3.0, count=40)
     one = replace(found, patients=("p",) * 8 + found.patients[8:], predicted=found.labels)
@@ -649,6 +667,8 @@ def test_patients_are_known_again_by_their_slides(
     with caplog.at_level(logging.WARNING):
         studies.evaluate_model(model, labels, folders, studies.Asked(device="cpu"), FEW, PeerOptions())
     assert "16 of 24 patients took part in training" in caplog.text
+    told = read_predictions(tmp_path / "evaluation" / "predictions.csv")[0]
+    assert Counter(row.split for row in told) == {"train": 16, "test": 8}  # of training and validation, and the others
     told, _, _ = read_predictions(tmp_path / "evaluation" / "predictions.csv")
     assert sum(row.split == "train" for row in told) == 16
 
@@ -790,8 +810,10 @@ def test_runs_are_compared_on_what_both_have_whatever_the_order_of_their_classes
     with pytest.raises(TableError, match="holds no test slide"):
         studies.compare_runs([one, run_folder(tmp_path, "five", trained)], tmp_path / "out", FEW)
     some = run_folder(tmp_path, "six", [*trained[:4], *rows[4:]])  # an evaluation on a table without splits
-    study = studies.compare_runs([one, some], tmp_path / "out", FEW, overwrite=True)
+    with caplog.at_level(logging.INFO):
+        study = studies.compare_runs([one, some], tmp_path / "out", FEW, overwrite=True)
     assert len(study.judged[0].answers) == 56
+    assert "predictions.csv: 4 of 60 slides took part in training, and are left out" in caplog.text
 
 
 def test_evaluating_says_who_was_trained_on_and_agrees_with_training(

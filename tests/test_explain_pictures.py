@@ -10,9 +10,9 @@ from PIL import Image
 
 from wsi_mil.bags import Bag, join_bags
 from wsi_mil.errors import SlideError
-from wsi_mil.explain import attention_png
+from wsi_mil.explain import attention_png, drawing
 from wsi_mil.explain.annotations import class_colour
-from wsi_mil.explain.figure import INK, MARGIN, backdrop, colour_bar, framed, nice_length_um
+from wsi_mil.explain.figure import FAINT, INK, MARGIN, backdrop, colour_bar, framed, nice_length_um
 from wsi_mil.explain.heatmap import attention_picture, contribution_picture
 from wsi_mil.explain.pairs_picture import pairs_picture
 from wsi_mil.explain.raster import boxes, painted
@@ -174,6 +174,23 @@ def test_a_sheet_shows_the_tiles_as_the_slide_has_them(make_slide) -> None:
         x, y = MARGIN + place * 256, MARGIN + 26 + 18 + 26
         np.testing.assert_array_equal(page[y + 4 : y + 232, x + 4 : x + 232], tile[4:232, 4:232])
         assert (page[y, x] == 9).all()
+
+
+def test_tiles_that_gave_nothing_speak_for_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that pools by maximum asks few tiles; the others are framed in the colour of neither class."""
+    seen = []
+
+    def sheet(*arguments: object) -> Image.Image:
+        seen.append(arguments[4])
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(drawing, "tile_sheet", sheet)
+    (side,) = drawing._sides(["far", "near"])
+    given = np.array([2.0, 1.0, 0.5, *([0.0] * 36), -1.0])
+    drawing._sheets(Plain(), "a", some_places(), np.ones(40) / 40, (side, given), "near")
+    top, bottom = seen
+    assert top == [side.colours[1]] * 3 + [FAINT] * 9
+    assert bottom == [side.colours[0]] + [FAINT] * 11
 
 
 @pytest.mark.parametrize(("tiles", "shown"), [(1, 1), (2, 1), (7, 3), (24, 12), (100_000, 12)])

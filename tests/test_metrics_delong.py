@@ -129,6 +129,16 @@ def test_order_of_bags_and_monotone_scales_change_nothing(seed):
     assert interval.value == pytest.approx(metrics.auroc(labels, one))
 
 
+def test_patients_that_cancel_out_leave_no_interval_without_width():
+    """Each patient's bags lie as high as the others' on average: the variance is 0, and rounding is not to hide it."""
+    sevenths = [2, 2, 5, 5, 4, 2, 5, 5, 4, 2, 5, 2, 5, 4, 2, 1, 2, 2, 4, 5, 1, 2, 2, 4, 5]
+    patients = [f"p{bag // 5}" for bag in range(25)]
+    interval = metrics.delong_interval(np.repeat([1, 0], [15, 10]), two_columns(np.array(sevenths) / 7), patients)
+    assert interval.value == pytest.approx(0.66)
+    assert interval.low < 0.5
+    assert interval.high > 0.8
+
+
 @given(st.integers(0, 10_000))
 def test_the_difference_of_a_model_with_itself_is_nothing(seed):
     labels, scores, _, patients = sample(seed)

@@ -55,3 +55,14 @@ def test_pages_tell_it_where_they_tell_the_model() -> None:
 
     assert told(checkpoint(Domain.of(slides(6)))) == "6 of 0.5 um/px, 50 tiles each"
     assert told(checkpoint(None)) == ""
+
+
+def test_it_tells_among_whom_probabilities_hold() -> None:
+    def told(prior: tuple[float, ...]) -> str:
+        made = dataclasses.replace(checkpoint(None), training=TRAINING)
+        parts = tuple(part._replace(prior=prior) for part in made.parts)
+        return model_card(dataclasses.replace(made, parts=parts), {}, "").decode()
+
+    word = "multiplied by the share of each class in training"
+    assert word in told((0.2, 0.8))
+    assert word not in told(())

@@ -53,6 +53,14 @@ def test_a_few_heads_are_told_in_a_sentence_a_table_and_two_charts() -> None:
     assert [curve.dashed for curve in attention.curves] == [False, True, False, True]
 
 
+@pytest.mark.parametrize("name", ["das-mil", "das-mil-paper", "relative-discrete"])
+def test_bags_of_one_tile_have_no_distances_to_tell_of(name: str) -> None:
+    lone = [bag._replace(features=bag.features[:1], coords_um=bag.coords_um[:1]) for bag in bags()]
+    torch.manual_seed(0)
+    section = distance_section(DistanceUse.of(build(name, 5, 2).eval(), TRAINING, lambda: lone))
+    assert all(len(row) == len(section.header) for row in section.rows)
+
+
 @pytest.mark.parametrize(("factor", "hardly"), [(1.05, True), (1.2, False), (0.8, False)])
 def test_lengths_that_training_hardly_moved_are_no_finding(factor: float, hardly: bool) -> None:
     section = distance_section(DistanceUse([Head(1, 1, "key", factor * 900.0, 0.01, 900.0)]))

@@ -156,10 +156,8 @@ def evaluate_model(
     known = known_to(made, cohort, folders.feats)
     known.warn(cohort)
     network = made.model().to(pick_device(asked.device))
-    # `compare` takes no such row for a test
     rows = [
-        row._replace(split="train") if row.patient_id in known.patients else row
-        for row in ask(made, network, cohort, folders.feats)
+        row._replace(split=known.split(row.patient_id, row.split)) for row in ask(made, network, cohort, folders.feats)
     ]
     claim(folders.model, inputs)
     write_predictions(folders.model / TABLE, rows, made.classes, digest)

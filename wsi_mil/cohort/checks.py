@@ -39,10 +39,10 @@ def check_parts(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
         if row.member.split and row.member.split not in SPLITS:
             raise TableError(f"{path} row {row.number}: split {row.member.split!r} is none of {', '.join(SPLITS)}")
     _refuse_missing(path, rows, params)
-    named = [row for row in rows if row.member.patient_id != row.member.slide_id]
+    told = any(row.member.patient_id != row.member.slide_id for row in rows)  # else slides stand for their patients
     for what, cells in {
         "label": [(row, row.member.label) for row in rows],
-        "patient": [(row, row.member.patient_id) for row in named],
+        "patient": [(row, row.member.patient_id) for row in rows if told],
         "site": [(row, row.member.site) for row in rows],
     }.items():
         _refuse_lookalikes(path, what, cells)

@@ -117,12 +117,16 @@ def _delong(one: Answers, other: Answers) -> float:
         return tests[0].p
     if not tests:
         return math.nan
-    # Two models that order a round's patients alike differ by 0 there, surely.
-    widths = np.array([0.0 if test.p == 1 and test.difference == 0 else test.high - test.low for test in tests])
+    widths = np.array([_width(test) for test in tests])
     mean, width = float(np.mean([test.difference for test in tests])), float(np.sqrt(np.sum(widths**2))) / len(tests)
     if width == 0:
         return 1.0 if mean == 0 else math.nan
     return float(2 * norm.sf(abs(mean) / (width / (2 * norm.isf(0.025)))))
+
+
+def _width(test: metrics.Difference) -> float:
+    """Of the limits of a round's difference: 0 where two models are both perfect, which limits do not tell."""
+    return 0.0 if test.difference == 0 and math.isnan(test.high) else test.high - test.low
 
 
 def lost(

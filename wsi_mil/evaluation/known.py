@@ -10,6 +10,7 @@ from wsi_mil.cohort import Cohort, slide_names, some_names
 from wsi_mil.stage import artifact_path
 
 log = logging.getLogger(__name__)
+_UNTOLD = "The model does not say whom it learnt from, so that nobody can tell whether a patient was in training"
 
 
 class Known(NamedTuple):
@@ -19,11 +20,21 @@ class Known(NamedTuple):
     """They, or slides of theirs, are named as in training, or have features of training: no test."""
     namesakes: tuple[str, ...]
     """Slides of others whose files are named as slides of training, of a longer or a shorter path: perhaps the same."""
+    told: bool = True
+    """Whether the model says whom it learnt from."""
+
+    def split(self, patient_id: str, drawn: str) -> str:
+        """What a patient is to this model, whatever a table says: `compare` takes "train" for no test."""
+        if patient_id in self.patients:
+            return "train"
+        return "test" if self.told else drawn
 
     def sentence(self, cohort: Cohort) -> str:
         """A word on them, for a page."""
         told = "No patient took part in training."
-        if self.patients:
+        if not self.told:
+            told = f"{_UNTOLD}."
+        elif self.patients:
             told = (
                 f"{len(self.patients)} of {len(cohort.patients)} patients took part in training, so that the figures"
                 " flatter the model."
@@ -36,6 +47,8 @@ class Known(NamedTuple):
 
     def warn(self, cohort: Cohort) -> None:
         """Say it in the log."""
+        if not self.told:
+            log.warning(_UNTOLD)
         if self.patients:
             log.warning(
                 "%d of %d patients took part in training, so that the figures flatter the model: %s. Give --split test,"
@@ -69,4 +82,4 @@ def known_to(made: Checkpoint, cohort: Cohort, feats: Path) -> Known:
             recorded = said[member.slide_id].get("slide_path", "")
             if made.trained_on(*slide_names(member.slide_id, str(recorded))):
                 namesakes.append(member.slide_id)
-    return Known(patients, tuple(namesakes))
+    return Known(patients, tuple(namesakes), {"patients", "trained_slides"} <= made.training.keys())

@@ -24,9 +24,15 @@ def answers_in(run: Path) -> Answers:
     rows, classes, _ = read_predictions(table)
     rows = [row for row in rows if row.label]
     if any(row.split in ("train", "val") for row in rows):
-        rows = [row for row in rows if row.split not in ("train", "val")]  # "" where no split was drawn up
-        if not rows:
-            raise TableError(f"{table} holds no test slide: judge the model by `wsimil evaluate`, and name that folder")
+        tested = [row for row in rows if row.split not in ("train", "val")]  # "" where no split was drawn up
+        if not tested:
+            raise TableError(
+                f"{table} holds no test slide: judge the model by `wsimil evaluate` on slides that it did not learn"
+                " from, and name that folder"
+            )
+        gone = len(rows) - len(tested)
+        log.info("%s: %d of %d slides took part in training, and are left out", table, gone, len(rows))
+        rows = tested
     return Answers.of(rows, classes)
 
 

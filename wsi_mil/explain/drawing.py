@@ -131,7 +131,7 @@ def _sheets(
     for end, word, chosen in (("top", "largest", order[:count]), ("bottom", "smallest", order[::-1][:count])):
         first = [f"{value:+.3g}" if side else f"attention {value:.3g}" for value in values[chosen].tolist()]
         second = [f"tile {tile}" + (f", attention {attention[tile]:.2g}" if side else "") for tile in chosen.tolist()]
-        colours = [side.colours[int(value > 0)] if side else FAINT for value in values[chosen].tolist()]
+        colours = [side.colours[int(value > 0)] if side and value else FAINT for value in values[chosen].tolist()]
         about = f"Tiles of {word} {what}"
         texts = list(zip(first, second, strict=True))
         image = tile_sheet(slide, places, chosen, texts, colours, slide_id, f"{about}, {wide}; {answer}")

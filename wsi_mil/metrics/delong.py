@@ -151,8 +151,8 @@ def _variance(wins: Wins, sample: _Sample) -> float:
     parts, correction = [], []
     for group, count in zip((sample.positive, ~sample.positive), sample.patients, strict=True):
         size = int(group.sum())
-        apart = (wins[group] * size - wins[group].sum()) / (pairs * size)  # exactly 0 where all are alike
-        parts.append(np.bincount(sample.owner[group], weights=apart, minlength=patients))
+        apart = wins[group] * size - wins[group].sum()  # exact, as sums of it are: 0 where all are alike
+        parts.append(np.bincount(sample.owner[group], weights=apart, minlength=patients) / (pairs * size))
         correction.append(count / (count - 1))
     own = sum(factor * float(part @ part) for factor, part in zip(correction, parts, strict=True))
     return max(own + 2 * patients / (patients - 1) * float(parts[0] @ parts[1]), 0.0)

@@ -102,7 +102,13 @@ def _features(made: Checkpoint) -> str:
 
 def _decisions(made: Checkpoint) -> str:
     temperatures = ", ".join(f"{part.temperature:.3g}" for part in made.parts)
-    text = f"## Probabilities and decisions\n\nLogits are divided by {temperatures}, fitted on validation patients."
+    text = "## Probabilities and decisions\n\n"
+    if any(part.prior for part in made.parts):
+        text += (
+            "Probabilities are multiplied by the share of each class in training, and so speak of patients among whom"
+            " classes are as frequent. "
+        )
+    text += f"Logits are divided by {temperatures}, fitted on validation patients."
     text += _doubts(made)
     if made.threshold is None:
         return f"{text} The most probable class is decided for."

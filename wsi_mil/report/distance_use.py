@@ -116,6 +116,6 @@ def part_of(head: Head) -> str:
     return "" if "+" in head.part else f" ({head.part})"
 
 
-def members(each: Sequence[Head] | Sequence[AtDistance]) -> int:
+def members(each: Sequence[Head | AtDistance | Reliance]) -> int:
     """How many models an ensemble has."""
     return max(one.member for one in each)

@@ -96,7 +96,8 @@ def _span(head: Head) -> str:
 
 
 def _name(one: AtDistance | Reliance, use: DistanceUse) -> str:
-    return f"head {one.head}" + (f" of model {one.member}" if members(use.found) > 1 else "")
+    several = members([*use.heads, *use.found, *use.relied]) > 1
+    return f"head {one.head}" + (f" of model {one.member}" if several else "")
 
 
 def _rows(use: DistanceUse) -> list[tuple[str, ...]]:

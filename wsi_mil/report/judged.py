@@ -37,17 +37,21 @@ def shown(interval: Interval) -> str:
 
 def _figures(judged: Sequence[Judged]) -> Section:
     rows = [(name, *(shown(found.figures[name]) for found in judged)) for name in judged[0].figures]
-    text = (
-        "With 95% intervals over patients. Classes are decided at the threshold that was chosen on validation patients."
-    )
-    if len(judged[0].answers.classes) == 2:
+    text = "With 95% intervals over patients."
+    if len(judged[0].answers.classes) > 2:
+        text += " The likeliest class is decided for."
+    else:
         text += (
+            " Classes are decided at the threshold that was chosen on validation patients."
             f" ECE looks at the probability of the likelier class, ECE of the positive class at that of"
             f" {judged[0].answers.classes[1]}, as the reliability curve does."
         )
     text += _exact(judged)
     if any(found.rounds for found in judged):
-        text += " AUROC is that of each round, averaged; pooled AUROC also compares patients of different rounds."
+        text += (
+            " AUROC is that of each round, averaged; pooled AUROC and AUPRC also compare patients of different rounds,"
+            " and with them scores of different models."
+        )
     return Section("Figures", text, ("figure", *(found.name for found in judged)), rows)
 
 
