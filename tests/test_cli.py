@@ -19,6 +19,7 @@ from wsi_mil import (
     cli_predict,
     cli_tile,
     cli_weights,
+    cutting,
 )
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
@@ -27,6 +28,8 @@ from wsi_mil.evaluation import CrossvalParams
 from wsi_mil.explain import LookOptions
 from wsi_mil.learning import LearnParams, RunParams
 from wsi_mil.metrics import Resampling
+from wsi_mil.predict import PredictOptions
+from wsi_mil.stage import RunOptions
 from wsi_mil.tiling import TileParams
 
 COMMANDS = ["tile", "extract", "distances", "run", "encoders"]
@@ -154,6 +157,16 @@ def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.Monkey
     assert arguments_together.tile_params(None, None, None, "giga") == TileParams(256, 128.0, 0.5)
     assert arguments_together.tile_params(None, None, None, "uni", min_coverage=0.3) == TileParams(224, 128.0, 0.3)
     assert arguments_together.tile_params(None, None, None, "morphology") == TileParams()
+
+
+def test_what_lies_in_out_is_taken_for_no_slide(tmp_path: Path) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    for name in ("a.tif", "out/deep/a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    _, items = cutting.tile_plan(tmp_path, tmp_path / "out", TileParams(), RunOptions())
+    assert [item.slide_id for item in items] == ["a"]
+    told = cli_predict._asked([tmp_path], *[None] * 6, PredictOptions(tmp_path / "out"))
+    assert [slide.slide_id for slide in told.slides] == ["a"]
 
 
 def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def _asked(
     from wsi_mil.reasons import Asked
 
     if slides:
-        return Asked(slides_at(slides, options.cache), mpp=mpp)
+        return Asked(slides_at(slides, options.cache, options.out), mpp=mpp)
     # What lies far away is fetched for pictures, not to ask each slide for its um/px.
     local = bag_slides if isinstance(bag_slides, Path) else None
     here = partial(brought, cache=options.cache, scheduler=options.scheduler)
