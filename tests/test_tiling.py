@@ -75,6 +75,7 @@ def test_an_artifact_says_all_about_its_tiles(make_slide, tmp_path):
 
 def test_the_outline_and_the_preview_show_the_tissue(make_slide):
     result = tile(make_slide(size=(1800, 1500), mpp=0.8))
+    assert tuple(result.files) == TileStage.beside  # or they would stay when the tiles are withdrawn
     features = json.loads(result.files[".geojson"])["features"]
     outline = shapely.geometry.shape(features[0]["geometry"])
     assert len(features) == 1

@@ -60,6 +60,11 @@ class Stage(Protocol):
         """A frozen dataclass: everything that decides the result, nothing else."""
         ...
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Suffixes of the files that it gives beside the artifact: they go where that goes."""
+        ...
+
     def upstream(self, item: Item) -> str:
         """Fingerprint of what the artifact of this item is made from."""
         ...
@@ -170,7 +175,7 @@ def appeared(path: Path, origin: Origin) -> dict[str, Any] | None:
 
 
 def withdraw(stage: Stage, path: Path, origin: Origin | None) -> None:
-    """Take away what an earlier run, with other input or options, left of a slide that fails now.
+    """Take away what an earlier run, with other input or options, left of a slide that fails now: all its files.
 
     Where not even its origin is known (the slide is gone), only other options count.
     """
@@ -180,9 +185,16 @@ def withdraw(stage: Stage, path: Path, origin: Origin | None) -> None:
     same = before.get("fingerprint") == origin.fingerprint if origin else recorded_params(before) == params_of(stage)
     if not same:
         path.unlink()
+        for suffix in stage.beside:
+            _beside(path, suffix).unlink(missing_ok=True)
 
 
 def _write(path: Path, made: Result) -> None:
     for suffix, data in made.files.items():
-        publishing.write_bytes(path.with_name(path.name.removesuffix(".h5") + suffix), data)
+        publishing.write_bytes(_beside(path, suffix), data)
     store.write(path, made.artifact)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """Where a file beside an artifact lies; the dots of a slide_id are kept."""
+    return path.with_name(path.name.removesuffix(".h5") + suffix)

@@ -47,6 +47,7 @@ class ExportStage:
     workers: int = 1
     name: str = EXPORT
     version: int = 2
+    beside: tuple[str, ...] = ()
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of the features."""
