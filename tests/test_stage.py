@@ -114,7 +114,7 @@ def test_a_changed_input_is_refused_and_refreshed_when_asked(source: Path, tmp_p
     out = tmp_path / "out"
     run(ToyStage(), items(source), out)
     (source / "one").write_bytes(b"124")
-    with pytest.raises(ArtifactStale, match=r"one\.h5 was made otherwise: its input"):
+    with pytest.raises(ArtifactStale, match=r"one\.h5 was made otherwise: its input has changed\. Add"):
         run(ToyStage(), items(source), out)
     report = run(ToyStage(), items(source), out, RunOptions(refresh=True))
     assert (report.done, sorted(report.skipped)) == (["one"], ["sub/two.b", "void"])

@@ -6,6 +6,7 @@ Nothing else publishes artifacts of stages. Whoever does it, the bytes are the s
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from wsi_mil.progress import Progress
 from wsi_mil.runs import Timing, artifact_path
 
 log = logging.getLogger(__name__)
+
+_FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
 class Item(NamedTuple):
@@ -138,6 +141,41 @@ def recorded_params(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that an artifact was made with, as far as it tells."""
     found = attempt(parse_json, attrs.get("params", "{}"))
     return found if isinstance(found, dict) else {}
+
+
+def what_changed(stage: Stage, attrs: Mapping[str, Any], upstream: str) -> str:
+    """In words, why an artifact with these attributes is not what a stage would make of ``upstream`` now."""
+    now = params_of(stage)
+    before = recorded_params(attrs)
+    changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    (content, told), (content_now, told_now) = _words(str(attrs.get("upstream", ""))), _words(upstream)
+    if content != content_now:
+        changed.append("its input has changed")
+    pairs = {key: (told.get(key), told_now.get(key)) for key in [*told, *told_now]}
+    changed += [f"{key} was {_shown(one)}, now {_shown(other)}" for key, (one, other) in pairs.items() if one != other]
+    if attrs.get("stage_version") != stage.version:
+        changed.append("it is of another version of wsimil")
+    return "; ".join(changed) or "its input, or the version of wsimil, has changed"
+
+
+def _words(upstream: str) -> tuple[list[str], dict[str, str]]:
+    """The fingerprints in what a stage says of its input, and by name what the user told of it."""
+    content, told, name = list[str](), dict[str, str](), ""
+    for word in upstream.split(" "):
+        if "=" in word:
+            name, _, told[name] = word.partition("=")
+        elif name:
+            told[name] += f" {word}"
+        else:
+            content.append(word)
+    return content, told
+
+
+def _shown(told: str | None) -> str:
+    """What was told of an input; of the fingerprint of a file its beginning, and of nothing that."""
+    if told is None:
+        return "not given"
+    return f"a file of fingerprint {told[:8]}" if _FINGERPRINT.fullmatch(told) else told
 
 
 def publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, origin: Origin) -> Published | Exception:
