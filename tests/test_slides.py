@@ -88,7 +88,9 @@ def test_each_axis_has_its_own_resolution(tmp_path):
 
 
 def test_unknown_resolution_is_refused_with_the_option(tmp_path):
-    with pytest.raises(ResolutionError, match=r"a\.tif does not say .*--slide-mpp .*`wsimil tile --slides-csv`"):
+    with pytest.raises(
+        ResolutionError, match=r"a\.tif does not say .*--slide-mpp, for all .*`wsimil tile` takes a table"
+    ):
         open_slide(tiff(tmp_path))
 
 

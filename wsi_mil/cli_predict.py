@@ -173,7 +173,10 @@ def _require_one_source(
     if bool(slides) == bool(bags):
         raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
     if slides and of_peers:
-        raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
+        raise OptionError(
+            "--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out; um/px of slides go by"
+            " --mpp, for all of the call"
+        )
     if slides and tiles:
         raise OptionError(f"--tiles {tiles} tells of --bags: leave it out, slides are tiled as in training")
     if bags and given:

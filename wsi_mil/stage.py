@@ -152,7 +152,7 @@ class _Run:
         path, origin = attempt(artifact_path, self.out, item.slide_id), attempt(origin_of, self.stage, item)
         existing = path if isinstance(path, Exception) else attempt(_existing, self.stage, path, options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
-            self.rows.append(self.report.fail(item.slide_id, error))
+            self.rows.append(self.report.fail(item.slide_id, error).of(item.source))
             if options.overwrite and isinstance(path, Path):
                 withdraw(self.stage, path, None)
             return None
@@ -178,7 +178,7 @@ class _Run:
         if not isinstance(made, Published):
             made = publish(self.stage, item, made, self.out, self.origins[item.slide_id])
         if isinstance(made, Exception):
-            self.rows.append(self.report.fail(item.slide_id, made))
+            self.rows.append(self.report.fail(item.slide_id, made).of(item.source))
             return
         if made.meanwhile:
             log.warning("%s: %s", printable(item.slide_id), made.meanwhile)
