@@ -19,6 +19,7 @@ from wsi_mil import (
     cli_predict,
     cli_tile,
     cli_weights,
+    cutting,
 )
 from wsi_mil.encoders import EncoderSpec, table
 from wsi_mil.encoding import Encoding
@@ -27,6 +28,9 @@ from wsi_mil.evaluation import CrossvalParams
 from wsi_mil.explain import LookOptions
 from wsi_mil.learning import LearnParams, RunParams
 from wsi_mil.metrics import Resampling
+from wsi_mil.predict import PredictOptions
+from wsi_mil.slides import resolution
+from wsi_mil.stage import RunOptions
 from wsi_mil.tiling import TileParams
 
 COMMANDS = ["tile", "extract", "distances", "run", "encoders"]
@@ -154,6 +158,40 @@ def test_tiles_for_an_encoder_are_those_of_its_recipe(monkeypatch: pytest.Monkey
     assert arguments_together.tile_params(None, None, None, "giga") == TileParams(256, 128.0, 0.5)
     assert arguments_together.tile_params(None, None, None, "uni", min_coverage=0.3) == TileParams(224, 128.0, 0.3)
     assert arguments_together.tile_params(None, None, None, "morphology") == TileParams()
+
+
+@pytest.mark.parametrize(
+    "command", ["tile", "run", "distances", "train", "crossval", "evaluate", "import", *OF_ANSWERS]
+)
+def test_what_is_recommended_for_slides_without_resolution_is_an_option_of_the_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recommended, _, of_tile = resolution._REMEDY.partition("(`wsimil tile` ")
+    assert re.findall("--[a-z-]+", recommended) == ["--slide-mpp"]
+    assert re.findall("--[a-z-]+", of_tile) == ["--slides-csv"]
+    assert call(command, "--help") == 0
+    told = capsys.readouterr().out
+    assert "--slide-mpp" in told
+    if command == "tile":
+        assert "--slides-csv" in told
+
+
+@pytest.mark.parametrize("command", OF_ANSWERS)
+def test_a_table_of_resolutions_for_slides_is_refused_with_what_to_give(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command, tmp_path / "a.tif", "--slides-csv", tmp_path / "slides.csv") in (1, 2)
+    assert "um/px of slides go by --mpp" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_lies_in_out_is_taken_for_no_slide(tmp_path: Path) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    for name in ("a.tif", "out/deep/a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    _, items = cutting.tile_plan(tmp_path, tmp_path / "out", TileParams(), RunOptions())
+    assert [item.slide_id for item in items] == ["a"]
+    told = cli_predict._asked([tmp_path], *[None] * 6, PredictOptions(tmp_path / "out"))
+    assert [slide.slide_id for slide in told.slides] == ["a"]
 
 
 def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,12 +51,14 @@ FEW = Resampling(0, 100)
 TrainedModel = Callable[..., tuple[LabelTable, Folders, Path]]
 
 
-def validated(root: Path, run: RunParams | None = None, **changed: object) -> tuple[evaluation.Validated, ...]:
+def validated(
+    root: Path, run: RunParams | None = None, overwrite: bool = False, **changed: object
+) -> tuple[evaluation.Validated, ...]:
     base = TrainParams("abmil", learn=BRIEF)
     params = replace(CrossvalParams(base, ("abmil",), folds=3), **changed)
     folders = Folders.under(root)
     cohort = folded(workflow.labelled(LabelTable(root / "labels.csv"), folders), params)
-    place = Place(folders.feats, folders.distances, root / "crossval")
+    place = Place(folders.feats, folders.distances, root / "crossval", overwrite)
     return tuple(crossval(cohort, place, params, CPU, run or RunParams()))
 
 
@@ -530,6 +532,46 @@ def test_rounds_of_shuffled_labels_and_of_true_ones_are_not_mixed(tmp_path: Path
     validated(tmp_path, train=quick)
     with pytest.raises(ArtifactStale, match=r"labels were as in the table \(--label-shuffle\), and now are dealt anew"):
         validated(tmp_path, train=quick, label_shuffle=True)
+
+
+def test_a_round_of_other_folds_or_seed_is_refused_with_what_was_otherwise(tmp_path: Path) -> None:
+    plant_cohort(tmp_path, slides=18)
+    quick = TrainParams("abmil", learn=replace(QUICK, epochs=1))
+    validated(tmp_path, train=quick)
+    with pytest.raises(ArtifactStale, match=r"fold-1 was trained otherwise: folds was 3, now 4\. Give another --out"):
+        validated(tmp_path, train=quick, folds=4)
+    seeded = replace(quick, learn=replace(quick.learn, seed=7))
+    with pytest.raises(ArtifactStale, match=r"otherwise: seed was 0, now 7\. Give"):
+        validated(tmp_path, train=seeded)
+    with pytest.raises(ArtifactStale, match=r"otherwise: epochs was 1, now 2; seed was 0, now 7\. Give"):
+        validated(tmp_path, train=replace(seeded, learn=replace(seeded.learn, epochs=2)))
+    (tmp_path / "crossval" / "abmil" / CHECKPOINT).unlink()  # as one that was interrupted
+    with pytest.raises(ArtifactStale, match=r"otherwise: seed was another; folds was 3, now 4\. Give"):
+        validated(tmp_path, train=seeded, folds=4)
+    plant(tmp_path / "feats", "s00", positive=True, seed=99)
+    with pytest.raises(ArtifactStale, match=r"otherwise: the features or the version of wsimil have changed\. Give"):
+        validated(tmp_path, train=quick)
+
+
+def test_rounds_of_other_folds_are_named_and_removed_by_overwriting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant_cohort(tmp_path, slides=18)
+    quick, out = TrainParams("abmil", learn=replace(QUICK, epochs=1)), tmp_path / "crossval" / "abmil"
+    validated(tmp_path, train=quick)
+    (out / "fold-notes").mkdir()  # somebody else's
+    for name in ("fold-1", "fold-2"):
+        shutil.rmtree(out / name)
+    with pytest.raises(
+        ArtifactStale, match=r"abmil holds fold-3 of a cross-validation with 3 folds, .* has 2: add --ov"
+    ):
+        validated(tmp_path, train=quick, folds=2)
+    assert (out / CHECKPOINT).exists()
+    caplog.set_level(logging.INFO)
+    validated(tmp_path, train=quick, folds=2, overwrite=True)
+    assert sorted(path.name for path in out.glob("fold-*")) == ["fold-1", "fold-2", "fold-notes"]
+    assert f"{out}: removed rounds of another cross-validation: fold-3" in caplog.messages
+    assert len(checkpoint.load(out / CHECKPOINT).parts) == 2
 
 
 def test_a_large_bag_is_found_before_the_first_round_whichever_tests_it(

@@ -151,7 +151,9 @@ def test_a_slide_asked_about_alone_is_not_explained_by_what_was_said_of_it_with_
 ) -> None:
     path = untrained(tmp_path / "model", feats / "a.h5", unit="patient")
     explain(path, [find_bags(feats)[:2]], tmp_path / "e")
-    assert "was made otherwise" in explain(path, alone(feats), tmp_path / "e")["a"].error
+    assert (
+        "was explained otherwise: together was a/b, now none" in explain(path, alone(feats), tmp_path / "e")["a"].error
+    )
     assert explain(path, [find_bags(feats)[:2]], tmp_path / "e")["a"].status == "done"
 
 

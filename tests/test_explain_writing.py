@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -126,11 +127,32 @@ def test_warnings_are_told_and_brought_up_to_date_while_all_else_stays(tmp_path:
 
 def test_another_explanation_is_refused_unless_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "s")
-    with pytest.raises(ArtifactStale, match=r"explains another model.*--overwrite"):
+    with pytest.raises(ArtifactStale, match=r"s was explained otherwise: model was m, now other\. Add --over"):
         write(tmp_path / "s", model="other")
     write(tmp_path / "s", model="other", overwrite=True)
     assert json.loads((tmp_path / "s" / MANIFEST).read_text())["model"] == "other"
     write(tmp_path / "s", model="other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"method": {"partners": 4}}, "partners was 3, now 4"),
+        ({"model": "n", "together": {"b": "f"}}, "model was m, now n; together was none, now b"),
+        ({"places": some_places()._replace(tissue=None)}, r"the outline of its tissue was at hand \(--tiles\)"),
+        ({"places": some_places()._replace(columns={})}, "what is known of its tiles .* has changed"),
+    ],
+)
+def test_a_refusal_names_what_was_explained_otherwise(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    write(tmp_path / "s")
+    places = some_places()
+    facts = replace(facts_of(places, model="m"), **changes)
+    with pytest.raises(ArtifactStale, match=f"s was explained otherwise: {why}\\. Add"):
+        is_explained(tmp_path / "s", bag_of(places), facts, False)
+    told = json.loads((tmp_path / "s" / MANIFEST).read_text())
+    (tmp_path / "s" / MANIFEST).write_text(json.dumps(told | {"method": None, "notes": 1, "version": "1"}))
+    with pytest.raises(ArtifactStale, match=r"version was 1, now 2; partners was None, now"):
+        is_explained(tmp_path / "s", bag_of(places), facts, False)
 
 
 def test_what_is_no_explanation_is_never_taken_away(tmp_path: Path) -> None:
@@ -172,7 +194,7 @@ def test_the_fingerprint_knows_all_that_decides() -> None:
     ]
     assert len(set(others)) == len(others)
     assert explanation_fingerprint(bag, facts) == others[-1]
-    assert not is_explained(Path("nowhere"), others[-1], True)
+    assert not is_explained(Path("nowhere"), bag, facts, True)
 
 
 def test_pictures_are_added_and_never_taken_away(tmp_path: Path) -> None:
@@ -330,5 +352,7 @@ def test_a_manifest_that_does_not_say_whether_there_are_pictures_says_that_there
     write(tmp_path / "a", Plain())
     told = json.loads((tmp_path / "a" / MANIFEST).read_text())
     (tmp_path / "a" / MANIFEST).write_text(json.dumps(told | {"pictures": pictures}))
-    assert not is_explained(tmp_path / "a", told["fingerprint"], True)
-    assert is_explained(tmp_path / "a", told["fingerprint"], False)
+    places = some_places()
+    bag, facts = bag_of(places, "a"), facts_of(places, model="m")
+    assert not is_explained(tmp_path / "a", bag, facts, True)
+    assert is_explained(tmp_path / "a", bag, facts, False)

@@ -1,6 +1,7 @@
 """Features of other programs: read, converted, refused where they cannot be, and ours read as they read them."""
 
 import csv
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -470,6 +471,23 @@ def test_stamp_reads_what_is_exported_for_it_and_so_do_we(feats: Path, tmp_path:
     assert back.attrs["encoder"] == "uni_v2"
     assert call("export", "--format", "csv", "--bags", feats) == 2
     assert call("export", "--format", "stamp", "--bags", tmp_path / "nowhere") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"encoder": "morphology"}, "a of uni_v2 and b of morphology"),
+        ({"encoder_weights_sha256": "0123456789abcdef"}, "a of uni_v2 (unknown) and b of uni_v2 (0123456789ab)"),
+    ],
+)
+def test_features_of_several_encoders_are_not_exported_together(
+    changed: dict[str, str], named: str, feats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = store.read(feats / "a.h5")
+    store.write(feats / "b.h5", dataclasses.replace(artifact, attrs=artifact.attrs | changed))
+    assert call("export", "--format", "stamp", "--bags", feats, "--out", tmp_path / "stamp") == 1
+    assert f"several encoders, such as {named}: name a folder" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "stamp").exists()
 
 
 def test_empty_slides_are_exported_too(tmp_path: Path) -> None:

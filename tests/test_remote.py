@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -140,17 +141,19 @@ files = st.lists(
     max_size=6,
 )
 
+WRITTEN = {"stage": ("summary.csv", "runs/1.csv"), "explanation": ("explanation.json", "tiles.csv", "heatmap.png")}
+
 
 @settings(max_examples=40)
-@example([(["tiles", "a"], "a", ".h5"), (["tiles", "a"], "a", ".jpg")], "", True)
-@given(files, st.sampled_from(["", "tiles", "a"]), st.booleans())
+@example([(["tiles", "a"], "a", ".h5"), (["tiles", "a"], "a", ".jpg")], "", "stage")
+@example([(["tiles", "a"], "a", ".jpg"), (["b"], "a", ".tif")], "tiles/a", "explanation")
+@given(files, st.sampled_from(["", "tiles", "a"]), st.sampled_from(["", *WRITTEN]))
 def test_the_same_folder_has_the_same_slides_here_and_far_away(
-    tmp_path_factory: pytest.TempPathFactory, files: list[Any], stage: str, is_stage: bool
+    tmp_path_factory: pytest.TempPathFactory, files: list[Any], place_of_ours: str, kind: str
 ) -> None:
     folder, MemoryFileSystem.store = tmp_path_factory.mktemp("found"), {}
     told = [("/".join([*parents, name]) + suffix, b"x") for parents, name, suffix in files]
-    if is_stage:
-        told += [(f"{stage}/summary.csv".lstrip("/"), b""), (f"{stage}/runs/1.csv".lstrip("/"), b"")]
+    told += [(f"{place_of_ours}/{name}".lstrip("/"), b"") for name in WRITTEN.get(kind, ())]
     for name, data in told:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -163,6 +166,18 @@ def test_the_same_folder_has_the_same_slides_here_and_far_away(
             found.append([(type(error).__name__, "")])
     here, far = ([(name, path.lstrip("-0123456789/")) for name, path in one] for one in found)
     assert [name for name, _ in here] == [name for name, _ in far]
+
+
+def test_pictures_that_wsimil_wrote_far_away_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    MemoryFileSystem.store = {}
+    for name in ("a.tif", *(f"told/a/{name}" for name in WRITTEN["explanation"])):
+        write(f"memory://found/{name}", b"x")
+    find_slides(Url("memory://found"))
+    assert not caplog.messages
+    find_slides(Url("memory://found"), out=Path("out"))
+    (told,) = caplog.messages
+    assert told.endswith("no slides, and passed over: told/a")
 
 
 def test_the_least_recently_used_leave_and_the_bound_holds(cache: Path) -> None:

@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import shutil
 import struct
@@ -87,7 +88,9 @@ def test_each_axis_has_its_own_resolution(tmp_path):
 
 
 def test_unknown_resolution_is_refused_with_the_option(tmp_path):
-    with pytest.raises(ResolutionError, match=r"a\.tif does not say .*--slide-mpp .*`wsimil tile --slides-csv`"):
+    with pytest.raises(
+        ResolutionError, match=r"a\.tif does not say .*--slide-mpp, for all .*`wsimil tile` takes a table"
+    ):
         open_slide(tiff(tmp_path))
 
 
@@ -516,6 +519,31 @@ def test_loops_broken_links_and_folders_of_artifacts_hold_no_slides(tmp_path):
     assert [slide.slide_id for slide in find_slides(tmp_path)] == ["a", "x", "y"]
     with pytest.raises(SlideUnreadable, match=r"x\.dcm"):
         slide_fingerprint(tmp_path / "x.dcm")
+
+
+def test_pictures_that_wsimil_wrote_are_no_slides_and_are_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    explained = "predictions/explanations/a"
+    touch(tmp_path, "a.tif", *(f"{explained}/{name}" for name in ("explanation.json", "tiles.csv", "heatmap.png")))
+    touch(tmp_path, "tiles/summary.csv", "tiles/runs/1.csv", "tiles/a.jpg", "feats/summary.csv", "feats/runs/1.csv")
+    touch(tmp_path, "new/cache/a.jpg")  # of a first run that was killed
+    touch(tmp_path, "foreign/explanation.json", "foreign/b.png")
+    assert ids(tmp_path) == ["a", "foreign/b", "new/cache/a"]
+    assert not caplog.messages
+    found = find_slides(tmp_path, out=tmp_path / "new" / ".." / "new")
+    assert [slide.slide_id for slide in found] == ["a", "foreign/b"]
+    (told,) = caplog.messages
+    assert (
+        told == f"{tmp_path}: pictures in folders that wsimil writes are no slides, and passed over: {explained}, tiles"
+    )
+    caplog.clear()
+    touch(tmp_path, "new/b.jpg", "predictions/explanations/b/explanation.json")
+    touch(tmp_path, "predictions/explanations/b/tiles.csv", "predictions/explanations/b/overlay.ome.tif")
+    find_slides(tmp_path, out=tmp_path / "new")
+    assert caplog.messages[0].endswith(f"passed over: new, {explained}, predictions/explanations/b (and 1 more)")
+    caplog.clear()
+    assert [slide.slide_id for slide in find_slides(tmp_path / "a.tif", out=tmp_path)] == ["a"]
+    assert "a" in [slide.slide_id for slide in find_slides(tmp_path, out=tmp_path)]  # artifacts may go beside slides
 
 
 @pytest.mark.parametrize("find", [lambda folder: find_slides(folder), lambda folder: list(artifacts(folder))])

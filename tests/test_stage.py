@@ -114,7 +114,7 @@ def test_a_changed_input_is_refused_and_refreshed_when_asked(source: Path, tmp_p
     out = tmp_path / "out"
     run(ToyStage(), items(source), out)
     (source / "one").write_bytes(b"124")
-    with pytest.raises(ArtifactStale, match=r"one\.h5 was made otherwise: its input"):
+    with pytest.raises(ArtifactStale, match=r"one\.h5 was made otherwise: its input has changed\. Add"):
         run(ToyStage(), items(source), out)
     report = run(ToyStage(), items(source), out, RunOptions(refresh=True))
     assert (report.done, sorted(report.skipped)) == (["one"], ["sub/two.b", "void"])
@@ -141,6 +141,38 @@ def test_a_slide_mended_later_is_no_failure_any_more(source: Path, tmp_path: Pat
     assert run(ToyStage(), items(source), tmp_path / "out").done == ["one"]
     assert runs.failures(tmp_path / "out") == {}
     assert summary(tmp_path / "out")["one"]["status"] == "done"
+
+
+def test_a_failure_of_a_slide_that_was_deleted_is_gone_but_not_one_of_a_disk_that_is_not_mounted(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (source / "wrong").write_bytes(b"bad")
+    run(ToyStage(), items(source), out)
+
+    def told() -> str:
+        runs.write_tables(out, [])
+        return summary(out)["wrong"]["status"]
+
+    source.rename(tmp_path / "away")
+    assert (told(), list(runs.failures(out))) == ("failed", ["wrong"])
+    source.mkdir()  # a place to mount
+    (source / ".hidden").touch()
+    assert told() == "failed"
+    (source / ".hidden").unlink()
+    source.rmdir()
+    (tmp_path / "away").rename(source)
+    (source / "wrong").unlink()
+    (source / "wrong").symlink_to(tmp_path / "unmounted")
+    assert told() == "failed"
+    (source / "wrong").unlink()
+    assert (told(), runs.failures(out)) == ("gone", {})
+    reason = runs.failures(out, gone=True)["wrong"]
+    assert reason.startswith(f"{source / 'wrong'} is gone; before: ")
+    assert reason.endswith("cannot be read")
+    (source / "wrong").write_bytes(b"bad")
+    assert told() == "failed"
+    assert len(run(ToyStage(), items(source), out).failed) == 1
 
 
 def test_a_damaged_artifact_fails_by_name_until_overwritten(source: Path, tmp_path: Path) -> None:
@@ -178,7 +210,7 @@ def test_a_slide_that_fails_when_made_again_leaves_nothing_of_other_options(sour
     (source / "one").write_bytes(b"bad")
     report = run(ToyStage(ToyParams(2)), items(source), out, RunOptions(overwrite=True))
     assert list(report.failed) == ["one"]
-    assert not (out / "one.h5").exists()
+    assert not list(out.glob("one.*"))  # nor what lay beside it
     assert (out / "sub" / "two.b.txt").exists()
     assert summary(out)["one"]["status"] == "failed"
     assert "one" in runs.failures(out)

@@ -1,4 +1,5 @@
 import json
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from painting import EOSIN, disc, flat, write_tiff
 from PIL import Image
 
 from wsi_mil import store
-from wsi_mil.errors import OptionError, ResolutionError
+from wsi_mil.errors import ArtifactStale, OptionError, ResolutionError
 from wsi_mil.progress import Progress
+from wsi_mil.regions import Drawings
 from wsi_mil.slides import find_slides
 from wsi_mil.stage import Item, Stage, run
 from wsi_mil.tiling import TileParams, TileStage
@@ -73,8 +75,30 @@ def test_an_artifact_says_all_about_its_tiles(make_slide, tmp_path):
     }  # fmt: skip
 
 
+def test_a_refusal_names_what_was_told_of_the_slide_otherwise(make_slide, tmp_path):
+    item, out = Item("a", make_slide("a.tif")), tmp_path / "tiles"
+    run(TileStage(TileParams(max_tiles=4), mpp={"a": 0.5}), [item], out)
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "a.geojson").write_text("{}")
+
+    def refused(**changed):
+        with pytest.raises(ArtifactStale) as told:
+            run(TileStage(TileParams(max_tiles=4), **changed), [item], out)
+        return str(told.value).partition("otherwise: ")[2].partition(". Add --overwrite")[0]
+
+    assert refused() == "mpp was 0.5, now not given"
+    drawn = Drawings(tmp_path / "drawn").among(["a"])
+    told = refused(mpp={"a": 0.25}, settings={"a": {"min_coverage": 0.9}}, drawings=drawn)
+    assert re.fullmatch(
+        "mpp was 0.5, now 0.25; min_coverage was not given, now 0.9;"
+        " regions was not given, now a file of fingerprint [0-9a-f]{8}",
+        told,
+    )
+
+
 def test_the_outline_and_the_preview_show_the_tissue(make_slide):
     result = tile(make_slide(size=(1800, 1500), mpp=0.8))
+    assert tuple(result.files) == TileStage.beside  # or they would stay when the tiles are withdrawn
     features = json.loads(result.files[".geojson"])["features"]
     outline = shapely.geometry.shape(features[0]["geometry"])
     assert len(features) == 1

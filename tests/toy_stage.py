@@ -32,6 +32,7 @@ class ToyStage:
     pause: float = 0.0
     name: str = "toy"
     version: int = 1
+    beside: tuple[str, ...] = (".txt",)
 
     def upstream(self, item: Item) -> str:
         return item.source.read_bytes().hex()[:64]

@@ -21,14 +21,21 @@ def find_bags(source: Path) -> list[Item]:
     return bag_items(source)
 
 
-def slides_at(sources: Sequence[Path | Url], cache: CacheParams | None = None) -> list[SlideFile]:
+def slides_at(
+    sources: Sequence[Path | Url], cache: CacheParams | None = None, out: Path | None = None
+) -> list[SlideFile]:
     """The slides that some paths or addresses, each of a slide or of a folder of slides, name.
+
+    Args:
+        sources: the paths or addresses.
+        cache: where slides of an address are staged.
+        out: where answers about them go, which holds no slides.
 
     Raises:
         OptionError: two of them would share a slide_id.
     """
     known: dict[str, Place] = {}
-    for slide_id, path in (slide for source in sources for slide in find_slides(source, cache)):
+    for slide_id, path in (slide for source in sources for slide in find_slides(source, cache, out)):
         if not _is_same(known.setdefault(slide_id, path), path):
             raise OptionError(f"{known[slide_id]} and {path} are both called {slide_id}: give each its own --out")
     return [SlideFile(*slide) for slide in known.items()]

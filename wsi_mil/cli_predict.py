@@ -173,7 +173,10 @@ def _require_one_source(
     if bool(slides) == bool(bags):
         raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
     if slides and of_peers:
-        raise OptionError("--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out")
+        raise OptionError(
+            "--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out; um/px of slides go by"
+            " --mpp, for all of the call"
+        )
     if slides and tiles:
         raise OptionError(f"--tiles {tiles} tells of --bags: leave it out, slides are tiled as in training")
     if bags and given:
@@ -200,7 +203,7 @@ def _asked(
     from wsi_mil.reasons import Asked
 
     if slides:
-        return Asked(slides_at(slides, options.cache), mpp=mpp)
+        return Asked(slides_at(slides, options.cache, options.out), mpp=mpp)
     # What lies far away is fetched for pictures, not to ask each slide for its um/px.
     local = bag_slides if isinstance(bag_slides, Path) else None
     here = partial(brought, cache=options.cache, scheduler=options.scheduler)

@@ -58,7 +58,7 @@ def tile_plan(
 ) -> tuple[TileStage, list[Item]]:
     """What `tile` would run, and over which slides; everything that can be refused beforehand is refused here."""
     require_mpp("--slide-mpp", mpp)
-    found = {slide.slide_id: slide.path for slide in find_slides(slides, options.cache)}
+    found = {slide.slide_id: slide.path for slide in find_slides(slides, options.cache, out)}
     drawings = (drawings or Drawings()).among(found)
     _refuse_overwriting(out, drawings, found)
     chosen = read_slides_table(table, found, SETTINGS) if table else {slide_id: {} for slide_id in found}

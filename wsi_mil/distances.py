@@ -58,6 +58,7 @@ class DistanceStage:
     workers: int = 1
     name: str = _MADE_BY[0]
     version: int = _MADE_BY[1]
+    beside: tuple[str, ...] = ()
 
     @property
     def in_turn(self) -> bool:

@@ -78,6 +78,7 @@ class ExtractStage:
 
     name = "extract"
     version = 4
+    beside = ()
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class Extraction:
 class _Described:
     """What the loop needs to know of a stage that runs elsewhere."""
 
-    name, version = ExtractStage.name, ExtractStage.version
+    name, version, beside = ExtractStage.name, ExtractStage.version, ExtractStage.beside
 
     def __init__(self, params: ExtractParams) -> None:
         self.params = params

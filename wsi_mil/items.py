@@ -6,6 +6,7 @@ Nothing else publishes artifacts of stages. Whoever does it, the bytes are the s
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from wsi_mil.progress import Progress
 from wsi_mil.runs import Timing, artifact_path
 
 log = logging.getLogger(__name__)
+
+_FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
 class Item(NamedTuple):
@@ -58,6 +61,11 @@ class Stage(Protocol):
     @property
     def params(self) -> Any:
         """A frozen dataclass: everything that decides the result, nothing else."""
+        ...
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Suffixes of the files that it gives beside the artifact: they go where that goes."""
         ...
 
     def upstream(self, item: Item) -> str:
@@ -135,6 +143,41 @@ def recorded_params(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def what_changed(stage: Stage, attrs: Mapping[str, Any], upstream: str) -> str:
+    """In words, why an artifact with these attributes is not what a stage would make of ``upstream`` now."""
+    now = params_of(stage)
+    before = recorded_params(attrs)
+    changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    (content, told), (content_now, told_now) = _words(str(attrs.get("upstream", ""))), _words(upstream)
+    if content != content_now:
+        changed.append("its input has changed")
+    pairs = {key: (told.get(key), told_now.get(key)) for key in [*told, *told_now]}
+    changed += [f"{key} was {_shown(one)}, now {_shown(other)}" for key, (one, other) in pairs.items() if one != other]
+    if attrs.get("stage_version") != stage.version:
+        changed.append("it is of another version of wsimil")
+    return "; ".join(changed) or "its input, or the version of wsimil, has changed"
+
+
+def _words(upstream: str) -> tuple[list[str], dict[str, str]]:
+    """The fingerprints in what a stage says of its input, and by name what the user told of it."""
+    content, told, name = list[str](), dict[str, str](), ""
+    for word in upstream.split(" "):
+        if "=" in word:
+            name, _, told[name] = word.partition("=")
+        elif name:
+            told[name] += f" {word}"
+        else:
+            content.append(word)
+    return content, told
+
+
+def _shown(told: str | None) -> str:
+    """What was told of an input; of the fingerprint of a file its beginning, and of nothing that."""
+    if told is None:
+        return "not given"
+    return f"a file of fingerprint {told[:8]}" if _FINGERPRINT.fullmatch(told) else told
+
+
 def publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, origin: Origin) -> Published | Exception:
     """Publish what was made of an item; of a failure, take away what is stale.
 
@@ -170,7 +213,7 @@ def appeared(path: Path, origin: Origin) -> dict[str, Any] | None:
 
 
 def withdraw(stage: Stage, path: Path, origin: Origin | None) -> None:
-    """Take away what an earlier run, with other input or options, left of a slide that fails now.
+    """Take away what an earlier run, with other input or options, left of a slide that fails now: all its files.
 
     Where not even its origin is known (the slide is gone), only other options count.
     """
@@ -180,9 +223,16 @@ def withdraw(stage: Stage, path: Path, origin: Origin | None) -> None:
     same = before.get("fingerprint") == origin.fingerprint if origin else recorded_params(before) == params_of(stage)
     if not same:
         path.unlink()
+        for suffix in stage.beside:
+            _beside(path, suffix).unlink(missing_ok=True)
 
 
 def _write(path: Path, made: Result) -> None:
     for suffix, data in made.files.items():
-        publishing.write_bytes(path.with_name(path.name.removesuffix(".h5") + suffix), data)
+        publishing.write_bytes(_beside(path, suffix), data)
     store.write(path, made.artifact)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """Where a file beside an artifact lies; the dots of a slide_id are kept."""
+    return path.with_name(path.name.removesuffix(".h5") + suffix)

@@ -75,7 +75,7 @@ def replacing_folder(path: Path) -> Generator[Path]:
             _take_place(temporary, path)
             _sync(path.parent)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 @contextmanager
@@ -117,6 +117,15 @@ def alone(folder: Path) -> Generator[None]:
         yield
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; another process may be removing it, too."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def sweep(folder: Path) -> None:
     """Remove the temporary files and folders under ``folder`` that processes of this machine left, killed.
 
@@ -133,7 +142,7 @@ def sweep(folder: Path) -> None:
                 if match[2] == "old.tmp" and whole and not target.exists():
                     Path(parent, name).rename(target)
                 else:
-                    _remove(Path(parent, name))
+                    remove(Path(parent, name))
         folders[:] = [name for name in folders if not ours.search(name)]
 
 
@@ -151,7 +160,7 @@ def _take_place(temporary: Path, path: Path) -> None:
             raise
         finally:
             if aside is not None and path.exists():
-                _remove(aside)
+                remove(aside)
         return
     raise StorageError(f"{path} is written by other processes all the time: end them, then type the same command again")
 
@@ -200,15 +209,6 @@ def _sibling(path: Path, suffix: str = ".tmp") -> Path:
     room = _NAME_BYTES - len(mark) - 1
     start = path.name.encode(errors="surrogateescape")[:room].decode(errors="ignore")
     return path.with_name(f".{start}{mark}")
-
-
-def _remove(temporary: Path) -> None:
-    """Remove a file or a folder, if it is there; another process may be removing it, too."""
-    with suppress(FileNotFoundError):
-        if temporary.is_dir() and not temporary.is_symlink():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink()
 
 
 def _alive(pid: int) -> bool:

@@ -102,7 +102,7 @@ class Row(NamedTuple):
 
     slide_id: str
     status: str
-    """"done", "empty", "failed", or in a summary "damaged"."""
+    """"done", "empty", "failed", or in a summary "damaged", or "gone": it failed, and is not there any more."""
     tiles: int | None = None
     tissue_mm2: float | None = None
     seconds: float | None = None
@@ -117,6 +117,13 @@ class Row(NamedTuple):
     """Of the seconds: how long the encoder waited for tiles."""
     busy_share: float | None = None
     """Of the seconds: how long the encoder, or its device, worked."""
+    source: str = ""
+    """Of one that failed: the file that was read, as an absolute path; "" where it is no file of this machine."""
+
+    def of(self, source: object) -> "Row":
+        """The row with the file that was read, where one can be found again by its name."""
+        told = str(source.absolute()) if isinstance(source, Path) else ""
+        return self._replace(source=told if told.isprintable() else "")
 
     def timed(self, timing: Timing) -> "Row":
         """The row with where its time went; as it is, where nobody told."""
@@ -219,9 +226,15 @@ def _moment(folder: Path) -> datetime:
     return datetime.strptime(latest, _MOMENT).replace(tzinfo=UTC) + timedelta(microseconds=1)
 
 
-def failures(folder: Path) -> dict[str, str]:
-    """Slides without an artifact in a stage's folder because they failed there, each with its latest reason."""
-    return {row.slide_id: row.error for row in _latest(folder).values() if _has_failed(folder, row)}
+def failures(folder: Path, gone: bool = False) -> dict[str, str]:
+    """Slides without an artifact in a stage's folder because they failed there, each with its latest reason.
+
+    Args:
+        folder: of a stage.
+        gone: whether those are among them that are not there any more.
+    """
+    rows = [_as_it_is(row) for row in _latest(folder).values() if _has_failed(folder, row)]
+    return {row.slide_id: row.error for row in rows if gone or row.status != "gone"}
 
 
 def _excluded(attrs: Mapping[str, Any]) -> str:
@@ -230,7 +243,7 @@ def _excluded(attrs: Mapping[str, Any]) -> str:
 
 def _summary(folder: Path) -> list[Row]:
     latest = _latest(folder)
-    rows = [row for row in latest.values() if _has_failed(folder, row)]
+    rows = [_as_it_is(row) for row in latest.values() if _has_failed(folder, row)]
     for slide_id, path in artifacts(folder):
         timed: dict[str, Any] = {name: getattr(latest[slide_id], name) for name in _TIMED if slide_id in latest}
         try:
@@ -248,6 +261,21 @@ def _has_failed(folder: Path, row: Row) -> bool:
     return row.status == "failed" and not there
 
 
+def _as_it_is(row: Row) -> Row:
+    """A failure as it is to be told now.
+
+    A file counts as gone only where others still lie beside it: of a disk that is not mounted, and of a folder that was
+    moved as a whole, nobody knows.
+    """
+    path = Path(row.source)
+    try:
+        beside = row.source and any(not one.name.startswith(".") for one in path.parent.iterdir())
+        is_gone = bool(beside) and not os.path.lexists(path)  # a link into what is not mounted is there
+    except OSError:
+        is_gone = False
+    return row._replace(status="gone", error=f"{path} is gone; before: {row.error}") if is_gone else row
+
+
 def _latest(folder: Path) -> dict[str, Row]:
     """The latest row of each slide over all run tables (their names sort by time)."""
     latest: dict[str, Row] = {}
@@ -262,12 +290,12 @@ def _latest(folder: Path) -> dict[str, Row]:
 def _read(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if not set(Row._fields) - set(_TIMED[1:]) <= set(reader.fieldnames or ()):
+        if not set(Row._fields) - {*_TIMED[1:], "source"} <= set(reader.fieldnames or ()):
             return  # somebody else's table
         for row in reader:
-            # Older tables have seconds only.
+            # Older tables have seconds only, and no source.
             timed: dict[str, Any] = {name: float(row[name]) for name in _TIMED if row.get(name)}
-            yield Row(row["slide_id"], row["status"], error=row["error"], **timed)
+            yield Row(row["slide_id"], row["status"], error=row["error"], source=row.get("source") or "", **timed)
 
 
 def _write(path: Path, rows: list[Row]) -> None:

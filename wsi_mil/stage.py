@@ -34,9 +34,8 @@ from wsi_mil.items import (
     appeared,
     attempt,
     origin_of,
-    params_of,
     publish,
-    recorded_params,
+    what_changed,
     withdraw,
 )
 from wsi_mil.progress import Progress, progress
@@ -145,14 +144,15 @@ class _Run:
         _make_folder(self.out)
         stale = [found for item in items if (found := self._stale(item, options))]
         if stale and not options.refresh:
-            raise ArtifactStale(_stale_message(self.stage, stale, self.out))
+            upstream = self.origins[stale[0][0].slide_id].upstream
+            raise ArtifactStale(_stale_message(self.stage, stale, upstream, self.out))
 
     def _stale(self, item: Item, options: RunOptions) -> tuple[Item, dict[str, Any]] | None:
         """Decide what to do with an item; return it, with the attributes of what is there, if that is stale."""
         path, origin = attempt(artifact_path, self.out, item.slide_id), attempt(origin_of, self.stage, item)
         existing = path if isinstance(path, Exception) else attempt(_existing, self.stage, path, options)
         if error := next((value for value in (origin, existing) if isinstance(value, Exception)), None):
-            self.rows.append(self.report.fail(item.slide_id, error))
+            self.rows.append(self.report.fail(item.slide_id, error).of(item.source))
             if options.overwrite and isinstance(path, Path):
                 withdraw(self.stage, path, None)
             return None
@@ -178,7 +178,7 @@ class _Run:
         if not isinstance(made, Published):
             made = publish(self.stage, item, made, self.out, self.origins[item.slide_id])
         if isinstance(made, Exception):
-            self.rows.append(self.report.fail(item.slide_id, made))
+            self.rows.append(self.report.fail(item.slide_id, made).of(item.source))
             return
         if made.meanwhile:
             log.warning("%s: %s", printable(item.slide_id), made.meanwhile)
@@ -213,11 +213,8 @@ def _existing(stage: Stage, path: Path, options: RunOptions) -> dict[str, Any] |
     return attrs
 
 
-def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], out: Path) -> str:
+def _stale_message(stage: Stage, stale: list[tuple[Item, dict[str, Any]]], upstream: str, out: Path) -> str:
     item, attrs = stale[0]
-    before, now = recorded_params(attrs), params_of(stage)
-    changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
-    why = "; ".join(changed) or "its input, or the version of wsimil, has changed"
     more = f" (and {len(stale) - 1} more)" if len(stale) > 1 else ""
-    path = artifact_path(out, item.slide_id)
+    path, why = artifact_path(out, item.slide_id), what_changed(stage, attrs, upstream)
     return f"{path}{more} was made otherwise: {why}. Add --overwrite to make it again, or --out for another folder"

@@ -123,6 +123,7 @@ class TileStage:
 
     name = "tile"
     version = 4
+    beside = (".jpg", ".geojson")
 
     def __init__(
         self,

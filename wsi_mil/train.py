@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,14 +113,19 @@ def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = F
         return True
     if "learn" not in training["params"]:
         raise ArtifactStale(f"{path} holds the models of a cross-validation: give another --out")
-    # what an earlier version did not ask for was what is the default now
-    before = _flat(dataclasses.asdict(TrainParams(params.aggregator))) | _flat(training["params"])
-    now = _flat(dataclasses.asdict(params))
-    changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
-    why = "; ".join(changed) or "the labels, the features or the version of wsimil have changed"
+    why = "; ".join(differences(training, params).values())
+    why = why or "the labels, the features or the version of wsimil have changed"
     raise ArtifactStale(
         f"{path} was trained otherwise: {why}. Add --overwrite to replace it, or --out for another folder"
     )
+
+
+def differences(training: Mapping[str, Any], params: TrainParams) -> dict[str, str]:
+    """By name, which options a training recorded otherwise than they are now, each in words."""
+    # what an earlier version did not ask for was what is the default now
+    before = _flat(dataclasses.asdict(TrainParams(params.aggregator))) | _flat(training["params"])
+    now = _flat(dataclasses.asdict(params))
+    return {key: f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]}
 
 
 def _flat(params: dict[str, Any]) -> dict[str, Any]:

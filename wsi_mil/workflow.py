@@ -212,10 +212,10 @@ def labelled(labels: LabelTable, folders: Folders) -> Cohort:
     _refuse_other_features(folders, features)
     if all(attrs["stage"] == "import" for attrs in features.values()):
         folders = replace(folders, tiles=folders.feats)  # what tiles of ours there are says nothing of these
-    untiled = failures(folders.tiles)
+    untiled = failures(folders.tiles, gone=True)  # nobody is told that no stage has seen them
     gone = {slide_id for slide_id, attrs in features.items() if attrs["stage"] == "extract" and slide_id in untiled}
     usable = {slide_id for slide_id, attrs in features.items() if attrs["status"] == "done"} - gone
-    unusable = untiled | failures(folders.feats)
+    unusable = untiled | failures(folders.feats, gone=True)
     unusable = {slide_id: reason for slide_id, reason in unusable.items() if slide_id not in usable}
     unusable |= {slide_id: f"its features are of tiles that are gone: {untiled[slide_id]}" for slide_id in gone}
     for slide_id in features.keys() - usable - gone:

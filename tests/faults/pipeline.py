@@ -143,14 +143,14 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.rglob(".*.tmp"))
 
 
-_TIMES = {"seconds", "tiles_per_s", "decode_s", "waiting_share", "busy_share"}
+_OF_A_RUN = {"seconds", "tiles_per_s", "decode_s", "waiting_share", "busy_share", "source"}  # times, and places
 
 
 def _timeless(path: Path) -> bytes:
     data = path.read_bytes()
     if path.suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(data.decode())))
-        return json.dumps([{key: value for key, value in row.items() if key not in _TIMES} for row in rows]).encode()
+        return json.dumps([{key: value for key, value in row.items() if key not in _OF_A_RUN} for row in rows]).encode()
     if path.name == "predictions.json":
         return re.sub(rb'"seconds": [\d.e-]+', b"", data)
     if path.suffix == ".html":

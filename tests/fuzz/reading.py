@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from seeds import IDENTITY, SLIDES
 
 from wsi_mil import checkpoint, distances, regions, runs, store, weights
-from wsi_mil.bags import bag_items, collate, read_bag
+from wsi_mil.bags import Bag, bag_items, collate, read_bag
 from wsi_mil.cohort import CohortParams, Seen, read_cohort, read_resolutions, read_slides_table
 from wsi_mil.cohort.owners import read_patients
 from wsi_mil.contact_sheet import write_contact_sheet
@@ -14,7 +15,7 @@ from wsi_mil.encoders import cache
 from wsi_mil.errors import ResolutionError, WsiMilError
 from wsi_mil.evaluation.record import require_own
 from wsi_mil.evaluation.runs import answers_in
-from wsi_mil.explain import read_manifest
+from wsi_mil.explain import Facts, Places, read_manifest
 from wsi_mil.explain.places import read_places
 from wsi_mil.explain.writing import is_explained
 from wsi_mil.geometry import read_drawing
@@ -27,6 +28,14 @@ from wsi_mil.slides import find_slides, open_slide, slide_fingerprint
 from wsi_mil.stage import Item
 from wsi_mil.tile_distances import TileDistances
 
+_BAG = Bag("a", torch.zeros(1, 3), torch.zeros(1, 2), {"fingerprint": "f"})
+_FACTS = Facts(
+    classes=("neg", "pos"),
+    predicted="neg",
+    model="m",
+    places=Places(np.zeros((1, 2), np.int64), (1, 1), (1.0, 1.0), {}),
+    method={"partners": 3},
+)
 _SEEN = Seen(set(SLIDES) - {"dead"}, {"dead": "cannot be read"}, {})
 
 
@@ -142,7 +151,7 @@ def weight_file(path: Path) -> None:
 
 
 def explanation(path: Path) -> None:
-    _each(lambda: is_explained(path.parent, "f", True), lambda: read_manifest(path.parent))
+    _each(lambda: is_explained(path.parent, _BAG, _FACTS, True), lambda: read_manifest(path.parent))
 
 
 def record(path: Path) -> None:

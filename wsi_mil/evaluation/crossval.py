@@ -22,6 +22,7 @@ from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import Cohort, draw_folds, nested, shuffled_labels
 from wsi_mil.errors import ArtifactStale, OptionError, TableError
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
+from wsi_mil.evaluation.rounds import PREFIX, leftover, refuse_leftover, remove_leftover, why_otherwise
 from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.explain import DISTANCE_FILES
 from wsi_mil.learning import RunParams
@@ -95,7 +96,7 @@ class Place(NamedTuple):
     distances: Path
     out: Path
     overwrite: bool = False
-    """Replace rounds that were trained otherwise."""
+    """Replace rounds that were trained otherwise, and remove those of other folds."""
 
 
 def folded(cohort: Cohort, params: CrossvalParams) -> Cohort:
@@ -130,7 +131,8 @@ def crossval(
         run: how many devices share a round; its folder is that of the round.
 
     Raises:
-        ArtifactStale: a round was trained otherwise, and overwriting was not asked for.
+        ArtifactStale: a round was trained otherwise, or there are some of other folds, and overwriting was not asked
+            for.
         TableError: some round would lack a class.
         TrainingError: some bag will not fit into memory.
     """
@@ -144,12 +146,13 @@ def crossval(
     for aggregator in params.aggregators:  # before the first round of the first: the largest bag may be of a later one
         if place.overwrite or not (place.out / aggregator / TABLE).exists():
             train.require_memory_for(cohort, place.feats, params.of(aggregator), device, run.devices)
+    _require_no_others(place, params.aggregators, rounds)
     for aggregator in params.aggregators:
         out = place.out / aggregator
         made = {}
         for fold, inner in zip(rounds, cohorts, strict=True):
             log.info("%s, round %s of %d", aggregator, fold, len(rounds))
-            where = place._replace(out=out / f"fold-{fold}")
+            where = place._replace(out=out / f"{PREFIX}{fold}")
             made[fold] = _round(inner, where, params.of_round(aggregator, fold), params, device, run)
         yield _published(aggregator, cohort, made, out, params)
 
@@ -163,6 +166,16 @@ def _require_folders(folds: Sequence[str]) -> None:
         raise TableError(f"folds {', '.join(folds)} differ by case only: name them otherwise")
 
 
+def _require_no_others(place: Place, aggregators: Sequence[str], folds: Sequence[str]) -> None:
+    """Refuse, or remove if that is asked for, rounds of other folds: they would be taken for some of these later."""
+    for out in (place.out / aggregator for aggregator in aggregators):
+        if not place.overwrite:
+            refuse_leftover(out, folds)
+        elif leftover(out, folds):
+            _discard_whole(out)
+            remove_leftover(out, folds)
+
+
 def _round(
     cohort: Cohort, place: Place, base: TrainParams, params: CrossvalParams, device: torch.device, run: RunParams
 ) -> Path:
@@ -172,27 +185,36 @@ def _round(
         kept = Kept(place.distances, place.out, device, place.overwrite, run)
         chosen = search(cohort, place.feats, base, params.trials, kept)
     print_ = train.fingerprint(cohort, place.feats, chosen)
-    if not _is_finished(place, print_, chosen, params.label_shuffle):
-        for name in (CHECKPOINT, TABLE, PATIENTS, CARD, *DISTANCE_FILES):
-            (place.out.parent / name).unlink(missing_ok=True)  # until all rounds are there, nothing stands for them
+    if not _is_finished(place, print_, cohort, chosen, params):
+        _discard_whole(place.out.parent)
         run = replace(run, folder=place.out, overwrite=place.overwrite)
         train.publish(train.fit(cohort, place.feats, chosen, place.distances, device, run), place.out, {})
     return place.out
 
 
-def _is_finished(place: Place, print_: str, params: TrainParams, shuffled: bool) -> bool:
+def _discard_whole(out: Path) -> None:
+    """Until all rounds are there, nothing stands for them."""
+    for name in (CHECKPOINT, TABLE, PATIENTS, CARD, *DISTANCE_FILES):
+        (out / name).unlink(missing_ok=True)
+
+
+def _is_finished(place: Place, print_: str, cohort: Cohort, chosen: TrainParams, params: CrossvalParams) -> bool:
     try:
-        return train.is_finished(place.out, print_, params)
+        return train.is_finished(place.out, print_, chosen)
     except ArtifactStale as error:
         if place.overwrite:
             return False
-        before = checkpoint.load(place.out / CHECKPOINT).training.get("label_shuffle", False)
-        if before == shuffled:
+        training = checkpoint.load(place.out / CHECKPOINT).training
+        if "learn" not in training["params"]:  # no round at all
             raise
+        before, remedy = training.get("label_shuffle", False), "or add --overwrite to replace it"
+        if before == params.label_shuffle:
+            why = why_otherwise(place.out, cohort, chosen, params)
+            raise ArtifactStale(f"{place.out} was trained otherwise: {why}. Give another --out, {remedy}") from error
         had, has = ("were dealt anew", "are as in the table") if before else ("were as in the table", "are dealt anew")
         raise ArtifactStale(
             f"{place.out} was trained otherwise: labels {had} (--label-shuffle), and now {has}. Keep the two apart by"
-            " --out, or add --overwrite to replace it"
+            f" --out, {remedy}"
         ) from error
 
 

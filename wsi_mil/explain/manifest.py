@@ -97,6 +97,40 @@ def _doubts(facts: Facts) -> dict[str, list[str] | None]:
     return {"warnings": warnings, "model_notes": list(facts.model_notes)}
 
 
+def what_changed(there: Mapping[str, Any], bag: Bag, facts: Facts) -> str:
+    """In words, why an explanation is not what would be made now.
+
+    Args:
+        there: its manifest, which anybody may have edited.
+        bag: the tiles of the slide.
+        facts: what there is to say now.
+    """
+    now = {
+        "model": facts.model,
+        "features": bag.attrs.get("fingerprint"),
+        "classes": list(facts.classes),
+        "together": sorted(facts.together),
+        "version": VERSION,
+    }
+    before = {name: there.get(name) for name in now}
+    told = there.get("method")
+    for name, value in facts.method.items():
+        before[name], now[name] = told.get(name) if isinstance(told, Mapping) else None, value
+    changed = [
+        f"{name} was {_shown(before[name])}, now {_shown(now[name])}" for name in now if before[name] != now[name]
+    ]
+    if isinstance(notes := there.get("notes"), list) and (_NO_TISSUE in notes) != (facts.places.tissue is None):
+        changed.append(f"the outline of its tissue was {'not ' * (_NO_TISSUE in notes)}at hand (--tiles)")
+    return "; ".join(changed) or "what is known of its tiles (--tiles) or of slides asked about with it has changed"
+
+
+def _shown(value: object) -> str:
+    """A value; of a digest its beginning, and of slides that there are none."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return value[:12] if isinstance(value, str) else str(value)
+
+
 def write_manifest(folder: Path, told: Mapping[str, Any]) -> None:
     """Publish what an explanation says of itself."""
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)

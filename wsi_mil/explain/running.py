@@ -24,12 +24,7 @@ from wsi_mil.explain.manifest import Facts, warn_again
 from wsi_mil.explain.places import read_places
 from wsi_mil.explain.shares import part_of
 from wsi_mil.explain.slide_file import find_slide, open_again
-from wsi_mil.explain.writing import (
-    explanation_fingerprint,
-    explanation_folder,
-    is_explained,
-    write_explanation,
-)
+from wsi_mil.explain.writing import explanation_folder, is_explained, write_explanation
 from wsi_mil.progress import progress
 from wsi_mil.remote import CacheParams
 from wsi_mil.slides import Place
@@ -207,8 +202,8 @@ class _Explainer:
             model_notes=tuple(notes(self.made)),
         )
         slide = _Slide(bag, facts, find_slide(bag, tiles, self.options.slides, self.options.cache))
-        folder, key = explanation_folder(self.options.out, item.slide_id), explanation_fingerprint(bag, facts)
-        if not is_explained(folder, key, slide.file is not None, self.options.overwrite):
+        folder = explanation_folder(self.options.out, item.slide_id)
+        if not is_explained(folder, bag, facts, slide.file is not None, self.options.overwrite):
             return slide
         warn_again(folder, facts)
         return None

@@ -12,7 +12,7 @@ from wsi_mil.explain.annotations import write_tile_detections, write_tissue
 from wsi_mil.explain.drawing import draw
 from wsi_mil.explain.heatmap import require_one_slide
 from wsi_mil.explain.looking import Look
-from wsi_mil.explain.manifest import MANIFEST, VERSION, Facts, manifest, warn_again, write_manifest
+from wsi_mil.explain.manifest import MANIFEST, VERSION, Facts, manifest, warn_again, what_changed, write_manifest
 from wsi_mil.explain.places import Places
 from wsi_mil.explain.tables import figures, write_pairs, write_tiles
 from wsi_mil.guards import inside, parse_json
@@ -58,15 +58,16 @@ def write_explanation(
             f"{bag.slide_id} has features of {len(bag.features)} tiles, but coordinates of {len(facts.places.coords)}:"
             " extract it again with `wsimil extract --overwrite`"
         )
-    key, pictures = explanation_fingerprint(bag, facts), slide is not None
-    if is_explained(folder, key, pictures, overwrite):
+    pictures = slide is not None
+    if is_explained(folder, bag, facts, pictures, overwrite):
         warn_again(folder, facts)
         return
     with publishing.replacing_folder(folder) as temporary:
         files = _tables(temporary, bag, look, facts)
         if slide is not None:
             files |= draw(temporary, slide, bag.slide_id, look, facts.places, facts.classes, facts.predicted)
-        write_manifest(temporary, manifest(bag, look, facts, files, pictures) | {"fingerprint": key})
+        told = manifest(bag, look, facts, files, pictures)
+        write_manifest(temporary, told | {"fingerprint": explanation_fingerprint(bag, facts)})
 
 
 def explanation_fingerprint(bag: Bag, facts: Facts) -> str:
@@ -88,19 +89,20 @@ def explanation_fingerprint(bag: Bag, facts: Facts) -> str:
     return store.fingerprint("explain", VERSION, params, str(bag.attrs.get("fingerprint", "")))
 
 
-def is_explained(folder: Path, key: str, pictures: bool, overwrite: bool = False) -> bool:
-    """Whether an explanation of this fingerprint lies there, so that none needs to be made.
+def is_explained(folder: Path, bag: Bag, facts: Facts, pictures: bool, overwrite: bool = False) -> bool:
+    """Whether this very explanation lies there, so that none needs to be made.
 
     One with pictures stands for one without. One without them, or that lost a file, is made again without asking.
 
     Args:
         folder: where it would lie.
-        key: its fingerprint.
+        bag: the tiles of the slide.
+        facts: see `write_explanation`.
         pictures: whether it should have pictures.
-        overwrite: whether one of another fingerprint may be taken away.
+        overwrite: whether another one may be taken away.
 
     Raises:
-        ArtifactStale: one of another fingerprint does, and overwriting was not asked for.
+        ArtifactStale: another one does, and overwriting was not asked for.
         ArtifactError: the folder holds something else, which not even overwriting takes away.
     """
     if not folder.exists():
@@ -114,11 +116,9 @@ def is_explained(folder: Path, key: str, pictures: bool, overwrite: bool = False
             return False
         raise ArtifactError(f"{folder} holds no explanation: move it away, or give another --out") from error
     lies_there = {path.name for path in folder.iterdir()}
-    if not overwrite and found != key:
-        raise ArtifactStale(
-            f"{folder} explains another model, other features, or was made otherwise: add --overwrite, or give"
-            " another --out"
-        )
+    if not overwrite and found != explanation_fingerprint(bag, facts):
+        why = what_changed(there, bag, facts)
+        raise ArtifactStale(f"{folder} was explained otherwise: {why}. Add --overwrite, or give another --out")
     if not overwrite and known <= lies_there and has_pictures >= pictures:
         return True
     if others := sorted(lies_there - known):

@@ -3,7 +3,7 @@
 TRIDENT, CLAM and torchmil read ``feats/*.h5`` as they are; STAMP calls things otherwise, and counts in micrometres.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import numpy as np
 
 from wsi_mil import store
 from wsi_mil.bags import FEATURE_STAGES
-from wsi_mil.errors import ArtifactError, ArtifactMissing, OptionError
+from wsi_mil.errors import ArtifactError, ArtifactMissing, IncompatibleError, OptionError
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Report, RunOptions
-from wsi_mil.stage import Item, Result, artifact_items, per_slide, run
+from wsi_mil.stage import Item, Result, artifact_items, attempt, per_slide, run
 
 FORMATS = ("stamp",)
 EXPORT = "export"
 """Name of the stage."""
 _MARKS = ("mpp_x", "mpp_y", "mpp_source", "guessed", "reason")
 """Attributes of the features that STAMP does not ask for: without them, what is approximate would look exact."""
+_ENCODER = ("encoder", "encoder_weights_sha256")
 _STAMP_VERSION = "2.0.0"  # the oldest that knows this layout, because STAMP refuses files that are newer than itself
 
 
@@ -46,6 +47,7 @@ class ExportStage:
     workers: int = 1
     name: str = EXPORT
     version: int = 2
+    beside: tuple[str, ...] = ()
 
     def upstream(self, item: Item) -> str:
         """Fingerprint of the features."""
@@ -84,9 +86,28 @@ def export_bags(bags: Path, out: Path, params: ExportParams, options: RunOptions
 
     Raises:
         ArtifactMissing: there are none.
+        IncompatibleError: they are of several encoders.
         ArtifactStale: ``out`` holds files of other features, and overwriting was not asked for.
     """
     items = artifact_items(bags) if bags.is_dir() else []
     if not items:
         raise ArtifactMissing(f"{bags} holds no features: make them with `wsimil extract` or `wsimil import`")
+    _require_one_encoder(bags, items)
     return run(ExportStage(params, options.threads), items, out, options)
+
+
+def _require_one_encoder(bags: Path, items: Sequence[Item]) -> None:
+    """Refuse features that no model could learn from together; what cannot be read fails alone, as its turn comes."""
+    first: dict[tuple[str, str], str] = {}
+    for item in items:
+        attrs = attempt(store.read_attrs, item.source, _ENCODER)
+        if isinstance(attrs, dict) and "encoder" in attrs:
+            first.setdefault((attrs["encoder"], attrs.get("encoder_weights_sha256", "")), item.slide_id)
+    if len(first) > 1:
+        (one, here), (other, there) = list(first.items())[:2]
+        same = one[0] == other[0]  # then only its weights tell them apart
+        names = [f"{name} ({weights[:12]})" if same else name for name, weights in (one, other)]
+        raise IncompatibleError(
+            f"{bags} holds features of several encoders, such as {here} of {names[0]} and {there} of {names[1]}: name a"
+            " folder that holds those of one, by --bags"
+        )

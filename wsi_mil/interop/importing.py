@@ -46,6 +46,7 @@ class ImportStage:
 
     name = "import"
     version = 3
+    beside = ()
 
     def __init__(self, params: ImportParams, told: Mapping[str, Told | Exception], workers: int = 1) -> None:
         """Make the stage.

@@ -11,7 +11,7 @@ from wsi_mil.guards import is_inside
 from wsi_mil.guards.folders import walked
 from wsi_mil.remote import CacheParams, RemoteSlide, Url
 from wsi_mil.slides import far
-from wsi_mil.slides.naming import EXTENSIONS, Place, names_in, slide_ids, without_extension
+from wsi_mil.slides.naming import EXTENSIONS, Place, is_ours, names_in, slide_ids, tell_passed_over, without_extension
 from wsi_mil.slides.openslide_reader import series_of
 from wsi_mil.slides.sampling import fingerprint, spans
 
@@ -24,32 +24,37 @@ class SlideFile(NamedTuple):
     path: Place
 
 
-def find_slides(folder: Path | Url, cache: CacheParams | None = None) -> list[SlideFile]:
+def find_slides(folder: Path | Url, cache: CacheParams | None = None, out: Path | None = None) -> list[SlideFile]:
     """Find every slide in a folder and the folders inside it, by slide_id; or the one slide that is named itself.
 
-    Hidden files and folders are passed over, and so are folders of artifacts, whose previews are no slides; of the
-    named folder itself, which may hold artifacts beside its slides, only previews. The files that belong to an MRXS or
-    VMS slide are no slides of their own, and a DICOM series is one slide. Two files that would share a slide_id keep
-    their extensions in it; so do those whose slide_ids differ only by case, since their artifacts would be one file on
-    many a disk. Slides at an address are found, and called, by the same rules.
+    Hidden files and folders are passed over, and so are folders that wsimil wrote, whose previews and heat maps are no
+    slides; of the named folder itself, which may hold artifacts beside its slides, only previews. The files that belong
+    to an MRXS or VMS slide are no slides of their own, and a DICOM series is one slide. Two files that would share a
+    slide_id keep their extensions in it; so do those whose slide_ids differ only by case, since their artifacts would
+    be one file on many a disk. Slides at an address are found, and called, by the same rules.
 
     Args:
         folder: the folder, or a slide; or the address of either.
         cache: where slides of an address are staged.
+        out: where the command writes that takes these slides: below the folder, nothing in there is a slide either, and
+            the log tells which pictures were passed over.
 
     Raises:
         SlideError: there is no such folder, or no slide in it, or two that cannot be told apart.
         RemoteError: the address cannot be listed.
     """
     if isinstance(folder, Url):
-        return [SlideFile(*slide) for slide in far.find(folder, cache or CacheParams())]
+        return [SlideFile(*slide) for slide in far.find(folder, cache or CacheParams(), out is not None)]
     if folder.is_file():
         if folder.name.startswith("."):
             raise SlideError(f"{folder} is hidden, as files are that are being written: give it another name")
         return [SlideFile(without_extension(folder.name), folder)]
     if not folder.is_dir():
         raise SlideError(f"{folder} does not exist: name a folder of slides, or one slide")
-    paths = _without_companions(sorted(_candidates(folder)))
+    ours: list[str] = []
+    paths = _without_companions(sorted(_candidates(folder, out, ours)))
+    if out is not None:
+        tell_passed_over(folder, sorted(ours))
     if not paths:
         raise SlideError(f"{folder} holds no slide: looked for files ending in {', '.join(sorted(EXTENSIONS))}")
     return [SlideFile(*slide) for slide in slide_ids({path: path.relative_to(folder).as_posix() for path in paths})]
@@ -90,23 +95,30 @@ def slide_bytes(path: Place) -> int:
     return sum(file.stat().st_size for file in (path, *_companions(path)) if file.exists())
 
 
-def _candidates(folder: Path) -> Iterable[Path]:
+def _candidates(folder: Path, out: Path | None, ours: list[str]) -> Iterable[Path]:
+    """The files that may be slides; the folders of wsimil that hold pictures are added to ``ours``."""
     visited: set[str] = set()
-    has_previews = False
+    has_previews, goes_to = False, None if out is None else os.path.realpath(out)
     for parent, folders, files in walked(folder, SlideError):
         place = os.path.realpath(parent)
-        is_stage = "runs" in folders and "summary.csv" in files
+        written = is_ours(folders, files) or place == goes_to
         if not visited:  # the folder that was named: somebody wants its slides, whatever else lies there
-            has_previews = is_stage
-        elif place in visited or is_stage:  # a loop, or a folder of artifacts
+            has_previews = written
+        elif place in visited or written:  # a loop, or what wsimil wrote
+            if place not in visited and any(_may_be_slide(name) for name in files):
+                ours.append(Path(parent).relative_to(folder).as_posix())
             folders.clear()
             continue
         visited.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
         previews = {f"{name[:-3]}.jpg" for name in files if name.endswith(".h5")} if has_previews else set()
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS) and name not in previews:
+            if _may_be_slide(name) and name not in previews:
                 yield Path(parent, name)
+
+
+def _may_be_slide(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
 def _without_companions(paths: list[Path]) -> list[Path]:

@@ -23,7 +23,7 @@ from wsi_mil.remote import (
     read_parts,
     read_whole,
 )
-from wsi_mil.slides.naming import EXTENSIONS, names_in, slide_ids, without_extension
+from wsi_mil.slides.naming import EXTENSIONS, is_ours, names_in, slide_ids, tell_passed_over, without_extension
 from wsi_mil.slides.sampling import fingerprint, spans
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,13 @@ _MOST_TEXT, _HEADER_BYTES = 1 << 20, 1 << 18
 _SERIES = 0x0020000E
 
 
-def find(url: Url, cache: CacheParams) -> list[tuple[str, RemoteSlide]]:
+def find(url: Url, cache: CacheParams, tells: bool = False) -> list[tuple[str, RemoteSlide]]:
     """Find every slide below an address, by slide_id; or the one slide that it names itself.
+
+    Args:
+        url: the address.
+        cache: where the slides are staged.
+        tells: whether the log says which pictures of wsimil's own were passed over.
 
     Raises:
         SlideError: no slide is there, or two cannot be told apart.
@@ -47,6 +52,8 @@ def find(url: Url, cache: CacheParams) -> list[tuple[str, RemoteSlide]]:
     if not tree.files:
         raise SlideError(f"{url} does not exist, or is empty: name a folder of slides, or one slide")
     names = tree.slides()
+    if tells:
+        tell_passed_over(url, tree.passed_over())
     if not names:
         raise SlideError(f"{url} holds no slide: looked for files ending in {', '.join(sorted(EXTENSIONS))}")
     return slide_ids({tree.slide(name, cache): name for name in names})
@@ -139,21 +146,31 @@ class _Tree:
                 found.setdefault(str(parent), []).append(name)
         return found
 
+    def passed_over(self) -> list[str]:
+        """The folders that wsimil wrote and that hold pictures, which are no slides."""
+        parents = {str(PurePosixPath(name).parent) for name in self.files if _may_be_slide(name)}
+        return sorted(parents & self._ours - {"."})
+
+    @cached_property
+    def _ours(self) -> set[str]:
+        """The folders that wsimil wrote."""
+        return {folder for folder in self._below if self._is_ours(folder)}
+
     def _candidates(self) -> Iterator[str]:
-        stages = {folder for folder in self._below if self._is_stage(folder)}
         for name in self.files:
-            path = PurePosixPath(name)
-            parents = {str(parent) for parent in path.parents}
-            hidden = any(part.startswith(".") for part in path.parts)
-            if hidden or not is_inside(name) or not name.lower().endswith(EXTENSIONS) or stages & (parents - {"."}):
+            parents = {str(parent) for parent in PurePosixPath(name).parents}
+            if not _may_be_slide(name) or self._ours & (parents - {"."}):
                 continue
-            is_preview = "." in stages and f"{name[:-4]}.h5" in self.files and name.endswith(".jpg")
+            is_preview = "." in self._ours and f"{name[:-4]}.h5" in self.files and name.endswith(".jpg")
             if not is_preview:
                 yield name
 
-    def _is_stage(self, folder: str) -> bool:
-        prefix = "" if folder == "." else f"{folder}/"
-        return f"{prefix}summary.csv" in self.files and f"{prefix}runs" in self._below
+    def _is_ours(self, folder: str) -> bool:
+        start = 0 if folder == "." else len(folder) + 1
+        parts = [name[start:].partition("/") for name in self._below[folder]]
+        return is_ours(
+            {first for first, deeper, _ in parts if deeper}, {first for first, deeper, _ in parts if not deeper}
+        )
 
     def _companions(self, name: str) -> list[str]:
         """The other files that a slide consists of."""
@@ -184,6 +201,11 @@ class _Tree:
     @cached_property
     def _known(self) -> dict[str, str]:
         return {}
+
+
+def _may_be_slide(name: str) -> bool:
+    hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return not hidden and is_inside(name) and name.lower().endswith(EXTENSIONS)
 
 
 def _series_in(url: Url, size: int) -> str:

@@ -1,12 +1,15 @@
 """What slides are called, wherever they lie."""
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from wsi_mil.errors import SlideError
 from wsi_mil.remote import RemoteSlide
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = (
     ".ome.tiff", ".svslide", ".ome.tif", ".tiff", ".ndpi", ".mrxs", ".jpeg",
@@ -16,6 +19,21 @@ EXTENSIONS = (
 Place = Path | RemoteSlide
 """Where a slide lies: on this machine, or far away."""
 Found = TypeVar("Found", Path, RemoteSlide)
+_OF_EXPLANATIONS = {"explanation.json", "tiles.csv"}  # what each has, whatever else; `wsi_mil.explain` writes them
+_NAMED = 3
+
+
+def is_ours(folders: Collection[str], files: Collection[str]) -> bool:
+    """Whether a folder that holds these is one that wsimil wrote: of a stage, or the explanation of a slide."""
+    return ("runs" in folders and "summary.csv" in files) or _OF_EXPLANATIONS.issubset(files)
+
+
+def tell_passed_over(where: object, folders: Sequence[str]) -> None:
+    """Say whose pictures are not taken for slides, if there are any: somebody may have meant them."""
+    if folders:
+        more = f" (and {len(folders) - _NAMED} more)" if len(folders) > _NAMED else ""
+        named = ", ".join(folders[:_NAMED])
+        log.info("%s: pictures in folders that wsimil writes are no slides, and passed over: %s%s", where, named, more)
 
 
 def slide_ids(names: Mapping[Found, str]) -> list[tuple[str, Found]]:

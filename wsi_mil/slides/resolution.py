@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 MPP_RANGE = (0.05, 10.0)
 _UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
-_REMEDY = "give --slide-mpp for all slides, or a table slide,mpp to `wsimil tile --slides-csv`"
+_REMEDY = "give --slide-mpp, for all slides of the call (`wsimil tile` takes a table slide,mpp, too: --slides-csv)"
+"""Every command that asks slides for their resolution has the first; the table is of one of them."""
 _CONTRADICTION = 1.05
 _NOMINAL_POWERS = (80, 60, 40, 20, 10, 5, 2, 1)
 
