@@ -395,7 +395,26 @@ def test_a_row_says_the_same_after_writing_and_reading(script, tmp_path):
     row = script.Row("collage", "abmil", 2, 0.7, 2 / 3, None, 1.0, 0.875, 3.25)
     script.write_csv([row.columns()], tmp_path / "rows.csv")
     assert script.read_rows(tmp_path / "rows.csv") == [row]
-    assert script.read_rows(tmp_path / "absent.csv") == []
+
+
+def test_nothing_is_kept_of_a_file_that_is_not_there_and_the_page_stays(script, monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{script.BEGIN}\nmeasured for hours\n{script.END}\n")
+    monkeypatch.setattr(script, "measure", lambda *_: pytest.fail("it trains"))
+    options = ("--quick", "--seeds", 1, "--models", "abmil", "--out", tmp_path / "absent.csv", "--page", page)
+    with pytest.raises(SystemExit, match=r"--keep: there is no .*absent\.csv: give the file of an earlier run"):
+        run_main(script, monkeypatch, *options, "--keep")
+    assert "measured for hours" in page.read_text()
+    assert not (tmp_path / "absent.csv").exists()
+
+
+def test_the_table_of_the_docs_is_that_of_the_figures_beside_it(script):
+    docs = EXAMPLES.parent / "docs"
+    if not (docs / "mil-tests.csv").exists():
+        pytest.skip("docs/mil-tests.csv is absent: the table of docs/mil-tests.md cannot be made of it")
+    table = (docs / "mil-tests.md").read_text().partition(script.BEGIN)[2].partition(script.END)[0]
+    rows = script.read_rows(docs / "mil-tests.csv")
+    assert table.strip().splitlines() == list(script.markdown(script.summarise(rows)))
 
 
 def test_the_table_counts_verdicts_over_the_seeds_and_tells_gaps(script):
