@@ -460,11 +460,15 @@ def test_every_bag_of_a_classical_set_is_tested_once_and_never_learnt_from_then(
         classical.read_set(tmp_path, "Musk1")
 
 
+def test_only_models_that_see_neither_places_nor_order_run_where_there_are_none(classical):
+    assert {"abmil", "max", "self-attention", "set-transformer"} <= set(classical.MODELS)
+    assert not {"das-mil", "gcn", "self-attention-axial", "transmil", "transmil-paper"} & set(classical.MODELS)
+
+
 def test_the_classical_sets_run_through_the_loop(classical, shared, monkeypatch, capsys):
     folder = shared / "data" / "mil_classic"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: it holds Musk1, Fox and Elephant")
-    assert "das-mil" not in classical.MODELS
     options = ("--data", folder, "--sets", "Musk1", "--models", "abmil", "--epochs", 3)
     run_main(classical, monkeypatch, *options)
     printed = capsys.readouterr().out
