@@ -5,7 +5,7 @@
     python examples/algorithmic_tests.py --out mil-tests.csv --keep --page docs/mil-tests.md
 
 Prints a Markdown table to stdout, what it is doing to stderr. --page replaces the table of that page, between
-its two markers. --keep takes what --out holds already as measured, so that models can be added later. The tests:
+its two markers. --keep takes what --out holds as measured, so that models can be added: it must be there. The tests:
 
 * single concept, multi-concept, false frequency: the unit tests of Raff and Holt (2023). The training bags hold a
   trap, a short cut to the labels that is not the rule; the test bags turn it round. A model *fails* if its test AUROC
@@ -21,6 +21,7 @@ no model of the registry but one made to keep to the rule, so that a failure is 
 
 import argparse
 import csv
+import itertools
 import statistics
 import sys
 import time
@@ -249,16 +250,11 @@ def replace_table(page: Path, lines: list[str]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of an earlier run; none where there is no such file."""
+    """The rows of an earlier run. Without them a page would lose all but what is measured now: that is refused."""
     if not path.exists():
-        return []
+        raise SystemExit(f"--keep: there is no {path}: give the file of an earlier run by --out, or leave --keep out")
     with path.open(newline="", encoding="utf-8") as file:
         return [Row.read(line) for line in csv.DictReader(file)]
-
-
-def say(message: str) -> None:
-    """Tell who waits."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -284,13 +280,12 @@ def main() -> None:
     rows = read_rows(options.out) if options.keep else []
     done = {(row.test, row.model, row.seed) for row in rows}
     sizes = QUICK if options.quick else SIZES
-    for name in options.models:
-        for test in options.tests:
-            for seed in range(options.seeds):
-                if (test, name, seed) not in done:
-                    rows.append(measure(test, name, seed, sizes[test]))
-                    say(f"{name}, {test}, seed {seed}: {rows[-1].result:.3f} in {rows[-1].seconds:.0f} s")
-                    write_csv([row.columns() for row in rows], options.out)
+    for name, test, seed in itertools.product(options.models, options.tests, range(options.seeds)):
+        if (test, name, seed) not in done:
+            rows.append(measure(test, name, seed, sizes[test]))
+            told = f"{name}, {test}, seed {seed}: {rows[-1].result:.3f} in {rows[-1].seconds:.0f} s"
+            print(told, file=sys.stderr, flush=True)
+            write_csv([row.columns() for row in rows], options.out)
     table = list(markdown(summarise(rows)))
     print("\n".join(table))
     if options.page:

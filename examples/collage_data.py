@@ -140,7 +140,9 @@ def _example(number: int, collage: Collage, features: Float[torch.Tensor, "digit
 
 
 def presence(collage: Collage) -> bool:
-    """Whether there are both a 0 and a 1: the most that a model without positions can see of the rule."""
+    """Whether there are both a 0 and a 1: within 0.2 points of the most that a model without positions can reach, who
+    would weigh how many of each there are.
+    """
     return bool((collage.digits == 0).any() and (collage.digits == 1).any())
 
 

@@ -84,7 +84,9 @@ READERS: dict[str, Callable[[], nn.Module]] = {
     "normalised": _normalised,
     "published": published_reader,
 }
-"""Networks that read digits under *fresh*; the first was chosen, on collages of training digits."""
+"""Networks that read digits under *fresh*."""
+READERS_TRIED = ("normalised-throughout-less-jitter", "normalised-jitter")
+"""Those that each model's search chooses from: what das-mil does best with, and what it was made with before."""
 
 
 class CollageModel(Aggregator):

@@ -5,8 +5,9 @@
   chosen (learning rates, widths) had been chosen on the test collages.
 * *fresh*: 300 collages to learn from and 100 to choose by, of different training digits, 2,000 to test on, of test
   digits; layouts from three seeds. The learning rate of a model is that whose trials do best on the 100: four rates are
-  tried, and further halves or doubles of them while the best is the lowest or the highest. So are its options, where
-  `collage_models.CHOICES` has others: at the two rates in the middle, before all rates are.
+  tried, and further halves or doubles of them while the best is the lowest or the highest. So are the network that
+  reads digits (`collage_models.READERS_TRIED`) and its options, where `collage_models.CHOICES` has others: at the two
+  rates in the middle, before all rates are.
 
 docs/results.md tells how it came about, and what of it was seen on test digits before.
 As in the published code, models have one logit under *paper*; under *fresh* one for each class, as on slides.
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from collage_data import CANVAS_PX, RULES, Digits, Source, draw_layouts, with_images
-from collage_models import PUBLISHED, READERS, CollageModel, fresh_options, published_reader
+from collage_models import PUBLISHED, READERS, READERS_TRIED, CollageModel, fresh_options, published_reader
 from fitting import lengths
 from torch import Tensor
 from torch.nn import functional
@@ -53,7 +54,7 @@ class Recipe(NamedTuple):
 
     lr: float
     epochs: int = FRESH_EPOCHS
-    reader: str = next(iter(READERS))
+    reader: str = READERS_TRIED[0]
     choice: str = ""
     """One of the model's `collage_models.CHOICES`."""
 
@@ -163,7 +164,10 @@ def _step(
 
 
 class Lookahead:
-    """Slow weights that go half the way to the fast ones every six steps (Zhang et al. 2019, arXiv 1907.08610)."""
+    """Slow weights that go half the way to the fast ones every six steps (Zhang et al. 2019, arXiv 1907.08610).
+
+    They start from the first weights; in the code of arXiv 2305.10552 from the fast ones after six steps.
+    """
 
     def __init__(self, model: CollageModel, share: float = 0.5, every: int = 6):
         self.fast, self.share, self.every, self.steps = list(model.parameters()), share, every, 0

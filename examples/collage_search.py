@@ -1,15 +1,15 @@
-"""Which options and learning rate a model of MNIST-COLLAGE learns best with, as the validation collages judge."""
+"""Which reader, options and learning rate a model of MNIST-COLLAGE learns best with, as validation judges."""
 
 import argparse
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from collage_data import Source
-from collage_models import CHOICES
+from collage_models import CHOICES, READERS_TRIED
 from collage_runs import FRESH_EPOCHS, LEARNING_RATES, TRIAL_SEEDS, Recipe, try_recipe
 from collage_work import in_processes, read_rows, write_rows
 
@@ -39,22 +39,27 @@ def trial(pair: Pair, recipe: Recipe, seed: int, source: Source, weights: Path) 
 def search(options: argparse.Namespace, source: Source) -> dict[Pair, Recipe]:
     """The recipe of each model and variant: that of the least mean loss among its trials; earlier trials count.
 
-    Options are chosen first, where there are `CHOICES`, at the two rates in the middle; then the rate: where the best
-    is the lowest or the highest, the next one beyond is tried too.
+    The reader is chosen first, unless one is given, then options, where there are `CHOICES`, both at the two rates in
+    the middle; then the rate: where the best is the lowest or the highest, the next one beyond is tried too.
     """
     trials = _Trials(options, source)
     pairs = list(itertools.product(options.models, options.variant))
-    choices = {pair: ["", *CHOICES[pair[0]]] for pair in pairs if pair[0] in CHOICES}
-    middle = LEARNING_RATES[1:3]
-    best = trials.best({pair: list(itertools.product(choices[pair], middle)) for pair in choices})
-    chosen = dict.fromkeys(pairs, "") | {pair: recipe.choice for pair, recipe in best.items()}
+    readers = [options.reader] if options.reader else READERS_TRIED
+    middle = [Recipe(lr, options.epochs or FRESH_EPOCHS, reader) for reader in readers for lr in LEARNING_RATES[1:3]]
+    chosen = trials.best(dict.fromkeys(pairs, middle)) if len(readers) > 1 else dict.fromkeys(pairs, middle[0])
+    chosen |= trials.best({pair: _options(chosen[pair], CHOICES[pair[0]]) for pair in pairs if pair[0] in CHOICES})
     asked: dict[Pair, list[float]] = {}
     wanted = {pair: list(LEARNING_RATES) for pair in pairs}
     while wanted != asked:
         asked = wanted
-        best = trials.best({pair: [(chosen[pair], lr) for lr in rates] for pair, rates in asked.items()})
-        wanted = {pair: widened(rates, best[pair].lr) for pair, rates in asked.items()}
-    return best
+        chosen = trials.best({pair: [chosen[pair]._replace(lr=lr) for lr in rates] for pair, rates in asked.items()})
+        wanted = {pair: widened(rates, chosen[pair].lr) for pair, rates in asked.items()}
+    return chosen
+
+
+def _options(recipe: Recipe, choices: Iterable[str]) -> list[Recipe]:
+    """A recipe with its usual options and with each of the others, at the two rates in the middle."""
+    return [recipe._replace(choice=choice, lr=lr) for choice in ("", *choices) for lr in LEARNING_RATES[1:3]]
 
 
 class _Trials:
@@ -65,16 +70,16 @@ class _Trials:
         self.path = options.out.with_suffix(".trials.csv")
         self.done = {trial[:-1]: trial for trial in read_rows(self.path, Trial)}
 
-    def best(self, wanted: Mapping[Pair, Sequence[tuple[str, float]]]) -> dict[Pair, Recipe]:
-        """The recipe of the least mean loss of each model and variant, of some choices and rates."""
-        epochs, reader = self.options.epochs or FRESH_EPOCHS, self.options.reader
-        recipes = [(pair, Recipe(lr, epochs, reader, choice)) for pair in wanted for choice, lr in wanted[pair]]
-        self._measure(recipes)
-        best: dict[Pair, tuple[float, Recipe]] = {}
-        for pair, recipe in recipes:
-            found = statistics.fmean(self.done[key].loss for key in _keys(pair, recipe)), recipe
-            best[pair] = min(best.get(pair, found), found)
-        return {pair: recipe for pair, (_, recipe) in best.items()}
+    def best(self, wanted: Mapping[Pair, Sequence[Recipe]]) -> dict[Pair, Recipe]:
+        """Of some recipes of each model and variant the one of the least mean loss."""
+        self._measure([(pair, recipe) for pair, recipes in wanted.items() for recipe in recipes])
+        return {
+            pair: min(recipes, key=lambda recipe, pair=pair: self._loss(pair, recipe))
+            for pair, recipes in wanted.items()
+        }
+
+    def _loss(self, pair: Pair, recipe: Recipe) -> float:
+        return statistics.fmean(self.done[key].loss for key in _keys(pair, recipe))
 
     def _measure(self, recipes: Sequence[tuple[Pair, Recipe]]) -> None:
         jobs = [

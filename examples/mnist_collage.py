@@ -7,8 +7,8 @@ A collage is a bag of digits, positive if some 0 and some 1 are closer than 80 p
 170 px (*inv*): see collage_data.py, for the protocols collage_runs.py. DIR holds the four files of MNIST; without it
 they are downloaded to --cache, and offline scikit-learn's digits stand in. Each run is a row of --out (model, variant,
 protocol, seed, accuracy, auroc), written as soon as it is known: started again, the script goes on where it stopped.
-Beside it, OUT.learnt.csv tells the learning rate and options of each row, and OUT.trials.csv every trial; OUT.weights
-holds what was trained, so that nothing is trained twice.
+Beside it, OUT.learnt.csv tells the learning rate, options and reader of each row, and OUT.trials.csv every trial;
+OUT.weights holds what was trained, so that nothing is trained twice.
 For das-mil it draws, beside the table, collages with their attention and the learned distance curves.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collage_data import RULES, Source, load_source
-from collage_models import PUBLISHED, READERS
+from collage_models import PUBLISHED, READERS, READERS_TRIED
 from collage_pictures import draw_collages, draw_curves, transitions_px
 from collage_runs import (
     FRESH_EPOCHS,
@@ -51,6 +51,7 @@ class Learnt(NamedTuple):
     seed: int
     lr: float
     choice: str
+    reader: str
     near_becomes_far_px: str
 
 
@@ -73,11 +74,11 @@ def run(job: Job, source: Source) -> tuple[Score, Learnt]:
     """Train and test; das-mil draws pictures if a folder is given."""
     if isinstance(job.recipe, int):
         score, model = run_paper(job.model, job.variant, job.seed, source, job.recipe)
-        examples, how = paper_collages(job.variant, source).test, (PUBLISHED[job.model].lr, "")
+        examples, how = paper_collages(job.variant, source).test, (PUBLISHED[job.model].lr, "", "published")
     else:
         score, model = run_fresh(job.model, job.variant, job.seed, job.recipe, source, job.weights, job.test_seed)
         examples = fresh_collages(job.variant, source, job.test_seed).test
-        how = job.recipe.lr, job.recipe.choice
+        how = how_of(job.recipe)
     transitions = transitions_px(model)
     if job.pictures is not None and transitions:
         positive = [example for example in examples if example.target][:2]
@@ -88,10 +89,17 @@ def run(job: Job, source: Source) -> tuple[Score, Learnt]:
     return score, Learnt(*score[:4], *how, " ".join(f"{each:.0f}" for each in transitions))
 
 
+def how_of(recipe: Recipe) -> tuple[float, str, str]:
+    """What `Learnt` tells of a recipe."""
+    return recipe.lr, recipe.choice, recipe.reader
+
+
 def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
     """Results made of other digits, with other epochs or another learning rate do not go into one table."""
-    path = options.out.with_suffix(".json")
+    path, trained = options.out.with_suffix(".json"), weights_of(options.out)
     known = json.loads(path.read_text()) if path.exists() else {}
+    if options.protocol == "fresh" and "fresh" not in known and trained.exists() and any(trained.iterdir()):
+        raise SystemExit(f"error: {trained} holds trainings, and {path} does not tell of what: give another --out")
     fresh = options.protocol == "fresh"
     now = {
         "digits": source.name,
@@ -151,12 +159,8 @@ def parse() -> argparse.Namespace:
     add("--models", choices=AGGREGATORS, nargs="+", metavar="MODEL", default=["das-mil"], help=", ".join(AGGREGATORS))
     add("--seeds", type=int, default=1, help="how many; 0: trials only")
     add("--lr", type=float, help="of protocol fresh; none: chosen among trials on the validation collages")
-    add(
-        "--reader",
-        choices=READERS,
-        default=next(iter(READERS)),
-        help="of protocol fresh: the network that reads digits",
-    )
+    tried = " and ".join(READERS_TRIED)
+    add("--reader", choices=READERS, help=f"of protocol fresh; none: chosen among {tried}, the first of them with --lr")
     add("--test-seed", type=int, default=TEST_SEED, help="of protocol fresh: decides the test collages")
     add("--epochs", type=int, help="none: those of the protocol; fewer show the way, not the result")
     add("--out", type=Path, default=Path("mnist-collage.csv"))
@@ -184,7 +188,8 @@ def recipes_of(options: argparse.Namespace, source: Source) -> dict[tuple[str, s
     if options.protocol == "paper":
         return dict.fromkeys(pairs, options.epochs or PAPER_EPOCHS)
     if options.lr is not None:
-        return dict.fromkeys(pairs, Recipe(options.lr, options.epochs or FRESH_EPOCHS, options.reader))
+        reader = options.reader or READERS_TRIED[0]
+        return dict.fromkeys(pairs, Recipe(options.lr, options.epochs or FRESH_EPOCHS, reader))
     return dict(search(options, source))
 
 
@@ -208,10 +213,11 @@ class Table:
         stale = {
             row[:4]
             for row in self.learnt
-            if row[:3] == (model, variant, "fresh") and (row.lr, row.choice) != (recipe.lr, recipe.choice)
+            if row[:3] == (model, variant, "fresh") and (row.lr, row.choice, row.reader) != how_of(recipe)
         }
         if stale:
-            print(f"{model} {variant}: {recipe.lr:g} {recipe.choice} is chosen now: {len(stale)} rows are made anew")
+            told = " ".join(filter(None, (f"{recipe.lr:g}", recipe.choice, recipe.reader)))
+            print(f"{model} {variant}: {told} is chosen now: {len(stale)} rows are made anew")
         self.scores = [row for row in self.scores if row[:4] not in stale]
         self.learnt = [row for row in self.learnt if row[:4] not in stale]
 

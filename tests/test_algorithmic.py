@@ -395,7 +395,26 @@ def test_a_row_says_the_same_after_writing_and_reading(script, tmp_path):
     row = script.Row("collage", "abmil", 2, 0.7, 2 / 3, None, 1.0, 0.875, 3.25)
     script.write_csv([row.columns()], tmp_path / "rows.csv")
     assert script.read_rows(tmp_path / "rows.csv") == [row]
-    assert script.read_rows(tmp_path / "absent.csv") == []
+
+
+def test_nothing_is_kept_of_a_file_that_is_not_there_and_the_page_stays(script, monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{script.BEGIN}\nmeasured for hours\n{script.END}\n")
+    monkeypatch.setattr(script, "measure", lambda *_: pytest.fail("it trains"))
+    options = ("--quick", "--seeds", 1, "--models", "abmil", "--out", tmp_path / "absent.csv", "--page", page)
+    with pytest.raises(SystemExit, match=r"--keep: there is no .*absent\.csv: give the file of an earlier run"):
+        run_main(script, monkeypatch, *options, "--keep")
+    assert "measured for hours" in page.read_text()
+    assert not (tmp_path / "absent.csv").exists()
+
+
+def test_the_table_of_the_docs_is_that_of_the_figures_beside_it(script):
+    docs = EXAMPLES.parent / "docs"
+    if not (docs / "mil-tests.csv").exists():
+        pytest.skip("docs/mil-tests.csv is absent: the table of docs/mil-tests.md cannot be made of it")
+    table = (docs / "mil-tests.md").read_text().partition(script.BEGIN)[2].partition(script.END)[0]
+    rows = script.read_rows(docs / "mil-tests.csv")
+    assert table.strip().splitlines() == list(script.markdown(script.summarise(rows)))
 
 
 def test_the_table_counts_verdicts_over_the_seeds_and_tells_gaps(script):
@@ -441,11 +460,15 @@ def test_every_bag_of_a_classical_set_is_tested_once_and_never_learnt_from_then(
         classical.read_set(tmp_path, "Musk1")
 
 
+def test_only_models_that_see_neither_places_nor_order_run_where_there_are_none(classical):
+    assert {"abmil", "max", "self-attention", "set-transformer"} <= set(classical.MODELS)
+    assert not {"das-mil", "gcn", "self-attention-axial", "transmil", "transmil-paper"} & set(classical.MODELS)
+
+
 def test_the_classical_sets_run_through_the_loop(classical, shared, monkeypatch, capsys):
     folder = shared / "data" / "mil_classic"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: it holds Musk1, Fox and Elephant")
-    assert "das-mil" not in classical.MODELS
     options = ("--data", folder, "--sets", "Musk1", "--models", "abmil", "--epochs", 3)
     run_main(classical, monkeypatch, *options)
     printed = capsys.readouterr().out

@@ -120,3 +120,14 @@ def test_half_is_dropped_in_training_as_published(name):
 def test_options_that_make_no_sense_are_refused_by_name(name, options, named):
     with pytest.raises(OptionError, match=named):
         params_of(name, options)
+
+
+def test_learned_points_start_as_published():
+    """Xavier's rule on a tensor (1, points, width), whose widths it takes for the size of a kernel."""
+    torch.manual_seed(0)
+    induced = InducedSetLayer(DIM, 64, 4, 32)
+    limit = math.sqrt(6 / (32 * 64 + 64))
+    assert 0.9 * limit < induced.points.abs().max() <= limit
+    seed = build("set-transformer", DIM, 2, hidden=64).seed
+    limit = math.sqrt(6 / (64 + 64))
+    assert 0.9 * limit < seed.abs().max() <= limit

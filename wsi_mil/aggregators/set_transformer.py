@@ -57,7 +57,7 @@ class SetTransformer(Aggregator):
     def __init__(self, dim: int, classes: int, params: SetTransformerParams):
         super().__init__(dim, classes, params)
         self.layers = nn.ModuleList(self.layer(entering) for entering in (dim, params.hidden))
-        self.seed = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, params.hidden)))
+        self.seed = nn.Parameter(_points(1, params.hidden))
         self.pool = AttentionBlock(params.hidden, params.hidden, params.hidden, params.heads)
         self.dropout = nn.Dropout(params.dropout)
         self.classify = nn.Linear(params.hidden, classes)
@@ -179,7 +179,7 @@ class InducedSetLayer(nn.Module):
 
     def __init__(self, dim: int, hidden: int, heads: int, inducing: int):
         super().__init__()
-        self.points = nn.Parameter(nn.init.xavier_uniform_(torch.empty(inducing, hidden)))
+        self.points = nn.Parameter(_points(inducing, hidden))
         self.gather = AttentionBlock(hidden, dim, hidden, heads)
         self.spread = AttentionBlock(dim, hidden, hidden, heads)
 
@@ -187,3 +187,8 @@ class InducedSetLayer(nn.Module):
         """Update tiles by the real tiles of their bag."""
         points, _ = self.gather(self.points.expand(len(tiles), -1, -1), tiles, batch.mask)
         return self.spread(tiles, points)[0]
+
+
+def _points(count: int, hidden: int) -> Float[Tensor, "count hidden"]:
+    """First values of learned points, as published: by Xavier's rule, of a tensor (1, count, hidden)."""
+    return nn.init.xavier_uniform_(torch.empty(1, count, hidden)).squeeze(0)
