@@ -126,7 +126,7 @@ def test_tiles_of_another_version_are_on_top_and_cost_the_page_nothing(folder: P
 def test_tiles_left_out_are_counted_by_reason_in_the_summary(folder: Path) -> None:
     assert call("tile", "slides", "--min-sharpness", "1e9", "--max-tiles", "5", "--out", "none") == 1
     rows = (folder.parent / "none" / "summary.csv").read_text()
-    assert re.search(r"^large,empty,0,.*every tile was left out: 99 for blur.*,blur 99,,,,$", rows, re.MULTILINE)
+    assert re.search(r"^large,empty,0,.*every tile was left out: 99 for blur.*,blur 99,,,,,$", rows, re.MULTILINE)
 
 
 def test_the_table_of_slides_gives_some_their_own_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

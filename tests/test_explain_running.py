@@ -84,7 +84,7 @@ def test_what_is_finished_is_not_looked_at_again_and_another_model_is_refused(
     assert asked == ["c"]
     refused = explain(other, alone(feats), tmp_path / "e")
     assert {told.status for told in refused.values()} == {"failed"}
-    assert "explains another model" in refused["a"].error
+    assert "was explained otherwise: model was" in refused["a"].error
     assert "--overwrite" in refused["a"].error
     assert asked == ["c"]
     explain(other, alone(feats), tmp_path / "e", overwrite=True)

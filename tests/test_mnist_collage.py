@@ -511,7 +511,8 @@ def test_the_rate_of_the_best_trials_is_chosen_but_never_an_outermost_one(monkey
     script, searching = importlib.import_module("mnist_collage"), importlib.import_module("collage_search")
     monkeypatch.setattr(searching, "try_recipe", lambda name, variant, recipe, seed, *_: losses[recipe.lr][seed])
     monkeypatch.setattr(searching, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
-    monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--variant", "inv", "--out", str(tmp_path / "out.csv")])
+    arguments = ["--variant", "inv", "--reader", models.READERS_TRIED[0], "--out", str(tmp_path / "out.csv")]
+    monkeypatch.setattr(sys, "argv", ["mnist_collage.py", *arguments])
     chosen = {("das-mil", "inv"): script.Recipe(best)}
     assert searching.search(script.parse(), None) == chosen
     tried = len((tmp_path / "out.trials.csv").read_text().splitlines()) - 1

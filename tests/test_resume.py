@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
@@ -113,17 +114,17 @@ def test_early_stopping_holds_after_an_interruption_at_the_very_end(
 def test_a_crash_while_it_is_written_down_leaves_what_was_there(
     cohort: Path, interrupt: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, write, calls = bytes_of(cohort, "whole"), Path.write_bytes, []
+    whole, opened, calls = bytes_of(cohort, "whole"), Path.open, []
 
-    def half(self: Path, data: bytes) -> int:
-        if RESUME in self.name:
+    def half(self: Path, *how: Any, **more: Any) -> IO[Any]:
+        if RESUME in self.name and how == ("wb",):
             calls.append(self)
             if len(calls) == 5:
-                write(self, data[: len(data) // 2])
+                self.write_bytes(b"half")
                 raise OSError(28, "No space left on device")
-        return write(self, data)
+        return opened(self, *how, **more)
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(Path, "open", half)
     with pytest.raises(StorageError, match="No space"):
         bytes_of(cohort, "again")
     assert [path.name for path in (cohort / "again").iterdir()] == [RESUME]

@@ -21,7 +21,7 @@ from wsi_mil.errors import ArtifactError, OptionError, one_line
 from wsi_mil.executors import available_cores
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 from wsi_mil.guards.folders import walked
-from wsi_mil.remote import CacheParams, by_address
+from wsi_mil.remote import CacheParams, by_address, is_brought
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class Row(NamedTuple):
 
     def of(self, source: object) -> "Row":
         """The row with the file that was read, where one can be found again by its name."""
-        told = str(source.absolute()) if isinstance(source, Path) else ""
+        at_hand = isinstance(source, Path) and not is_brought(source)  # what was fetched leaves the cache some day
+        told = str(source.absolute()) if at_hand else ""
         return self._replace(source=told if told.isprintable() else "")
 
     def timed(self, timing: Timing) -> "Row":
