@@ -184,14 +184,16 @@ def test_a_table_of_resolutions_for_slides_is_refused_with_what_to_give(
     assert "um/px of slides go by --mpp" in " ".join(capsys.readouterr().err.split())
 
 
-def test_what_lies_in_out_is_taken_for_no_slide(tmp_path: Path) -> None:
+def test_previews_in_out_are_taken_for_no_slide(tmp_path: Path) -> None:
     (tmp_path / "out" / "deep").mkdir(parents=True)
-    for name in ("a.tif", "out/deep/a.jpg"):
+    for name in ("a.tif", "out/deep/a.jpg", "out/deep/a.h5", "out/site/b.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
+    slides = ["a", "out/site/b"]  # a preview of a run that was killed, and a slide of the user's
     _, items = cutting.tile_plan(tmp_path, tmp_path / "out", TileParams(), RunOptions())
-    assert [item.slide_id for item in items] == ["a"]
+    assert [item.slide_id for item in items] == slides
     told = cli_predict._asked([tmp_path], *[None] * 6, PredictOptions(tmp_path / "out"))
-    assert [slide.slide_id for slide in told.slides] == ["a"]
+    assert [slide.slide_id for slide in told.slides] == slides
 
 
 def test_weights_go_to_the_encoder_that_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

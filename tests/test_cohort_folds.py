@@ -319,6 +319,9 @@ def test_where_nobody_says_how_many_folds_the_column_does_or_there_are_five() ->
     assert len(draw_folds(balanced(), None, 0).folds) == 5
     assert len(draw_folds(balanced(80, sites=8), None, 0, by_site=True).folds) == 5
     assert len(draw_folds(balanced(48, sites=3), None, 0, by_site=True).folds) == 3
+    one = cohort_of([["x" if i % 2 else "y"] for i in range(24)], folds=["7"] * 24)
+    with pytest.raises(TableError, match=r"the column fold names one fold only \(7\)"):
+        draw_folds(one, None, 0)
     with pytest.raises(TableError, match="--by-site: every patient is of site site0, and rounds need two sites"):
         draw_folds(balanced(48, sites=1), None, 0, by_site=True)
     with pytest.raises(TableError, match="--by-site needs the column site"):

@@ -368,6 +368,10 @@ def test_a_round_without_a_difference_is_as_uncertain_as_another_in_delongs_test
     (pair,) = compare([judge("one", one, FEW), judge("other", other, FEW)], FEW)
     second = metrics.delong_test(labels[8:], one.scores[8:], other.scores[8:])
     assert pair.delong > second.p
+    lone = np.array([*range(8), 8, 13, 14])  # a round with one patient of a class: nobody knows how uncertain it is
+    swapped = replace(one, scores=one.scores[[*range(13), 14, 13, 15]])
+    pairs = [judge(name, found.where(lone), FEW) for name, found in (("one", one), ("swapped", swapped))]
+    assert math.isnan(compare(pairs, FEW)[0].delong)
 
 
 def test_a_patient_with_many_slides_counts_once_in_mcnemar() -> None:
@@ -560,16 +564,18 @@ def test_rounds_of_other_folds_are_named_and_removed_by_overwriting(
     quick, out = TrainParams("abmil", learn=replace(QUICK, epochs=1)), tmp_path / "crossval" / "abmil"
     validated(tmp_path, train=quick)
     (out / "fold-notes").mkdir()  # somebody else's
+    shutil.copytree(out / "fold-3", out / "fold-3 of May")
     for name in ("fold-1", "fold-2"):
         shutil.rmtree(out / name)
     with pytest.raises(
-        ArtifactStale, match=r"abmil holds fold-3 of a cross-validation with 3 folds, .* has 2: add --ov"
+        ArtifactStale,
+        match=r"abmil holds fold-3 of .* with the folds 1, 2, 3, and this one has 1, 2: add --ov",
     ):
         validated(tmp_path, train=quick, folds=2)
     assert (out / CHECKPOINT).exists()
     caplog.set_level(logging.INFO)
     validated(tmp_path, train=quick, folds=2, overwrite=True)
-    assert sorted(path.name for path in out.glob("fold-*")) == ["fold-1", "fold-2", "fold-notes"]
+    assert sorted(path.name for path in out.glob("fold-*")) == ["fold-1", "fold-2", "fold-3 of May", "fold-notes"]
     assert f"{out}: removed rounds of another cross-validation: fold-3" in caplog.messages
     assert len(checkpoint.load(out / CHECKPOINT).parts) == 2
 

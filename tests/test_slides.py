@@ -526,7 +526,7 @@ def test_pictures_that_wsimil_wrote_are_no_slides_and_are_told(tmp_path, caplog)
     explained = "predictions/explanations/a"
     touch(tmp_path, "a.tif", *(f"{explained}/{name}" for name in ("explanation.json", "tiles.csv", "heatmap.png")))
     touch(tmp_path, "tiles/summary.csv", "tiles/runs/1.csv", "tiles/a.jpg", "feats/summary.csv", "feats/runs/1.csv")
-    touch(tmp_path, "new/cache/a.jpg")  # of a first run that was killed
+    touch(tmp_path, "new/cache/a.jpg", "new/cache/a.h5")  # of a first run that was killed
     touch(tmp_path, "foreign/explanation.json", "foreign/b.png")
     assert ids(tmp_path) == ["a", "foreign/b", "new/cache/a"]
     assert not caplog.messages
@@ -537,10 +537,10 @@ def test_pictures_that_wsimil_wrote_are_no_slides_and_are_told(tmp_path, caplog)
         told == f"{tmp_path}: pictures in folders that wsimil writes are no slides, and passed over: {explained}, tiles"
     )
     caplog.clear()
-    touch(tmp_path, "new/b.jpg", "predictions/explanations/b/explanation.json")
+    touch(tmp_path, "predictions/explanations/b/explanation.json")
     touch(tmp_path, "predictions/explanations/b/tiles.csv", "predictions/explanations/b/overlay.ome.tif")
     find_slides(tmp_path, out=tmp_path / "new")
-    assert caplog.messages[0].endswith(f"passed over: new, {explained}, predictions/explanations/b (and 1 more)")
+    assert caplog.messages[0].endswith(f"passed over: {explained}, predictions/explanations/b, tiles")
     caplog.clear()
     assert [slide.slide_id for slide in find_slides(tmp_path / "a.tif", out=tmp_path)] == ["a"]
     assert "a" in [slide.slide_id for slide in find_slides(tmp_path, out=tmp_path)]  # artifacts may go beside slides

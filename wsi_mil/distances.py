@@ -180,7 +180,12 @@ def histograms(items: list[Item], folder: Path) -> list[Int[np.ndarray, " _"]]:
 
 def _counted(item: Item) -> Int[np.ndarray, " _"]:
     """The histogram of a slide's features."""
-    features = read_features(item.source)
+    return _counted_in(item.source, store.read_fingerprint(item.source))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _counted_in(path: Path, _fingerprint: str) -> Int[np.ndarray, " _"]:  # once, however many rounds ask for it
+    features = read_features(path)
     return histogram(features.arrays["coords"], np.array([features.attrs[name] for name in ("mpp_x", "mpp_y")]))
 
 

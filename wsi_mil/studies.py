@@ -94,7 +94,7 @@ def cross_validate(
     folders = replace(folders, feats=own_bags(folders.feats, peers, pictures=True).folder)
     cohort = folded(labelled_once(labels, folders), params)
     tell_classes(cohort)
-    params = replace(params, folds=len(cohort.folds)) if params.folds is None else params
+    params = replace(params, folds=len(cohort.folds))
     place = Place(folders.feats, folders.distances, folders.model, run.overwrite)
     made = list(crossval(cohort, place, params, pick_device(device), run))
     judged = [judge(one.aggregator, Answers.of(one.rows, one.ensemble.classes, _groups(cohort)), how) for one in made]

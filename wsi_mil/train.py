@@ -92,7 +92,7 @@ class Trained:
 def fingerprint(cohort: Cohort, folder: Path, params: TrainParams) -> str:
     """Hash of everything that decides a training: parameters, cohort and bags."""
     prints = [_print(folder, member) for member in cohort.members]
-    return store.fingerprint("train", 3, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
+    return store.fingerprint("train", 4, dataclasses.asdict(params), " ".join([cohort.digest, *prints]))
 
 
 def _print(folder: Path, member: Member) -> str:

@@ -178,7 +178,7 @@ def run_all(
     Returns:
         The training, or None if it was there already.
     """
-    seen = Seen([slide.slide_id for slide in find_slides(slides, options.cache)], {}, {})
+    seen = Seen([slide.slide_id for slide in find_slides(slides, options.cache, folders.tiles)], {}, {})
     read_cohort(labels.path, seen, labels.params, labels.slides)
     plan.encoding.require_geometry(plan.tile, slides)
     encoders = plan.encoding.load()

@@ -47,14 +47,14 @@ def draw_folds(cohort: Cohort, k: int | None, seed: int, by_site: bool = False) 
     named = cohort.folds
     if by_site and not all(member.site for member in cohort.members):
         raise TableError("--by-site needs the column site in the table of labels: add it, or leave out --by-site")
+    if len(named) == 1:
+        raise TableError(f"the column fold names one fold only ({named[0]}): name two or more, or take the column out")
     k = _usual(cohort, by_site) if k is None else k
     if k < 0 or k == 1 or (k == 0 and not named):
         raise OptionError(f"--folds {k}: give 2 or more, or 0 where the table of labels has a column fold")
     if named and k not in (0, len(named)):
         told = f"the column fold names {len(named)} folds ({', '.join(named)}), and --folds is {k}"
         raise TableError(f"{told}: give --folds 0 to follow the column, or take it out")
-    if len(named) == 1:
-        raise TableError(f"the column fold names one fold only ({named[0]}): name two or more, or take the column out")
     if any(member.split for member in cohort.members):
         log.warning("cross-validation tests every patient once: what the table says in its column split is not used")
     _refuse_few_patients(cohort, len(named) or k)

@@ -126,7 +126,7 @@ def _delong(one: Answers, other: Answers) -> float:
 
 def _width(test: metrics.Difference) -> float:
     """Of the limits of a round's difference: 0 where two models are both perfect, which limits do not tell."""
-    return 0.0 if test.difference == 0 and math.isnan(test.high) else test.high - test.low
+    return 0.0 if test.p == 1 and math.isnan(test.high) else test.high - test.low
 
 
 def lost(

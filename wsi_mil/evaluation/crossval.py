@@ -22,7 +22,7 @@ from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import Cohort, draw_folds, nested, shuffled_labels
 from wsi_mil.errors import ArtifactStale, OptionError, TableError
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
-from wsi_mil.evaluation.rounds import PREFIX, leftover, refuse_leftover, remove_leftover, why_otherwise
+from wsi_mil.evaluation.rounds import PREFIX, refuse_leftover, remove_leftover, why_otherwise
 from wsi_mil.evaluation.search import Kept, search
 from wsi_mil.explain import DISTANCE_FILES
 from wsi_mil.learning import RunParams
@@ -146,7 +146,8 @@ def crossval(
     for aggregator in params.aggregators:  # before the first round of the first: the largest bag may be of a later one
         if place.overwrite or not (place.out / aggregator / TABLE).exists():
             train.require_memory_for(cohort, place.feats, params.of(aggregator), device, run.devices)
-    _require_no_others(place, params.aggregators, rounds)
+    for aggregator in params.aggregators if not place.overwrite else ():
+        refuse_leftover(place.out / aggregator, rounds)
     for aggregator in params.aggregators:
         out = place.out / aggregator
         made = {}
@@ -154,6 +155,7 @@ def crossval(
             log.info("%s, round %s of %d", aggregator, fold, len(rounds))
             where = place._replace(out=out / f"{PREFIX}{fold}")
             made[fold] = _round(inner, where, params.of_round(aggregator, fold), params, device, run)
+        remove_leftover(out, rounds)  # not before all of these are there
         yield _published(aggregator, cohort, made, out, params)
 
 
@@ -164,16 +166,6 @@ def _require_folders(folds: Sequence[str]) -> None:
             raise TableError(f"fold {fold!r} in the table of labels: use letters, digits, dots and hyphens only")
     if len({fold.lower() for fold in folds}) < len(folds):
         raise TableError(f"folds {', '.join(folds)} differ by case only: name them otherwise")
-
-
-def _require_no_others(place: Place, aggregators: Sequence[str], folds: Sequence[str]) -> None:
-    """Refuse, or remove if that is asked for, rounds of other folds: they would be taken for some of these later."""
-    for out in (place.out / aggregator for aggregator in aggregators):
-        if not place.overwrite:
-            refuse_leftover(out, folds)
-        elif leftover(out, folds):
-            _discard_whole(out)
-            remove_leftover(out, folds)
 
 
 def _round(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_mil import checkpoint, publishing, train
-from wsi_mil.cohort import Cohort
+from wsi_mil.cohort import Cohort, some_names
 from wsi_mil.errors import ArtifactStale, WsiMilError
 from wsi_mil.learning import RESUME
 from wsi_mil.train import CHECKPOINT, TrainParams
@@ -26,8 +26,14 @@ _OWN = ("folds", "by_site", "trials")
 def leftover(out: Path, folds: Sequence[str]) -> list[Path]:
     """Rounds of ours, finished or interrupted, that a cross-validation of these folds does not have."""
     kept = {f"{PREFIX}{fold}".lower() for fold in folds}  # some disks tell no case apart
-    others = [path for path in sorted(out.glob(f"{PREFIX}*")) if path.name.lower() not in kept]
-    return [path for path in others if any((path / name).is_file() for name in (CHECKPOINT, RESUME))]
+    return [path for path in sorted(out.glob(f"{PREFIX}*")) if path.name.lower() not in kept and _is_round(path)]
+
+
+def _is_round(path: Path) -> bool:
+    """Whether a folder is a round under its own name, and no copy of one that somebody keeps."""
+    if (path / CHECKPOINT).is_file():
+        return path.name.removeprefix(PREFIX) in _folds_in(path)
+    return (path / RESUME).is_file() and all(one.name == RESUME or one.name.startswith(".") for one in path.iterdir())
 
 
 def refuse_leftover(out: Path, folds: Sequence[str]) -> None:
@@ -37,11 +43,12 @@ def refuse_leftover(out: Path, folds: Sequence[str]) -> None:
         ArtifactStale: names them.
     """
     if others := leftover(out, folds):
-        count = _folds_in(others[0])
-        of = f"of a cross-validation with {count} folds" if count else "of another cross-validation"
+        before = _folds_in(others[0])
+        of = f"of a cross-validation with the folds {some_names(before)}" if before else "of another cross-validation"
+        names = ", ".join(path.name for path in others)
         raise ArtifactStale(
-            f"{out} holds {', '.join(path.name for path in others)} {of}, and this one has {len(folds)}: add"
-            " --overwrite to remove what is of the other, or give another --out"
+            f"{out} holds {names} {of}, and this one has {some_names(list(folds))}: add --overwrite to remove them, or"
+            " give another --out"
         )
 
 
@@ -70,7 +77,8 @@ def why_otherwise(folder: Path, cohort: Cohort, chosen: TrainParams, params: "Cr
         changed["seed"] = "seed was another"
     before = _of_the_whole(folder.parent)
     now: dict[str, Any] = {name: getattr(params, name) for name in _OWN} | {"seed": params.train.learn.seed}
-    if not before and (count := _folds_in(folder)):
+    now["folds"] = len(cohort.folds)
+    if not before and (count := len(_folds_in(folder))):
         before, now = {"folds": count}, {"folds": len(cohort.folds)}
     changed |= {name: f"{name} was {before[name]!r}, now {now[name]!r}" for name in before if before[name] != now[name]}
     if changed:
@@ -83,13 +91,15 @@ def why_otherwise(folder: Path, cohort: Cohort, chosen: TrainParams, params: "Cr
 def _of_the_whole(out: Path) -> dict[str, Any]:
     """What the finished cross-validation in a folder was asked for; nothing where there is none."""
     with suppress(WsiMilError, OSError, KeyError, TypeError):
-        asked = checkpoint.load(out / CHECKPOINT).training["params"]
-        return {name: asked[name] for name in _OWN} | {"seed": asked["train"]["learn"]["seed"]}
+        made = checkpoint.load(out / CHECKPOINT)
+        asked = made.training["params"]
+        before = {name: asked[name] for name in _OWN} | {"seed": asked["train"]["learn"]["seed"]}
+        return before | {"folds": len(made.parts)}  # as asked for it is 0 where the table named them
     return {}
 
 
-def _folds_in(folder: Path) -> int:
-    """How many folds there were when a round was trained; 0 where it does not tell."""
+def _folds_in(folder: Path) -> list[str]:
+    """The folds that there were when a round was trained; none where it does not tell."""
     with suppress(OSError, ValueError, KeyError, csv.Error), (folder / "splits.csv").open(encoding="utf-8") as file:
-        return len({row["fold"] for row in csv.DictReader(file)} - {""})
-    return 0
+        return sorted({row["fold"] for row in csv.DictReader(file)} - {""})
+    return []

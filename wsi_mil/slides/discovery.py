@@ -36,8 +36,8 @@ def find_slides(folder: Path | Url, cache: CacheParams | None = None, out: Path 
     Args:
         folder: the folder, or a slide; or the address of either.
         cache: where slides of an address are staged.
-        out: where the command writes that takes these slides: below the folder, nothing in there is a slide either, and
-            the log tells which pictures were passed over.
+        out: where the command writes that takes these slides: previews in there are no slides either, and the log tells
+            which pictures were passed over.
 
     Raises:
         SlideError: there is no such folder, or no slide in it, or two that cannot be told apart.
@@ -98,10 +98,10 @@ def slide_bytes(path: Place) -> int:
 def _candidates(folder: Path, out: Path | None, ours: list[str]) -> Iterable[Path]:
     """The files that may be slides; the folders of wsimil that hold pictures are added to ``ours``."""
     visited: set[str] = set()
-    has_previews, goes_to = False, None if out is None else os.path.realpath(out)
+    has_previews, goes_to = False, None if out is None else Path(os.path.realpath(out))
     for parent, folders, files in walked(folder, SlideError):
         place = os.path.realpath(parent)
-        written = is_ours(folders, files) or place == goes_to
+        written = is_ours(folders, files)
         if not visited:  # the folder that was named: somebody wants its slides, whatever else lies there
             has_previews = written
         elif place in visited or written:  # a loop, or what wsimil wrote
@@ -111,7 +111,9 @@ def _candidates(folder: Path, out: Path | None, ours: list[str]) -> Iterable[Pat
             continue
         visited.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        previews = {f"{name[:-3]}.jpg" for name in files if name.endswith(".h5")} if has_previews else set()
+        # Slides may lie where the command writes, too, and previews of a run that was killed before it said so.
+        some = has_previews or (goes_to is not None and Path(place).is_relative_to(goes_to))
+        previews = {f"{name[:-3]}.jpg" for name in files if name.endswith(".h5")} if some else set()
         for name in files:
             if _may_be_slide(name) and name not in previews:
                 yield Path(parent, name)
