@@ -1,9 +1,11 @@
 """Fixtures that several test files use."""
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -60,6 +62,13 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this machine's cache of huggingface.co, and nothing of the network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a module of examples/ as its scripts do."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    return importlib.import_module
 
 
 @pytest.fixture

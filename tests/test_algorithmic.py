@@ -33,13 +33,6 @@ def one_thread():
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Import a module of examples/ as its scripts do."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
-
-
-@pytest.fixture
 def bags(load):
     return load("algorithmic_bags")
 

@@ -1,9 +1,7 @@
 """MNIST-COLLAGE: models learn as the protocols say, and are judged by figures that are what they are called."""
 
-import importlib
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,23 +10,15 @@ from wsi_mil.aggregators import Output
 from wsi_mil.bags import Bag
 from wsi_mil.learning import Example
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
-
-@pytest.fixture(autouse=True)
-def examples(monkeypatch):
-    """Modules of examples/ are imported as its scripts do."""
-    monkeypatch.syspath_prepend(EXAMPLES)
+@pytest.fixture
+def runs(load):
+    return load("collage_runs")
 
 
 @pytest.fixture
-def runs():
-    return importlib.import_module("collage_runs")
-
-
-@pytest.fixture
-def models():
-    return importlib.import_module("collage_models")
+def models(load):
+    return load("collage_models")
 
 
 def noise(count):

@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-DOCS = EXAMPLES.parent / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture
-def tables(monkeypatch):
-    """Modules of examples/ are imported as its scripts do."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module("collage_tables")
+def tables(load):
+    return load("collage_tables")
 
 
 @pytest.mark.parametrize("protocol", ["fresh", "paper"])

@@ -1,7 +1,6 @@
 """The benchmark of attention: it runs, its variants compute the same, and it says what it leaves out."""
 
 import csv
-import importlib
 import math
 import os
 import re
@@ -20,13 +19,6 @@ from wsi_mil.explain import read_places
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a module of examples/ as its scripts do."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
 
 
 def run_main(bench: ModuleType, monkeypatch, *arguments: str | Path) -> None:

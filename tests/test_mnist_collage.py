@@ -21,6 +21,7 @@ from wsi_mil.bags import collate
 from wsi_mil.errors import ArtifactMissing, WsiMilError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.usefixtures("load")
 SHARED = Path(os.environ.get("WSIMIL_SHARED", Path(__file__).parents[2] / "shared"))
 needs_mnist = pytest.mark.skipif(not (SHARED / "data" / "mnist").is_dir(), reason="../shared/data/mnist is not here")
 
@@ -34,25 +35,19 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def examples(monkeypatch):
-    """Modules of examples/ are imported as its scripts do."""
-    monkeypatch.syspath_prepend(EXAMPLES)
+@pytest.fixture
+def data(load):
+    return load("collage_data")
 
 
 @pytest.fixture
-def data():
-    return importlib.import_module("collage_data")
+def models(load):
+    return load("collage_models")
 
 
 @pytest.fixture
-def models():
-    return importlib.import_module("collage_models")
-
-
-@pytest.fixture
-def runs():
-    return importlib.import_module("collage_runs")
+def runs(load):
+    return load("collage_runs")
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,13 @@ SlidesTable = Annotated[
 By = Annotated[
     list[str] | None, typer.Option("--by", metavar="COLUMN", help="Figures for each value of this column, too.")
 ]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        "--folds",
+        help="Rounds; 0 = as the column fold says.  [default: as it says, else 5; by site all sites if fewer]",
+    ),
+]
 Resamples = Annotated[int, typer.Option("--resamples", help="Of the bootstrap, for intervals.")]
 Epochs = Annotated[int, typer.Option("--epochs", help="At most so many passes.")]
 Patience = Annotated[int, typer.Option("--patience", help="Stop after so many without a better validation.")]

@@ -20,6 +20,7 @@ from wsi_mil.arguments import (
     Devices,
     Distances,
     Epochs,
+    Folds,
     Labels,
     LearningRate,
     Model,
@@ -105,13 +106,7 @@ def crossval(
     out: Out = Path("crossval"),
     aggregator: Aggregators = None,
     option: Options = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            "--folds",
-            help="Rounds; 0 = as the column fold says.  [default: as it says, else 5; by site all sites if fewer]",
-        ),
-    ] = None,
+    folds: Folds = None,
     by_site: Annotated[
         bool, typer.Option("--by-site", help="Test all patients of a site (column site) in one round.")
     ] = False,

@@ -55,10 +55,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     told[_METADATA][_CHECKSUM] = found.hexdigest()
     header = _canonical(told)
     header += b" " * (-len(header) % 8)
-    with (
-        replacing(path) as temporary,
-        temporary.open("wb") as file,
-    ):  # joined they would take memory again
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        # one after the other: joined they would take their memory once more
         file.writelines([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]])
 
 
