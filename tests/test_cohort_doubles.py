@@ -16,7 +16,7 @@ from wsi_mil.interop import PeerOptions
 from wsi_mil.learning import LearnParams, RunParams
 from wsi_mil.metrics import Resampling
 from wsi_mil.stage import Item
-from wsi_mil.train import TrainParams
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable, labelled
 
 BRIEF = TrainParams("abmil", learn=LearnParams(epochs=1))

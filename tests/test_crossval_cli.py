@@ -13,7 +13,8 @@ from wsi_mil.evaluation import Answers, CrossvalParams, Place, crossval, folded
 from wsi_mil.evaluation.figures import Arrays, mean_auroc
 from wsi_mil.learning import LearnParams
 from wsi_mil.predictions import read_predictions
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable, labelled
 
 QUICK = ["--epochs", "4", "--patience", "4", "--lr", "0.003", "--device", "cpu"]

@@ -22,7 +22,8 @@ from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, predict_bags, told_as_object
 from wsi_mil.predictions import Prediction, read_predictions
 from wsi_mil.stage import Item
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
 

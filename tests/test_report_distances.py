@@ -20,7 +20,7 @@ from wsi_mil.report.chart import Bar, Mark, Tick
 from wsi_mil.report.distance_charts import _scale
 from wsi_mil.report.distances import length
 from wsi_mil.tile_distances import TileDistances
-from wsi_mil.train import TrainParams
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
 TRAINING = {"distances": TileDistances.of(np.bincount(np.arange(16, 220)), BIN_UM).record()}

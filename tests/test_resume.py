@@ -18,7 +18,8 @@ from planted import plant, plant_cohort
 from wsi_mil import checkpoint, publishing, train, workflow
 from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, StorageError
 from wsi_mil.learning import RESUME, LearnParams, RunParams, loop
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams
 from wsi_mil.weights import load_tensors
 from wsi_mil.workflow import Folders, LabelTable
 
@@ -137,11 +138,13 @@ def test_another_training_is_not_gone_on_with(cohort: Path, interrupt: dict[str,
     with pytest.raises(KeyboardInterrupt):
         bytes_of(cohort, "out")
     before = (cohort / "out" / RESUME).read_bytes()
-    with pytest.raises(ArtifactStale, match=r"resume\.safetensors is of another training.*--overwrite") as told:
+    with pytest.raises(
+        ArtifactStale, match=r"resume\.safetensors is of another training.*: lr was 0\.003, now 0\.001\. .*--overwrite"
+    ) as told:
         bytes_of(cohort, "out", lr=1e-3)
     assert "\n" not in str(told.value)
     plant(cohort / "feats", "s03", positive=True, seed=99)
-    with pytest.raises(ArtifactStale, match="its options, labels or features were others"):
+    with pytest.raises(ArtifactStale, match=r"interrupted: the labels, the features or the version"):
         bytes_of(cohort, "out")
     assert (cohort / "out" / RESUME).read_bytes() == before
     plant(cohort / "feats", "s03", positive=True, seed=3)

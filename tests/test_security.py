@@ -29,7 +29,7 @@ from wsi_mil.explain import MANIFEST, explanation_folder, read_manifest, write_e
 from wsi_mil.geometry import read_drawing
 from wsi_mil.guards import inside, is_formula, is_inside, parse_json, printable
 from wsi_mil.interop import read_peer
-from wsi_mil.learning import resume
+from wsi_mil.learning import RunParams, resume
 from wsi_mil.pages import render
 from wsi_mil.predictions import Prediction
 from wsi_mil.report import prediction
@@ -89,7 +89,7 @@ def test_no_pickle_runs_in_place_of_a_checkpoint_a_weight_file_a_bag_or_an_inter
         read_peer(tmp_path / "bag.pt")
     bomb(tmp_path / resume.RESUME)
     with pytest.raises(ArtifactCorrupt, match="is damaged"):
-        resume.load(tmp_path, resume.Identity.of("f", 1, "cpu"))
+        resume.load(tmp_path, resume.Identity.of(RunParams(), 1, "cpu"))
 
 
 def _linked(path: Path, features: str) -> Path:

@@ -17,7 +17,8 @@ from wsi_mil.interop import PeerOptions
 from wsi_mil.learning import LearnParams
 from wsi_mil.metrics import Resampling
 from wsi_mil.predictions import Prediction
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
 FEW = Resampling(0, 100)

@@ -13,7 +13,7 @@ from wsi_mil.distances import BIN_UM, quantile
 from wsi_mil.evaluation import CrossvalParams, Place, crossval, folded
 from wsi_mil.learning import LearnParams
 from wsi_mil.tile_distances import TileDistances, merged
-from wsi_mil.train import TrainParams
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
 COUNTS = st.lists(st.integers(0, 9), max_size=300).map(np.array)

@@ -28,7 +28,8 @@ from wsi_mil.errors import (
 )
 from wsi_mil.learning import LearnParams, RunParams, need
 from wsi_mil.tile_distances import TileDistances
-from wsi_mil.train import CHECKPOINT, Trained, TrainParams
+from wsi_mil.train import CHECKPOINT, Trained
+from wsi_mil.train_params import TrainParams
 from wsi_mil.weights import save_tensors
 from wsi_mil.workflow import Folders, LabelTable
 

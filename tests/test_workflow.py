@@ -19,7 +19,7 @@ from test_cli import call
 from wsi_mil import store, workflow
 from wsi_mil.predictions import read_predictions
 from wsi_mil.stage import artifact_items
-from wsi_mil.train import TrainParams
+from wsi_mil.train_params import TrainParams
 
 MORPHOLOGY = ("--model", "morphology")
 

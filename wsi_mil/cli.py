@@ -185,7 +185,7 @@ def run(
     """Do it all: tile, extract, distances, train. Slides that fail are left out and named."""
     from wsi_mil import workflow
     from wsi_mil.learning import LearnParams
-    from wsi_mil.train import TrainParams
+    from wsi_mil.train_params import TrainParams
 
     params, models = tile_params(tile_px, tile_um, mpp, reader=str(reader)), encoder_weights(model, weights)
     training = TrainParams(aggregator, learn=LearnParams(seed=seed))

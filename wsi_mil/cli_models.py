@@ -87,7 +87,7 @@ def train(
     """Train a slide-level model on labelled slides; what was interrupted is gone on with."""
     from wsi_mil import workflow
     from wsi_mil.learning import LearnParams, RunParams
-    from wsi_mil.train import TrainParams
+    from wsi_mil.train_params import TrainParams
 
     learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)
     how = RunParams(devices, save_every_minutes=save_every_minutes)
@@ -149,7 +149,7 @@ def crossval(
     from wsi_mil.evaluation import CrossvalParams
     from wsi_mil.learning import LearnParams, RunParams
     from wsi_mil.metrics import Resampling
-    from wsi_mil.train import TrainParams
+    from wsi_mil.train_params import TrainParams
 
     models = tuple(aggregator or ["das-mil"])
     learn = LearnParams(epochs, patience, lr, weight_decay, bags_per_step, seed, clip, precision, max_tiles)

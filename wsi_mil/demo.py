@@ -28,7 +28,8 @@ from wsi_mil.slides import SlideFile, open_slide
 from wsi_mil.stage import RunOptions, artifact_path
 from wsi_mil.synthetic import SyntheticParams, make_cohort
 from wsi_mil.tiling import TileParams
-from wsi_mil.train import CHECKPOINT, Trained, TrainParams, fit
+from wsi_mil.train import CHECKPOINT, Trained, fit
+from wsi_mil.train_params import TrainParams
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from wsi_mil.calibration import Calibration, applied, calibrated, doubts
 from wsi_mil.checkpoint import Checkpoint, Part, Recipe, patient_hash
 from wsi_mil.cohort import Cohort, Member, Unit, split
 from wsi_mil.domain import Domain
-from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
+from wsi_mil.errors import ArtifactStale, TrainingError
 from wsi_mil.guards import parse_json
-from wsi_mil.learning import Epoch, LearnParams, RunParams
+from wsi_mil.learning import Epoch, RunParams
 from wsi_mil.predictions import TABLE, Prediction, write_predictions
 from wsi_mil.stage import Item, artifact_path
 from wsi_mil.tasks import Classification
 from wsi_mil.tile_distances import TileDistances
+from wsi_mil.train_params import TrainParams, differences, named
 from wsi_mil.training_bags import (
     Bags,
     UnitExamples,
@@ -49,25 +50,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT, CARD = "checkpoint.safetensors", "model_card.md"
 _TILES_WORTH_THREADS = 1000
 _IN_MEMORY = RunParams()
-
-
-@dataclass(frozen=True)
-class TrainParams:
-    """Everything that decides a training, beside the data."""
-
-    aggregator: str = "das-mil"
-    """Name in the registry of aggregators."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the aggregator; what is left out keeps its default."""
-    val_fraction: float = 0.2
-    """Share of the training patients to validate on, where the table names no "val" split."""
-    learn: LearnParams = field(default_factory=LearnParams)
-    """How weights are learnt; its seed also decides the split and the initial weights."""
-
-    def __post_init__(self) -> None:
-        params_of(self.aggregator, self.options)
-        if not 0 < self.val_fraction < 1:
-            raise OptionError(f"--val-fraction {self.val_fraction}: give a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -120,18 +102,6 @@ def is_finished(out: Path, print_: str, params: TrainParams, overwrite: bool = F
     )
 
 
-def differences(training: Mapping[str, Any], params: TrainParams) -> dict[str, str]:
-    """By name, which options a training recorded otherwise than they are now, each in words."""
-    # what an earlier version did not ask for was what is the default now
-    before = _flat(dataclasses.asdict(TrainParams(params.aggregator))) | _flat(training["params"])
-    now = _flat(dataclasses.asdict(params))
-    return {key: f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]}
-
-
-def _flat(params: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in params.items() if key != "learn"} | params["learn"]
-
-
 def fit(
     cohort: Cohort,
     folder: Path,
@@ -146,7 +116,8 @@ def fit(
         cohort: labelled slides; where no split is given, one is drawn.
         folder: where the bags lie.
         params: how to train.
-        distances_folder: where the artifacts of `wsimil distances` lie; what is absent or stale there is made.
+        distances_folder: where the artifacts of `wsimil distances` lie; what is absent or damaged there is
+            made; where those of other features lie, they are counted anew in memory and nothing is written.
         device: where to train.
         run: how to go about it; ``run.folder`` is where an interrupted training is gone on with.
 
@@ -156,7 +127,7 @@ def fit(
         ArtifactStale: another training was interrupted in ``run.folder``.
     """
     print_ = fingerprint(cohort, folder, params)
-    run = dataclasses.replace(run, fingerprint=print_)
+    run = dataclasses.replace(run, fingerprint=print_, options=named(params))
     cohort = split(cohort, params.val_fraction, params.learn.seed)
     bags = Bags(folder, cohort.units, learning.processes_here(run.devices))
     require_one_recipe(bags)

@@ -18,13 +18,13 @@ from PIL import Image, TiffImagePlugin
 from wsi_mil import store
 from wsi_mil.distances import DistanceParams, DistanceStage
 from wsi_mil.evaluation.record import RECORD
-from wsi_mil.learning import resume
+from wsi_mil.learning import RunParams, resume
 from wsi_mil.predictions import TABLE, Prediction, write_predictions
 from wsi_mil.stage import Item, run
 from wsi_mil.tiling import TileParams, TileStage
 from wsi_mil.weights import save_tensors
 
-IDENTITY = resume.Identity.of("f" * 32, 1, "cpu")
+IDENTITY = resume.Identity.of(RunParams(fingerprint="f" * 32, options={"lr": 0.1}), 1, "cpu")
 SLIDES = ("a", "b", "c", "dead", "sub/d")
 _BOX = [[0, 0], [900, 0], [900, 700], [0, 700], [0, 0]]
 _HOLE = [[100, 100], [100, 300], [300, 300], [100, 100]]

@@ -109,7 +109,7 @@ class _Trip:
         from wsi_mil import workflow
         from wsi_mil.learning import LearnParams
         from wsi_mil.progress import silent
-        from wsi_mil.train import TrainParams
+        from wsi_mil.train_params import TrainParams
 
         labels = workflow.LabelTable(self.folder / "labels.csv")
         with silent():

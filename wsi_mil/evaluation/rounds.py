@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_mil import checkpoint, publishing, train
+from wsi_mil import checkpoint, publishing
 from wsi_mil.cohort import Cohort, some_names
 from wsi_mil.errors import ArtifactStale, WsiMilError
 from wsi_mil.learning import RESUME
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams, differences
 
 if TYPE_CHECKING:
     from wsi_mil.evaluation.crossval import CrossvalParams
@@ -72,7 +73,7 @@ def why_otherwise(folder: Path, cohort: Cohort, chosen: TrainParams, params: "Cr
         params: those of the cross-validation now.
     """
     training = checkpoint.load(folder / CHECKPOINT).training
-    changed = train.differences(training, chosen)
+    changed = differences(training, chosen)
     if changed.pop("seed", ""):
         changed["seed"] = "seed was another"
     before = _of_the_whole(folder.parent)

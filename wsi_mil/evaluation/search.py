@@ -16,11 +16,13 @@ import torch
 
 from wsi_mil import publishing, store, train
 from wsi_mil.aggregators import params_of
+from wsi_mil.changes import changes
 from wsi_mil.cohort import Cohort
-from wsi_mil.errors import ArtifactStale, OptionError, TrainingError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactStale, OptionError, TrainingError
 from wsi_mil.guards import read_table_of_json
 from wsi_mil.learning import RunParams, best_epoch
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams, named
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +59,19 @@ def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Ke
         The parameters of the trial of lowest validation loss.
 
     Raises:
+        ArtifactCorrupt: what lies there is damaged.
         ArtifactStale: another search lies there, or a round without one, and overwriting was not asked for.
         TrainingError: no trial could be trained.
     """
     print_ = store.fingerprint("search", 2, {"trials": trials}, train.fingerprint(cohort, feats, base))
-    tried = _before(kept, print_)
+    asked = {"fingerprint": print_, "options": {"search": trials} | named(base)}
+    tried = _before(kept, asked)
     study: Any = _study(base, tried) if len(tried) < trials else None
     for number in range(len(tried), trials):
         # each trial from a seed of its own, so that a search that was interrupted finds what it would have found
         study.sampler = _optuna().samplers.TPESampler(seed=(base.learn.seed + number) % 2**32)
         tried.append(_try(study, lambda trial: _loss(cohort, feats, _drawn(base, trial), kept)))
-        _keep(kept.out, print_, tried)
+        _keep(kept.out, asked, tried)
     trained = [trial for trial in tried if trial["val_loss"] is not None]
     if not trained:
         raise TrainingError(f"--search {trials}: no trial could be trained: see the messages above")
@@ -76,18 +80,20 @@ def search(cohort: Cohort, feats: Path, base: TrainParams, trials: int, kept: Ke
     return _changed(base, best)
 
 
-def _before(kept: Kept, print_: str) -> list[dict[str, Any]]:
+def _before(kept: Kept, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The trials of this search that lie there; refuses what is of another, before anything is trained."""
     table = kept.out / _TABLE
     done = read_table_of_json(table, "delete it to search anew") if table.exists() else {}
-    if done.get("fingerprint") == print_:
+    if done and not (isinstance(done.get("trials"), list) and isinstance(done.get("options", {}), dict)):
+        raise ArtifactCorrupt(f"{table} is damaged (it holds no trials, or no options): delete it to search anew")
+    if done.get("fingerprint") == asked["fingerprint"]:
         return list(done["trials"])
     if kept.overwrite:
         return []
     if done:
         raise ArtifactStale(
-            f"{table} is of another search ({len(done['trials'])} trials): add --overwrite to replace it, or --out for"
-            " another folder"
+            f"{table} is of another search: {_why_otherwise(done, asked)}. Add --overwrite to replace it, or --out"
+            " for another folder"
         )
     if (kept.out / CHECKPOINT).exists():
         raise ArtifactStale(
@@ -96,13 +102,20 @@ def _before(kept: Kept, print_: str) -> list[dict[str, Any]]:
     return []
 
 
-def _keep(out: Path, print_: str, tried: list[dict[str, Any]]) -> None:
+def _why_otherwise(done: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    changed = changes(done["options"], asked["options"]) if "options" in done else {}  # older ones do not tell
+    if changed.pop("seed", ""):
+        changed["seed"] = "seed was another"  # that of a round tells nobody anything
+    return "; ".join(changed.values()) or "the labels, the folds, the features or the version of wsimil have changed"
+
+
+def _keep(out: Path, asked: Mapping[str, Any], tried: list[dict[str, Any]]) -> None:
     with publishing.replacing_text(out / "search.csv") as file:
         writer = csv.DictWriter(file, list(tried[0]))
         writer.writeheader()
         writer.writerows(tried)
     with publishing.replacing_text(out / _TABLE) as file:
-        json.dump({"fingerprint": print_, "trials": tried}, file, indent=1)
+        json.dump({**asked, "trials": tried}, file, indent=1)
 
 
 def _optuna() -> Any:

@@ -111,7 +111,7 @@ class _Training:
         self.epoch, self.step, self.loss, self.lr = 0, 0, 0.0, params.lr
         self.saved = time.monotonic()
         self.costs = _costs(job) if self.world > 1 else []
-        self.identity = resume.Identity.of(job.run.fingerprint, self.world, fabric.device.type)
+        self.identity = resume.Identity.of(job.run, self.world, fabric.device.type)
 
     def run(self) -> list[Epoch]:
         """Train to the end, from where it stands."""

@@ -1,9 +1,10 @@
 """How weights are learnt, which decides the result, and how the work is done, which does not."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from wsi_mil.devices import PRECISIONS
 from wsi_mil.errors import OptionError
@@ -58,6 +59,8 @@ class RunParams:
     """Where a training writes down how far it has come, and for TensorBoard; None = nowhere."""
     fingerprint: str = ""
     """What decides the training: what was written down under another one is not gone on with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """By name, what of it was asked for, to say what is otherwise; as JSON holds it."""
     save_every_minutes: float = 10.0
     """Write it down so often within an epoch, beside each epoch's end; 0 = after every step."""
     overwrite: bool = False

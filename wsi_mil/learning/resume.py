@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from wsi_mil import __version__
+from wsi_mil.changes import changes
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, WeightsError, one_line
 from wsi_mil.guards import parse_json
+from wsi_mil.learning.params import RunParams
 from wsi_mil.weights import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ class Identity(NamedTuple):
     """What has to be equal for a training to go on as if it had not stopped."""
 
     fingerprint: str
+    options: Mapping[str, Any]
+    """Those of the fingerprint that have a name."""
     devices: int
     device: str
     """Its kind."""
@@ -36,9 +40,18 @@ class Identity(NamedTuple):
     wsi_mil: str
 
     @classmethod
-    def of(cls, fingerprint: str, devices: int, device: str) -> "Identity":
+    def of(cls, run: RunParams, devices: int, device: str) -> "Identity":
         """With the versions of this process."""
-        return cls(fingerprint, devices, device, torch.__version__, __version__)
+        return cls(run.fingerprint, run.options, devices, device, torch.__version__, __version__)
+
+    def otherwise(self, before: "Identity") -> list[str]:
+        """What was otherwise, in words; empty if nothing was."""
+        now = self._asdict()
+        told = changes(before._asdict(), {name: now[name] for name in ("devices", "device", "torch", "wsi_mil")})
+        if self.fingerprint == before.fingerprint:
+            return list(told.values())
+        named = changes(before.options, self.options) if before.options else {}
+        return [*(named.values() or ["the labels, the features or the version of wsimil have changed"]), *told.values()]
 
 
 class Standing(NamedTuple):
@@ -83,16 +96,12 @@ def _load(path: Path, identity: Identity) -> Standing:
     try:
         tensors, metadata = load_tensors(path)
         header = parse_json(metadata[_KEY])
-        before = Identity(**header["identity"])
+        told: dict[str, Any] = {"options": {}, **header["identity"]}
+        before = Identity(**told)._replace(options=dict(told["options"]))
         standing = Standing(tensors, header["facts"])
     except (WeightsError, KeyError, TypeError, ValueError) as error:
         raise ArtifactCorrupt(f"{path} is damaged ({one_line(error)}): add --overwrite to train anew") from error
-    changed = [
-        f"{name} was {old}, now {new}" if name != "fingerprint" else "its options, labels or features were others"
-        for name, old, new in zip(Identity._fields, before, identity, strict=True)
-        if old != new
-    ]
-    if changed:
+    if changed := identity.otherwise(before):
         raise ArtifactStale(
             f"{path} is of another training, which was interrupted: {'; '.join(changed)}. Train as then to go on, add"
             " --overwrite to give it up, or --out for another folder"
