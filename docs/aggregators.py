@@ -14,7 +14,8 @@ from wsi_mil.aggregators import AGGREGATORS, Aggregator
 INTRODUCTION = """# Aggregators
 
 Made by `make docs` from the docstrings in `wsi_mil/aggregators`. `wsimil train --aggregator NAME --option KEY=VALUE`
-takes them by name; values are written as in JSON (`true`, `0.1`, `"max"`, `[500, 2000]`; words need no quotes).
+takes them by name; values are written as in JSON (`true`, `0.1`, `"max"`, `[500, 2000]`; words need no quotes). Other
+packages add theirs: see `examples/custom_aggregator.py`.
 
 Positions: *none* = coordinates are ignored; *relative* = only distances count; *oriented* = directions count too;
 *absolute* = a shift of the slide counts too. Graphs in which all tiles are neighbours (`neighbours` 0, distances not

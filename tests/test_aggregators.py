@@ -439,7 +439,7 @@ def test_options_that_make_no_sense_are_refused_by_name(options, named):
 
 @pytest.mark.parametrize("name", ["abmil", "abmil-gated", "max", "mean"])
 def test_a_width_below_none_is_refused(name):
-    with pytest.raises(OptionError, match="hidden -1: give a whole number of at least 0"):
+    with pytest.raises(OptionError, match="--option hidden -1: give a whole number of at least 0"):
         build(name, DIM, 2, hidden=-1)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from wsi_mil.aggregators import plugins
 from wsi_mil.aggregators.abmil import AbMil, GatedAbMil
 from wsi_mil.aggregators.base import Aggregator, Output
 from wsi_mil.aggregators.das_mil import DasMil
@@ -36,6 +37,7 @@ __all__ = [
     "Explanation",
     "Output",
     "PairAttention",
+    "aggregator_class",
     "answer_of",
     "apply",
     "build",
@@ -70,7 +72,7 @@ def build(name: str, dim: int, classes: int, **options: Any) -> Aggregator:
     """Make an untrained aggregator; its weights draw from torch's global generator.
 
     Args:
-        name: a key of `AGGREGATORS`.
+        name: a key of `AGGREGATORS`, or a model that another package brings along (`plugins`).
         dim: dimension of the features.
         classes: how many classes, at least 2.
         **options: fields of the model's ``Params``.
@@ -94,7 +96,20 @@ def build_outputs(name: str, dim: int, outputs: int, **options: Any) -> Aggregat
     params = params_of(name, options)
     if outputs < 1:
         raise OptionError(f"outputs {outputs}: a model says at least one number of a bag")
-    return AGGREGATORS[name](dim, outputs, params)
+    return aggregator_class(name)(dim, outputs, params)
+
+
+def aggregator_class(name: str) -> type[Aggregator]:
+    """The class of a model of `AGGREGATORS`, or of one that another package brings along (`plugins`).
+
+    Raises:
+        OptionError: the name is unknown, or the package that brings it is broken.
+    """
+    if name in AGGREGATORS:
+        return AGGREGATORS[name]
+    if name in (others := plugins.names()):
+        return plugins.load(name)
+    raise OptionError(f"--aggregator {name}: unknown, choose one of {', '.join([*AGGREGATORS, *others])}")
 
 
 def params_of(name: str, options: Mapping[str, Any]) -> Any:
@@ -103,12 +118,15 @@ def params_of(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         OptionError: as `build`.
     """
-    if name not in AGGREGATORS:
-        raise OptionError(f"--aggregator {name}: unknown, choose one of {', '.join(AGGREGATORS)}")
-    known = {field.name: field.default for field in fields(AGGREGATORS[name].Params)}
+    params = aggregator_class(name).Params
+    known = {field.name: field.default for field in fields(params)}
     if unknown := sorted(set(options) - set(known)):
         raise OptionError(f"--option {unknown[0]}: {name} has no such option; it has {', '.join(known)}")
-    return AGGREGATORS[name].Params(**{key: _like(known[key], key, value) for key, value in options.items()})
+    values = {key: _like(known[key], key, value) for key, value in options.items()}
+    try:
+        return params(**values)
+    except OptionError as error:
+        raise OptionError(f"--option {error}") from error
 
 
 def _like(default: Any, key: str, value: Any) -> Any:
