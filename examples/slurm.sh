@@ -10,7 +10,7 @@
 set -euo pipefail
 
 how="${1:?array or dask}"; slides="${2:?the folder of slides}"; count="${3:-8}"
-encoder="--model ${MODEL:-morphology}${WEIGHTS:+ --weights $WEIGHTS}"
+encoder="--model ${MODEL:-morphology}${WEIGHTS:+ --weights $(printf %q "$WEIGHTS")}"
 # Memory by core: a node may get several tasks. How many tasks is always said: SLURM wants it beside GPUs of each.
 cpu="--cpus-per-task=8 --mem-per-cpu=4G --time=12:00:00"
 gpu="$cpu --gpus-per-task=1"
@@ -38,7 +38,7 @@ cluster() {
 set -uo pipefail
 scheduler="\$PWD/scheduler-\$SLURM_JOB_ID.json"
 dask scheduler --scheduler-file "\$scheduler" --port 0 --no-dashboard &
-until [ -s "\$scheduler" ]; do sleep 1; done
+until [ -s "\$scheduler" ]; do kill -0 \$! || exit 1; sleep 1; done
 srun --cpus-per-task=8 dask worker --scheduler-file "\$scheduler" --nworkers 1 --nthreads 8 --memory-limit 30GiB \
     --local-directory "\${TMPDIR:-/tmp}" --resources "GPU=1" --no-dashboard &
 wsimil tile '$slides' --scheduler "\$scheduler"

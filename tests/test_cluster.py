@@ -334,7 +334,7 @@ def test_a_worker_of_another_version_or_that_sees_another_disk_is_named_before_a
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(door, "__version__", "99.0")
-        with pytest.raises(ClusterError, match=r"worker tcp://\S+ has wsimil \S+ and 99\.0 asks for work: pip install"):
+        with pytest.raises(ClusterError, match=r"worker tcp://\S+ has wsimil \S+ and 99\.0 asks for work: install"):
             run(ToyStage(), items(source), tmp_path / "out", RunOptions(scheduler=scheduler))
     gone = tmp_path / "of another machine"
     with pytest.raises(ClusterError, match=r"worker tcp://\S+ does not see .*of another machine"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_tables import workbook
 
+from wsi_mil.checkpoint import patient_hash
 from wsi_mil.cohort import Cohort, CohortParams, Member, Seen, read_cohort, tell_classes
 from wsi_mil.cohort.naming import slides_in
 from wsi_mil.errors import OptionError, TableError
@@ -115,6 +116,16 @@ REFUSED = [
         r"row 4: patient '7' and '7\.0' are one number: write one way",
     ),
     ("slide_id,label,site a,x,N b,y,N c,y,n", CohortParams(), "row 4: site 'N' and 'n' differ by case or spaces only"),
+    (
+        "slide_id,label,fold a,x,1 b,y,2 c,y,1.0",
+        CohortParams(),
+        r"row 4: fold '1' and '1\.0' are one number: write one",
+    ),
+    (
+        "slide_id,label,sex a,x,F b,y,F c,y,f",
+        CohortParams(groups=("sex",)),
+        "row 4: sex 'F' and 'f' differ by case or spaces only",
+    ),
     ("slide_id,label,fold a,x,1 b,y,1 dead,x,2", CohortParams(), "row 4: fold 2 is empty, all its slides failed"),
 ]
 
@@ -293,3 +304,14 @@ def test_classes_are_told_with_how_many_patients_each_has(caplog: pytest.LogCapt
         "2 classes: no (2 patients), yes (1 patient); yes is the positive one",
         "3 classes: 0.5 (1 patient), no (2 patients), yes (1 patient)",
     ]
+
+
+def test_letters_with_accents_are_one_however_they_are_spelt(tmp_path: Path) -> None:
+    """A disk may have A and a dot above where a table has one letter."""
+    whole, parts = "Müller", "Mu\u0308ller"
+    seen = Seen(usable={f"{parts}/a", "b", parts}, unusable={}, pending={})
+    text = f"slide_id,label,patient_id {whole},x,{whole} {whole}/a.svs,x,{parts} b,y,q"
+    cohort = read(tmp_path, text, seen=seen)
+    assert [member.slide_id for member in cohort.members] == [parts, f"{parts}/a", "b"]
+    assert set(cohort.patients) == {whole, "q"}
+    assert patient_hash(whole) == patient_hash(parts)

@@ -119,7 +119,7 @@ def test_the_matrix_is_stored_when_asked_for_and_refused_with_its_size_when_it_w
     run(DistanceStage(DistanceParams(dense=True), out), [item], out)
     matrix = store.read(out / "a.h5").arrays["distances"]
     np.testing.assert_allclose(matrix, np.linalg.norm((coords[:, None] - coords[None]) * 0.5, axis=2), rtol=1e-6)
-    monkeypatch.setattr(distances, "_free_memory", lambda: 20_000_000)
+    monkeypatch.setattr(distances, "available_memory", lambda: 20_000_000)
     item = feats(tmp_path / "feats", grid(np.random.default_rng(0), 60, 60, share=1.1), fingerprint="g")
     report = run(DistanceStage(DistanceParams(dense=True), out), [item], out, RunOptions(overwrite=True))
     assert "the matrix of 3,600 tiles takes 52 MB and 10 MB are free" in str(report.failed["a"])

@@ -20,15 +20,20 @@ from test_encoders_ctranspath import old_layout
 from wsi_mil import __version__, store, synthetic
 from wsi_mil.aggregators import AGGREGATORS, build
 from wsi_mil.bags import Bag
+from wsi_mil.distances import DistanceStage
 from wsi_mil.encoders import find_encoder
 from wsi_mil.encoders.building import build_network
 from wsi_mil.encoders.table import ENCODERS
 from wsi_mil.explain import LookOptions, learnt_distances, look
+from wsi_mil.extract import ExtractStage
+from wsi_mil.interop.exporting import ExportStage
+from wsi_mil.interop.importing import ImportStage
 from wsi_mil.predictions import read_predictions
 from wsi_mil.report import DISTANCE_FILES
 from wsi_mil.report.prediction import _DRAWN
 from wsi_mil.slides import write_pyramid
 from wsi_mil.stage import artifact_items
+from wsi_mil.tiling import TileStage
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -297,3 +302,11 @@ def test_links_and_pictures_of_the_docs_exist() -> None:
 def test_the_readme_and_contributing_stay_short() -> None:
     assert len(README.splitlines()) < 130
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 60
+
+
+def test_the_versions_of_artifacts_are_those_of_the_stages() -> None:
+    kinds = (TileStage, ExtractStage, ImportStage, DistanceStage, ExportStage)
+    stages = {kind.name: kind.version for kind in kinds}
+    told = re.search(r"now (`tile` .*?) \|", (ROOT / "docs" / "format.md").read_text())
+    assert told
+    assert {name: int(version) for name, version in re.findall(r"`(\w+)` (\d+)", told[1])} == stages

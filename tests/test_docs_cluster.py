@@ -80,7 +80,7 @@ def stub(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("how", ["array", "dask"])
 def test_the_slurm_script_submits_commands_that_exist(how: str, tmp_path: Path, stub: dict[str, str]) -> None:
     subprocess.run(["bash", "-n", SLURM], check=True)
-    environment = {**stub, "MODEL": "uni", "WEIGHTS": "/shared/uni.bin"}
+    environment = {**stub, "MODEL": "uni", "WEIGHTS": "/shared/my weights/uni.bin"}
     subprocess.run(["bash", SLURM, how, "my slides/", "4"], cwd=tmp_path, env=environment, check=True)
     told = (tmp_path / "told").read_text()
     # sbatch refuses GPUs of each task where it is not told of tasks, and gives a node's tasks --mem together.
@@ -99,6 +99,7 @@ def test_the_slurm_script_submits_commands_that_exist(how: str, tmp_path: Path, 
     ours = commands(told, "wsimil")
     assert [words[1] for words in ours] == ["tile", "extract", "distances", "train"]
     assert "my slides/" in ours[0]
+    assert "/shared/my weights/uni.bin" in ours[1]
     for words in ours:
         require_wsimil(words)
     for words in commands(told, "dask"):
@@ -144,3 +145,14 @@ def test_the_bench_compares_bytes_and_times() -> None:
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")][2:]
     assert [(row[0], row[-1]) for row in rows] == [(name, "equal") for name in ("tile", "extract", "distances")]
     assert all(float(cell) > 0 for row in rows for cell in row[1:-1])
+
+
+def test_a_scheduler_that_does_not_start_ends_the_job(tmp_path: Path, stub: dict[str, str]) -> None:
+    subprocess.run(["bash", SLURM, "dask", "slides", "2"], cwd=tmp_path, env=stub, check=True)
+    told = (tmp_path / "told").read_text()
+    (tmp_path / "job.sh").write_text(told[told.index("#!") :])
+    dask = tmp_path / "bin" / "dask"
+    dask.write_text("#!/bin/bash\nexit 1\n")
+    dask.chmod(0o755)
+    environment = {**stub, "SLURM_JOB_ID": "1"}
+    assert subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment, timeout=60, check=False).returncode == 1

@@ -1,6 +1,7 @@
 """Cross-validation, evaluation and comparison, on features with a planted signal."""
 
 import csv
+import json
 import logging
 import math
 import shutil
@@ -22,8 +23,9 @@ from wsi_mil import checkpoint, evaluation, metrics, reasons, studies, train, wo
 from wsi_mil.aggregators import Ensemble, build
 from wsi_mil.bags import collate, read_bag
 from wsi_mil.calibration import applied, calibrated
-from wsi_mil.cohort import draw_folds, nested
+from wsi_mil.cohort import Cohort, draw_folds, nested
 from wsi_mil.errors import (
+    ArtifactCorrupt,
     ArtifactMissing,
     ArtifactStale,
     IncompatibleError,
@@ -41,7 +43,8 @@ from wsi_mil.metrics import Resampling
 from wsi_mil.predict import PredictOptions
 from wsi_mil.predictions import Prediction, read_predictions, write_predictions
 from wsi_mil.report import study_page
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
 QUICK = LearnParams(epochs=6, patience=6, lr=3e-3)
@@ -237,6 +240,23 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(tmp_path: Path, monkey
     assert (tmp_path / "halved" / "search.csv").read_bytes() == (tmp_path / "whole" / "search.csv").read_bytes()
     monkeypatch.setitem(sys.modules, "optuna", None)  # nothing is left to try
     assert search(cohort, folders.feats, base, 14, kept) == best
+    _is_told_apart(cohort, folders.feats, base, kept)
+
+
+def _is_told_apart(cohort: Cohort, feats: Path, base: TrainParams, kept: Kept) -> None:
+    """Another search is told what was otherwise, and a damaged one that it is."""
+    with pytest.raises(ArtifactStale, match=r"of another search: search was 14, now 15\. Add --overwrite"):
+        search(cohort, feats, base, 15, kept)
+    seeded = replace(base, learn=replace(base.learn, seed=7))
+    with pytest.raises(ArtifactStale, match=r"of another search: seed was another\. Add"):
+        search(cohort, feats, seeded, 14, kept)
+    with pytest.raises(ArtifactStale, match=r"of another search: the labels, the folds, the features or the version"):
+        search(replace(cohort, members=cohort.members[1:]), feats, base, 14, kept)
+    path = kept.out / "search.json"
+    for key, value in (("options", 3), ("trials", None)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        with pytest.raises(ArtifactCorrupt, match=r"search\.json is damaged .* delete it to search anew"):
+            search(cohort, feats, base, 14, kept)
 
 
 def test_a_round_without_a_search_is_not_searched_for_and_then_refused(
@@ -266,7 +286,9 @@ def test_hyper_parameters_are_searched_on_validation_patients_and_kept(tmp_path:
         assert float(trials[0]["lr"]) == pytest.approx(QUICK.lr)  # what stood there is tried first
     again = validated(tmp_path, trials=3)[0]
     assert again.rows == found.rows
-    with pytest.raises(ArtifactStale, match=r"of another search \(3 trials\): add --overwrite"):
+    with pytest.raises(
+        ArtifactStale, match=r"search\.json is of another search: search was 3, now 2\. Add --overwrite"
+    ):
         validated(tmp_path, trials=2)
 
 
@@ -555,6 +577,28 @@ def test_a_round_of_other_folds_or_seed_is_refused_with_what_was_otherwise(tmp_p
     plant(tmp_path / "feats", "s00", positive=True, seed=99)
     with pytest.raises(ArtifactStale, match=r"otherwise: the features or the version of wsimil have changed\. Give"):
         validated(tmp_path, train=quick)
+
+
+def test_overwritten_rounds_leave_no_figures_of_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_cohort(tmp_path, slides=18)
+    quick = TrainParams("abmil", learn=replace(QUICK, epochs=1))
+    validated(tmp_path, train=quick)
+    stale = [tmp_path / "crossval" / name for name in ("metrics.csv", "reliability.csv", "report.html")]
+    for path in stale:
+        path.write_text("of the rounds before")
+    validated(tmp_path, train=quick)  # the same again changes nothing
+    assert all(path.exists() for path in stale)
+    monkeypatch.setattr(train, "fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        validated(tmp_path, overwrite=True, train=replace(quick, learn=replace(quick.learn, seed=5)))
+    assert not any(path.exists() for path in stale)
+
+
+def test_one_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "again").symlink_to("run")
+    with pytest.raises(OptionError, match="name two different runs"):
+        studies.compare_runs([tmp_path / "run", tmp_path / "again"], tmp_path / "out", FEW)
 
 
 def test_rounds_of_other_folds_are_named_and_removed_by_overwriting(

@@ -196,3 +196,15 @@ def test_tiles_that_gave_nothing_speak_for_no_class(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("tiles", "shown"), [(1, 1), (2, 1), (7, 3), (24, 12), (100_000, 12)])
 def test_no_tile_is_on_both_sheets(tiles: int, shown: int) -> None:
     assert sheet_size(tiles) == shown
+
+
+@pytest.mark.parametrize(
+    ("classes", "endings"),
+    [
+        (("a", "b c", "d"), ["_a", "_b-c", "_d"]),
+        (("a b", "a-b", "a-b-0", "x"), ["_0-a-b", "_1-a-b", "_2-a-b-0", "_3-x"]),
+        (("Grade", "grade", "x"), ["_0-Grade", "_1-grade", "_2-x"]),
+    ],
+)
+def test_no_picture_of_a_class_takes_the_name_of_anothers(classes: tuple[str, ...], endings: list[str]) -> None:
+    assert [side.ending for side in drawing._sides(classes)] == endings

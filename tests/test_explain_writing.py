@@ -67,7 +67,7 @@ def test_several_classes_have_pictures_of_their_own(tmp_path: Path) -> None:
     places = some_places()
     classes = ("a b", "a/b", "c")
     write_explanation(tmp_path / "s", Plain(), bag_of(places), some_look(places, 3), facts_of(places, classes))
-    ends = ("_a-b-0", "_a-b-1", "_c")
+    ends = ("_0-a-b", "_1-a-b", "_2-c")
     kinds = {f"{kind}{end}.png" for kind in ("contribution", "top_tiles", "bottom_tiles") for end in ends}
     kinds |= {f"overlay_contribution{end}.ome.tif" for end in ends}
     assert names_in(tmp_path / "s") == TABLES | kinds | {"heatmap.png", "pairs.png", "overlay.ome.tif", MANIFEST}
@@ -151,7 +151,7 @@ def test_a_refusal_names_what_was_explained_otherwise(tmp_path: Path, changes: d
         is_explained(tmp_path / "s", bag_of(places), facts, False)
     told = json.loads((tmp_path / "s" / MANIFEST).read_text())
     (tmp_path / "s" / MANIFEST).write_text(json.dumps(told | {"method": None, "notes": 1, "version": "1"}))
-    with pytest.raises(ArtifactStale, match=r"version was 1, now 2; partners was None, now"):
+    with pytest.raises(ArtifactStale, match=r"version was 1, now 3; partners was None, now"):
         is_explained(tmp_path / "s", bag_of(places), facts, False)
 
 

@@ -14,7 +14,7 @@ from planted import plant, plant_cohort
 from test_cli import call
 
 from wsi_mil import inspection
-from wsi_mil.errors import ArtifactCorrupt, OptionError, SlideError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, OptionError, SlideError
 from wsi_mil.weights import save_tensors
 
 
@@ -134,7 +134,7 @@ def test_peers_files_tell_their_program(tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is a folder: name a file in it"):
         inspection.inspect(tmp_path)
-    with pytest.raises(OptionError, match="does not exist"):
+    with pytest.raises(ArtifactMissing, match="does not exist"):
         inspection.inspect(tmp_path / "nowhere")
     (tmp_path / "a.h5").write_bytes(b"nothing")
     with pytest.raises(ArtifactCorrupt, match="copy it again"):

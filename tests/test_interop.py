@@ -210,7 +210,7 @@ def test_stamp_of_any_age_is_read_or_refused(tmp_path: Path, warnings: Callable[
     none = dict.fromkeys(("stamp_version", "extractor", "unit", "tile_size_um", "tile_size_px", "feat_type"))
     path = peers.stamp(tmp_path / "a" / "s.h5", features, coords_um, **none | {"unit": "um", "tile_size": 256})
     assert convert(path).attrs["tile_um"] == 256.0
-    peers.stamp(path, features, coords_um / 256 * 224, **none)
+    peers.stamp(path, features, np.column_stack((coords_um / 256 * 224, np.zeros(len(coords_um)))), **none)  # a level
     made = convert(path)
     np.testing.assert_allclose(made.arrays["coords"] * made.attrs["mpp_x"], coords_um, atol=1e-3)
     assert any("the unit of coordinates, by their step of 224" in warning for warning in warnings())

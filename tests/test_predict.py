@@ -33,8 +33,10 @@ from wsi_mil.learning import LearnParams
 from wsi_mil.predict import PredictOptions, predict_bags
 from wsi_mil.predictions import Prediction, entered, read_predictions, write_predictions
 from wsi_mil.slides import SlideFile
+from wsi_mil.stage import Item
 from wsi_mil.stain import stain_recipe
-from wsi_mil.train import CHECKPOINT, TrainParams
+from wsi_mil.train import CHECKPOINT
+from wsi_mil.train_params import TrainParams
 from wsi_mil.workflow import Folders, LabelTable
 
 
@@ -82,6 +84,15 @@ def test_a_slide_that_no_file_can_be_called_after_fails_alone(tmp_path: Path) ->
     assert named == slides[:1]
     assert list(unnamed) == ["x" * 300, "caf\\udce9"]
     assert "is not UTF-8" in str(unnamed["caf\\udce9"])
+
+
+def test_a_bag_that_no_file_can_be_called_after_fails_alone(root: Path, tmp_path: Path) -> None:
+    bags = [*find_bags(root / "feats")[:2], Item("caf\udce9", root / "feats" / "s00.h5")]
+    rows = predict_bags(root / "model" / CHECKPOINT, bags, PredictOptions(tmp_path))
+    assert [row.status for row in rows] == ["failed", "done", "done"]
+    table = read_predictions(tmp_path / "predictions.csv")[0]
+    assert next((row.slide_id, row.status) for row in table) == ("caf\\udce9", "failed")
+    assert "is not UTF-8" in table[0].error
 
 
 def test_the_command_tells_slides_that_are_empty_and_those_that_fail(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from wsi_mil import publishing, store
-from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing
+from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from wsi_mil.guards import hdf5
 
 
@@ -337,3 +337,24 @@ def test_attributes_at_which_hdf5_may_end_the_process_are_refused_by_name(tmp_pa
             file.attrs["stamp_version"] = file.ref
     with pytest.raises(ArtifactCorrupt, match="its attribute stamp_version holds a list or a reference"):
         store.survey(path)
+
+
+def test_a_shortage_of_the_system_is_not_told_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.h5"
+    store.write(path, example())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as short:
+        short.setattr(h5py, "File", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            store.read_attrs(path)
+    assert store.read_attrs(path)
+
+
+def test_what_another_program_wrote_is_told_by_name(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["coords"] = np.zeros((3, 2))
+    with pytest.raises(ArtifactError, match=r"a\.h5 is no artifact of wsimil, as it says no fingerprint: take it out"):
+        store.read_fingerprint(tmp_path / "a.h5")

@@ -206,6 +206,8 @@ def test_a_slide_may_have_parameters_of_its_own(make_slide):
     with pytest.raises(OptionError, match=r"max_tiles 4.7: give a whole number"):
         TileParams().changed({"max_tiles": 4.7})
     assert TileParams().changed({"pens": 0.0}).pens is False
+    with pytest.raises(OptionError, match=r"pens 2: give 1 \(yes\) or 0 \(no\)"):
+        TileParams().changed({"pens": 2.0})
     with pytest.raises(OptionError, match="--min-coverage 2"):
         TileParams().changed({"min_coverage": 2.0})
 

@@ -122,7 +122,9 @@ Batch = Annotated[
 WeightsOf = Annotated[
     list[str] | None,
     typer.Option(
-        "--weights", help="The encoder's weights: file, folder or random:SEED; of several encoders, NAME=FILE for each."
+        "--weights",
+        metavar="FILE",
+        help="The encoder's weights: file, folder or random:SEED; of several encoders, NAME=FILE for each.",
     ),
 ]
 Weights = Annotated[str | None, typer.Option("--weights", help="The encoder's weights: file, folder or random:SEED.")]
@@ -133,7 +135,8 @@ Mpp = Annotated[
     float | None, typer.Option("--slide-mpp", help="Level-0 um/px of ALL slides, whatever their files say.")
 ]
 Encoders = Annotated[
-    list[str], typer.Option("--model", metavar="NAME", help="The encoder: `wsimil encoders` lists them.")
+    list[str],
+    typer.Option("--model", metavar="NAME", help="The encoder: `wsimil encoders` lists them. May be repeated."),
 ]
 Precision = Annotated[
     str,
@@ -173,7 +176,8 @@ SlidesTable = Annotated[
     typer.Option("--slides-table", help="Table patient_id,slide_id, where --labels has a row per patient.", **FAR),
 ]
 By = Annotated[
-    list[str] | None, typer.Option("--by", metavar="COLUMN", help="Figures for each value of this column, too.")
+    list[str] | None,
+    typer.Option("--by", metavar="COLUMN", help="Figures for each value of this column, too. May be repeated."),
 ]
 Folds = Annotated[
     int | None,
@@ -182,24 +186,27 @@ Folds = Annotated[
         help="Rounds; 0 = as the column fold says.  [default: as it says, else 5; by site all sites if fewer]",
     ),
 ]
-Resamples = Annotated[int, typer.Option("--resamples", help="Of the bootstrap, for intervals.")]
-Epochs = Annotated[int, typer.Option("--epochs", help="At most so many passes.")]
+Resamples = Annotated[int, typer.Option("--resamples", help="Resamples of the bootstrap, for intervals.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="At most so many passes over the training bags.")]
 Patience = Annotated[int, typer.Option("--patience", help="Stop after so many without a better validation.")]
 LearningRate = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
 WeightDecay = Annotated[float, typer.Option("--weight-decay", help="Weight decay.")]
 ValFraction = Annotated[float, typer.Option("--val-fraction", help="Share of patients to validate on.")]
 Aggregators = Annotated[
-    list[str] | None, typer.Option("--aggregator", help="A model to judge; may be repeated.  [default: das-mil]")
+    list[str] | None,
+    typer.Option("--aggregator", metavar="NAME", help="A model to judge; may be repeated.  [default: das-mil]"),
 ]
 Aggregator = Annotated[str, typer.Option("--aggregator", help="The model to train.")]
-Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An aggregator's option.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An aggregator's option. May be repeated.")
+]
 TilePx = Annotated[
     int | None, typer.Option("--tile-px", help="Side of a tile as the encoder sees it, px.  [default: 224]")
 ]
 TileUm = Annotated[float | None, typer.Option("--tile-um", help="Side of a tile on the slide, um.  [default: 256]")]
 TileMpp = Annotated[float | None, typer.Option("--mpp", help="um/px that the encoder sees, instead of --tile-um.")]
 Coverage = Annotated[float, typer.Option("--min-coverage", help="Keep tiles with at least this share of tissue.")]
-Overlap = Annotated[int, typer.Option("--overlap", help="Of neighbouring tiles, px as the encoder sees them.")]
+Overlap = Annotated[int, typer.Option("--overlap", help="Overlap of neighbouring tiles, px as the encoder sees them.")]
 Holes = Annotated[
     float, typer.Option("--holes", metavar="MM2", help="Holes up to this area are tissue: 0: none, 1e6: all.")
 ]
@@ -217,9 +224,12 @@ Regions = Annotated[
     ),
 ]
 Include = Annotated[
-    list[str] | None, typer.Option("--include", metavar="CLASS", help="Tile only regions of this class.")
+    list[str] | None,
+    typer.Option("--include", metavar="CLASS", help="Tile only regions of this class. May be repeated."),
 ]
-Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Cut out regions of this class.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Cut out regions of this class. May be repeated.")
+]
 Annotations = Annotated[
     Place | None,
     typer.Option(

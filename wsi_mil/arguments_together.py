@@ -100,7 +100,7 @@ def key_values(words: list[str] | None) -> dict[str, Any]:
     options = {}
     for word in words or []:
         key, equals, value = word.partition("=")
-        if not equals:
+        if not (key and equals):
             raise OptionError(f"--option {word}: give KEY=VALUE, such as --option heads=8")
         try:
             options[key] = json.loads(value)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from wsi_mil import store
 from wsi_mil.bags import bag_items
@@ -10,6 +11,8 @@ from wsi_mil.guards import printable
 from wsi_mil.remote import CacheParams, Url
 from wsi_mil.slides import Place, SlideFile, find_again, find_slides, recorded, slide_fingerprint
 from wsi_mil.stage import Item, artifact_items, artifact_path, attempt
+
+_Named = TypeVar("_Named", SlideFile, Item)
 
 
 def find_bags(source: Path) -> list[Item]:
@@ -41,10 +44,10 @@ def slides_at(
     return [SlideFile(*slide) for slide in known.items()]
 
 
-def nameable(slides: Sequence[SlideFile]) -> tuple[list[SlideFile], dict[str, Exception]]:
-    """The slides whose names files can have, and why the others cannot be answered for, by what can be shown of them.
+def nameable(slides: Sequence[_Named]) -> tuple[list[_Named], dict[str, Exception]]:
+    """The slides, or bags, whose names files can have, and why the others cannot be answered for.
 
-    The latter are those that `wsimil tile` names as failed, too.
+    The latter go by what can be shown of their names. They are those that `wsimil tile` names as failed, too.
     """
     found = [(slide, attempt(artifact_path, Path(), slide.slide_id)) for slide in slides]
     unnamed = {printable(slide.slide_id): error for slide, error in found if isinstance(error, Exception)}
@@ -54,10 +57,10 @@ def nameable(slides: Sequence[SlideFile]) -> tuple[list[SlideFile], dict[str, Ex
 def refuse_namesake(slide: SlideFile, cached: Path, cache: CacheParams) -> None:
     """Refuse a slide that another one, still there, has entered its name before: its row would be lost."""
     try:
-        before = store.read_attrs(cached)["slide_path"]
+        before = store.read_attrs(cached, {"slide_path"}).get("slide_path")
     except (ArtifactMissing, ArtifactCorrupt):  # nothing to be mistaken for; the cache makes it anew
         return
-    if before == recorded(slide.path) or (there := find_again(before, cache)) is None:
+    if not isinstance(before, str) or before == recorded(slide.path) or (there := find_again(before, cache)) is None:
         return
     if slide_fingerprint(there) != slide_fingerprint(slide.path):
         raise ArtifactStale(f"{before} was predicted as {slide.slide_id} before: give another --out for {slide.path}")

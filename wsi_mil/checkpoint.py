@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -293,7 +294,7 @@ def load(path: Path) -> Checkpoint:
 
 def patient_hash(patient_id: str) -> str:
     """What a checkpoint knows a patient, or a slide, by: no name, though who has a list of names can look it up."""
-    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
+    return hashlib.sha256(normalize("NFC", patient_id).encode()).hexdigest()[:16]
 
 
 def digest(path: Path) -> str:

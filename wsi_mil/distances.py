@@ -21,6 +21,7 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from wsi_mil import publishing, store
 from wsi_mil.bags import FEATURE_STAGES, read_features
 from wsi_mil.errors import ArtifactCorrupt, ArtifactError, ArtifactStale, OptionError
+from wsi_mil.memory import available_memory
 from wsi_mil.nearest import nearest
 from wsi_mil.progress import Progress
 from wsi_mil.stage import Item, Result, RunOptions, artifact_items, artifact_path, attempt, per_slide, run
@@ -124,7 +125,7 @@ def dense(coords_um: Float[np.ndarray, "tiles 2"], out: Path) -> Float[np.ndarra
         OptionError: the matrix would not fit into the free memory or on the disk of ``out``.
     """
     size = len(coords_um) ** 2 * 4
-    room = min(_free_memory() // 2, shutil.disk_usage(_existing_parent(out)).free)
+    room = min(available_memory() // 2, shutil.disk_usage(publishing.existing(out)).free)
     if size > room:
         raise OptionError(
             f"--store dense: the matrix of {len(coords_um):,} tiles takes {size / 1e6:,.0f} MB and {room / 1e6:,.0f} MB"
@@ -278,14 +279,3 @@ def _bins(um: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
 def _trimmed(counts: Int[np.ndarray, " _"]) -> Int[np.ndarray, " _"]:
     filled = np.flatnonzero(counts)
     return counts[: filled[-1] + 1] if len(filled) else counts[:0]
-
-
-def _free_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OptionError("--store dense: this system does not say how much memory is free")
-
-
-def _existing_parent(path: Path) -> Path:
-    return path if path.exists() else _existing_parent(path.absolute().parent)

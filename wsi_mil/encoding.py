@@ -107,6 +107,7 @@ def extract_features(
         What became of the slides, by the folder of an encoder's features.
 
     Raises:
+        ArtifactMissing: ``tiles`` holds no artifacts.
         IncompatibleError: an encoder would see the tiles at quite another resolution than its authors did.
         ClusterError: the options name a cluster that cannot do it.
         ArtifactStale: ``out`` holds the features of one encoder, and several were asked for, or the other way round.

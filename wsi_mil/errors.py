@@ -4,6 +4,7 @@ WsiMilError
 ├── OptionError             an option's value makes no sense: names the option
 ├── SlideError              a slide cannot be used
 │   ├── SlideUnreadable     it cannot be opened, or its pixels cannot be read
+│   │   └── SlideDamaged    what it says of itself cannot be, whoever reads it
 │   ├── RemoteError         it lies far away and cannot be had: not there, forbidden, no network, no room in the cache
 │   └── ResolutionError     its micrometres per pixel are unknown, nonsense, or too coarse
 ├── TableError              labels.csv or slides.csv says something that cannot be meant

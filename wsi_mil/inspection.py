@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_mil import checkpoint, interop, store, weights
-from wsi_mil.errors import ArtifactError, OptionError, ResolutionError, SlideError, WeightsError
+from wsi_mil.errors import ArtifactError, ArtifactMissing, OptionError, ResolutionError, SlideError, WeightsError
 from wsi_mil.guards import parse_json, printable
 from wsi_mil.slides import Slide, open_slide, slide_fingerprint
 
@@ -24,7 +24,8 @@ def inspect(path: Path) -> dict[str, Any]:
     where there is a ``problem``, they may be nonsense that a file says.
 
     Raises:
-        OptionError: it is a folder, or not there.
+        OptionError: it is a folder.
+        ArtifactMissing: it is not there.
         ArtifactError: it is an HDF5 file that is damaged.
         SlideError: it is no file that wsimil knows.
     """
@@ -41,9 +42,10 @@ def _told(value: Any) -> Any:
 
 
 def _found(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder: name a file in it")
     if not path.is_file():
-        what = "is a folder: name a file in it" if path.is_dir() else "does not exist: name a file"
-        raise OptionError(f"{path} {what}")
+        raise ArtifactMissing(f"{path} does not exist: name a file")
     with path.open("rb") as file:
         start = file.read(len(_HDF5))
     if start == _HDF5 or path.suffix == ".h5":

@@ -100,7 +100,8 @@ def predict_bags(
     """Predict from artifacts of features, and enter the results in ``predictions.csv``; ``failed`` has no features."""
     model = checkpoint.load(path)
     _table_so_far(options, model, path)
-    return _answered(path, model, list(bags), failed or {}, options, {})
+    bags, unnamed = nameable(list(bags))
+    return _answered(path, model, bags, {**unnamed, **(failed or {})}, options, {})
 
 
 def _encoder(model: Checkpoint, path: Path, options: PredictOptions) -> Encoder:

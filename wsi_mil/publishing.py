@@ -231,3 +231,9 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder around it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())

@@ -1,4 +1,4 @@
-"""HDF5 artifacts: atomic, self-describing, fingerprinted. The only door to h5py.
+"""HDF5 artifacts: atomic, self-describing, fingerprinted. With `guards.hdf5` the only door to h5py.
 
 Two promises hold everywhere:
 
@@ -10,6 +10,7 @@ Two promises hold everywhere:
 ``docs/format.md`` specifies the layout.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -33,8 +34,10 @@ _REMEDY = "run the command that made it again, with --overwrite"
 _FOREIGN_REMEDY = "copy it again, or make it again with the program that wrote it"
 _verified: set[tuple[str, int, int]] = set()
 _BLOCK_BYTES = 1 << 26
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Of the system, whose files may be whole."""
 # What h5py turns damage into.
-_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, OverflowError, SystemError)
+_DAMAGE = (KeyError, RuntimeError, TypeError, ValueError, AttributeError, OverflowError, SystemError)
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,23 @@ def read_attrs(path: Path, only: Collection[str] | None = None) -> dict[str, Any
         return hdf5.attributes(file, only)
 
 
+def read_attr(path: Path, name: str) -> Any:
+    """Read one root attribute that every artifact of its kind has.
+
+    Raises:
+        ArtifactError: it is not there, so another program wrote the file.
+    """
+    found = read_attrs(path, {name})
+    if name not in found:
+        raise ArtifactError(
+            f"{path} is no artifact of wsimil, as it says no {name}: take it out, or name another folder"
+        )
+    return found[name]
+
+
 def read_fingerprint(path: Path) -> str:
     """Read the fingerprint of an artifact, and nothing else."""
-    return read_attrs(path, {"fingerprint"})["fingerprint"]
+    return read_attr(path, "fingerprint")
 
 
 def survey(path: Path) -> Survey:
@@ -231,9 +248,13 @@ def _opened(path: Path, remedy: str = _REMEDY) -> Generator[h5py.File]:
             require_sound_heaps(path, file)
             yield file
     except FileNotFoundError as error:
-        raise ArtifactMissing(f"{path} does not exist") from error
+        raise ArtifactMissing(f"{path} does not exist: make it, or name where it lies") from error
     except PermissionError as error:
         raise ArtifactError(f"{path} cannot be read (permission denied): allow it, then type the same again") from error
+    except OSError as error:
+        if error.errno in _SHORTAGES:
+            raise
+        raise ArtifactCorrupt(f"{path} is damaged ({error}): {remedy}") from error
     except _DAMAGE as error:
         raise ArtifactCorrupt(f"{path} is damaged ({error}): {remedy}") from error
 

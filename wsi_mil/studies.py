@@ -206,7 +206,7 @@ def _inputs(model: str, cohort: Cohort, feats: Path, asked: Asked, how: Resampli
 
 def compare_runs(runs: Sequence[Path], out: Path, how: Resampling, overwrite: bool = False) -> Study:
     """Compare runs, folders of `wsimil crossval`, `evaluate` or `train`, on the bags that all of them have."""
-    if len(set(runs)) < max(2, len(runs)):
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise OptionError("compare: name two different runs or more, such as crossval/das-mil crossval/abmil")
     refuse_model(out)
     publishing.sweep(out)

@@ -97,6 +97,8 @@ class TileParams(qc.Limits):
         for name, value in settings.items():
             if types[name] is not float and not float(value).is_integer():
                 raise OptionError(f"{name} {value:g}: give a whole number")
+            if types[name] is bool and value not in (0, 1):
+                raise OptionError(f"{name} {value:g}: give 1 (yes) or 0 (no)")
         return replace(self, **{name: types[name](value) for name, value in settings.items()})
 
 

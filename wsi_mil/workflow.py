@@ -32,7 +32,8 @@ from wsi_mil.runs import Report, failures
 from wsi_mil.slides import find_slides, require_mpp
 from wsi_mil.stage import RunOptions, artifact_items, artifact_path, run
 from wsi_mil.tiling import TileParams
-from wsi_mil.train import CARD, CHECKPOINT, Trained, TrainParams
+from wsi_mil.train import CARD, CHECKPOINT, Trained
+from wsi_mil.train_params import TrainParams
 from wsi_mil.typed import typed
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,10 @@ def run_all(
 
     Returns:
         The training, or None if it was there already.
+
+    Raises:
+        SlideError: no slide could be tiled.
+        ArtifactStale: another training lies in the folder of the model, and overwriting was not asked for.
     """
     seen = Seen([slide.slide_id for slide in find_slides(slides, options.cache, folders.tiles)], {}, {})
     read_cohort(labels.path, seen, labels.params, labels.slides)

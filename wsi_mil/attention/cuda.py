@@ -18,8 +18,6 @@ from wsi_mil.attention import triton_kernels as kernels
 from wsi_mil.attention.dropout import threshold
 from wsi_mil.attention.operands import LOG2E, Gradients, Operands, Part, Retrace, Task
 
-_NOWHERE = (0, 0, 0, 0)
-
 
 class Launch(NamedTuple):
     """How a kernel is run."""

@@ -44,6 +44,8 @@ def check_parts(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
         "label": [(row, row.member.label) for row in rows],
         "patient": [(row, row.member.patient_id) for row in rows if told],
         "site": [(row, row.member.site) for row in rows],
+        "fold": [(row, row.member.fold) for row in rows],
+        **{name: [(row, row.groups[name]) for row in rows] for name in params.groups},
     }.items():
         _refuse_lookalikes(path, what, cells)
     for part in _PARTS:

@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from wsi_mil.errors import TableError
 from wsi_mil.slides import without_extension
@@ -120,9 +121,10 @@ class Names:
 
     def __init__(self, slides: Iterable[str]) -> None:
         self._slides = frozenset(slides)
+        self._spelt = {normalize("NFC", slide_id): slide_id for slide_id in self._slides}  # as tables are read
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for slide_id in sorted(self._slides):
-            self._by_stem[slide_id.rpartition("/")[2]].append(slide_id)
+            self._by_stem[normalize("NFC", slide_id).rpartition("/")[2]].append(slide_id)
 
     def find(self, path: Path, row: int, name: str) -> str | None:
         """The slide that goes by a name, which may leave out its folder where that is unambiguous; None, if none does.
@@ -134,6 +136,8 @@ class Names:
         for candidate in (name, without_extension(name), bare, without_extension(bare)):
             if candidate in self._slides:
                 return candidate
+            if candidate in self._spelt:
+                return self._spelt[candidate]
         found = self._by_stem.get(without_extension(bare), [])
         if len(found) > 1:
             raise TableError(f"{path} row {row}: {name} may be any of {', '.join(found)}: write it with its folder")

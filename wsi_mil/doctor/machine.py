@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from wsi_mil.doctor.findings import FAIL, NO_TEMPORARY, OK, WARN, Check, Finding
+from wsi_mil.publishing import existing
 
 _GIB = 1 << 30
 _LITTLE_MEMORY, _LITTLE_DISK, _NO_DISK = 4 * _GIB, 20 * _GIB, _GIB // 2
@@ -29,7 +30,7 @@ def places() -> list[Check]:
     """Where files go."""
     return [
         Check("places", "cache folder", _cache, "name a folder that you may write to by WSIMIL_HOME"),
-        Check("places", "disk of the cache", lambda: _disk(_existing(_home()), "WSIMIL_HOME")),
+        Check("places", "disk of the cache", lambda: _disk(existing(_home()), "WSIMIL_HOME")),
         Check("places", "working folder", partial(_writable, Path())),
         Check("places", "disk of the working folder", lambda: _disk(Path().absolute(), "--out")),
         Check("places", "temporary folder", lambda: _writable(Path(tempfile.gettempdir()), "TMPDIR"), NO_TEMPORARY),
@@ -86,15 +87,10 @@ def _home() -> Path:
     return folder().parent
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest around it that is there."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
-
-
 def _cache() -> Finding:
     home = _home()
     if not home.exists():
-        where = _existing(home)
+        where = existing(home)
         if os.access(where, os.W_OK | os.X_OK):
             return Finding(OK, f"{home} is not there yet, and will be made")
         return Finding(WARN, f"{home} cannot be made, as {where} is not yours to write to",

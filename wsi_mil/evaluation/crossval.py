@@ -17,18 +17,21 @@ import numpy as np
 import torch
 
 from wsi_mil import checkpoint, store, train
-from wsi_mil.aggregators import AGGREGATORS, params_of
+from wsi_mil.aggregators import aggregator_class
 from wsi_mil.checkpoint import Checkpoint
 from wsi_mil.cohort import Cohort, draw_folds, nested, shuffled_labels
 from wsi_mil.errors import ArtifactStale, OptionError, TableError
 from wsi_mil.evaluation.patients import PATIENTS, by_patient
+from wsi_mil.evaluation.record import REPORT
 from wsi_mil.evaluation.rounds import PREFIX, refuse_leftover, remove_leftover, why_otherwise
 from wsi_mil.evaluation.search import Kept, search
+from wsi_mil.evaluation.study import TABLES
 from wsi_mil.explain import DISTANCE_FILES
 from wsi_mil.learning import RunParams
 from wsi_mil.predictions import TABLE, Prediction, read_predictions, write_predictions
 from wsi_mil.tile_distances import TileDistances, merged
-from wsi_mil.train import CARD, CHECKPOINT, TrainParams
+from wsi_mil.train import CARD, CHECKPOINT
+from wsi_mil.train_params import TrainParams
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +134,7 @@ def crossval(
         run: how many devices share a round; its folder is that of the round.
 
     Raises:
+        OptionError: torchrun started it.
         ArtifactStale: a round was trained otherwise, or there are some of other folds, and overwriting was not asked
             for.
         TableError: some round would lack a class.
@@ -178,14 +182,16 @@ def _round(
         chosen = search(cohort, place.feats, base, params.trials, kept)
     print_ = train.fingerprint(cohort, place.feats, chosen)
     if not _is_finished(place, print_, cohort, chosen, params):
-        _discard_whole(place.out.parent)
+        _discard_whole(place.out.parent, place.overwrite)
         run = replace(run, folder=place.out, overwrite=place.overwrite)
         train.publish(train.fit(cohort, place.feats, chosen, place.distances, device, run), place.out, {})
     return place.out
 
 
-def _discard_whole(out: Path) -> None:
-    """Until all rounds are there, nothing stands for them."""
+def _discard_whole(out: Path, overwritten: bool) -> None:
+    """Until all rounds are there, nothing stands for them, nor for rounds that are overwritten."""
+    for name in (*TABLES, REPORT) if overwritten else ():
+        (out.parent / name).unlink(missing_ok=True)
     for name in (CHECKPOINT, TABLE, PATIENTS, CARD, *DISTANCE_FILES):
         (out / name).unlink(missing_ok=True)
 
@@ -246,5 +252,4 @@ def _published(
 
 def _known(aggregator: str) -> set[str]:
     """The options that a model has."""
-    params_of(aggregator, {})
-    return {field.name for field in fields(AGGREGATORS[aggregator].Params)}
+    return {field.name for field in fields(aggregator_class(aggregator).Params)}

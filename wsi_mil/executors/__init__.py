@@ -1,4 +1,6 @@
-"""Where the work of the loop runs: in threads of this process, or on a Dask cluster (`cluster`, the only door to dask).
+"""Where the work of the loop runs: in threads of this process, or on a Dask cluster (`cluster`).
+
+The modules here are the only doors to dask.
 
 Threads are enough on one machine because what takes time (decoding, NumPy, torch) releases the interpreter lock, and
 they need no pickling, so the same code runs on every platform.

@@ -1,4 +1,4 @@
-"""A Dask cluster as the place where work runs; with `worker` the only door to dask.
+"""A Dask cluster as the place where work runs.
 
 A `Job` is sent to each worker once, as a recipe; what follows is one small task for each thing to be done. The
 scheduler deals them out, gives those of a worker that died to others, and says so when one has killed several.

@@ -54,7 +54,7 @@ class Seen(NamedTuple):
         """Why the worker cannot do the work; "" = it can."""
         if self.version != need.version:
             own = f"has wsimil {self.version} and {need.version} asks for work"
-            return f"{own}: pip install 'wsi-mil=={need.version}' there"
+            return f"{own}: install the same version there"
         if self.absent:
             return (
                 f"does not see {self.absent[0]}, or may not read or write there: slides and artifacts must lie on a"

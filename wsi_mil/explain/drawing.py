@@ -89,17 +89,24 @@ def _sides(classes: Sequence[str]) -> list[_Side]:
     if len(classes) == 2:
         ends = (f"for {classes[0]}", f"for {classes[1]}")
         return [_Side(1, f"the log-odds of {classes[1]}", ends, (class_colour(0), class_colour(1)), "")]
-    stems = [re.sub(r"[^\w.-]+", "-", name)[:60] for name in classes]
+    endings = _endings(classes)
     return [
         _Side(
             index,
             f"the evidence for {classes[index]}",
             (f"against {classes[index]}", f"for {classes[index]}"),
             (FAINT, class_colour(index)),
-            f"_{stems[index]}" if stems.count(stems[index]) == 1 else f"_{stems[index]}-{index}",
+            endings[index],
         )
         for index in told_classes(classes)
     ]
+
+
+def _endings(classes: Sequence[str]) -> list[str]:
+    """What names of files end in, one for each class also on a disk that tells no case."""
+    stems = [re.sub(r"[^\w.-]+", "-", name)[:60] for name in classes]
+    alike = len({stem.casefold() for stem in stems}) < len(stems)
+    return [f"_{index}-{stem}" if alike else f"_{stem}" for index, stem in enumerate(stems)]
 
 
 def _overlays(look: Look, classes: Sequence[str]) -> dict[str, Overlay]:

@@ -30,7 +30,7 @@ class LookOptions:
     def __post_init__(self) -> None:
         for name, least in (("top", 0), ("partners", 1), ("occlusions", 0)):
             if (value := getattr(self, name)) < least:
-                raise OptionError(f"{name} {value}: give a whole number of at least {least}")
+                raise OptionError(f"--{name} {value}: give a whole number of at least {least}")
 
 
 class Pairs(NamedTuple):

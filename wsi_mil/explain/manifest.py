@@ -15,7 +15,7 @@ from wsi_mil.explain.tables import told_classes
 from wsi_mil.guards import is_inside, read_table_of_json
 
 MANIFEST = "explanation.json"
-VERSION = 2
+VERSION = 3
 """Raised whenever the same look at the same slide gives other files."""
 _NO_SLIDE = "the slide was not at hand: tables and GeoJSON only, no pictures"
 _NO_TISSUE = "the tiles' artifact was not at hand, or has no outline beside it: no tissue.geojson"

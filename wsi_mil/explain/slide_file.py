@@ -51,7 +51,7 @@ def find_slide(
         log.warning("%s: %s, so there are no pictures: name the folder of slides by --slides DIR", bag.slide_id, where)
         return None
     if tiles is not None:
-        made_of = str(store.read_attrs(tiles)["upstream"]).partition(" ")[0]
+        made_of = str(store.read_attr(tiles, "upstream")).partition(" ")[0]
         if slide_fingerprint(path) != made_of:
             raise SlideError(
                 f"{path} is not the slide that the tiles of {bag.slide_id} were made from: name the folder of the right"

@@ -4,8 +4,9 @@ import re
 
 _HIDDEN = "…"
 _RULES = (
-    # A query signs (S3, GCS, Azure); what is asked for otherwise is no part of a slide's name.
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE), rf"\1?{_HIDDEN}"),
+    # A query of the web signs (S3, GCS, Azure), and what is asked for otherwise is no part of a slide's name; at other
+    # addresses a question mark is.
+    (re.compile(r"(\bhttps?://[^\s?'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE), rf"\1?{_HIDDEN}"),
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.IGNORECASE), rf"\1{_HIDDEN}@"),
     (
         re.compile(

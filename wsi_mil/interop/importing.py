@@ -125,6 +125,7 @@ def import_bags(source: Path, out: Path, peers: PeerOptions, options: RunOptions
         options: how to run.
 
     Raises:
+        OptionError: ``out`` lies in ``source``.
         ArtifactError: ``source`` holds no bags, or ours.
         ArtifactStale: ``out`` holds others, and overwriting was not asked for.
     """
@@ -159,7 +160,7 @@ def own_bags(source: Path, peers: PeerOptions, workers: int = 0, pictures: bool 
     report = _convert(items, cache, peers, RunOptions(refresh=True, workers=workers))
     if source.is_dir():
         for path in vanished(cache, items):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another command may be doing the same
     for slide_id, error in report.failed.items():  # what is there of an earlier run must not stand in for it
         if not isinstance(error, ArtifactStale):
             artifact_path(cache, slide_id).unlink(missing_ok=True)

@@ -24,7 +24,7 @@ def read_stamp(path: Path, survey: store.Survey) -> PeerBag:
     attrs = survey.attrs
     arrays = store.read_arrays(path, ("feats", "coords"))
     require_rows(arrays["feats"], arrays["coords"], path)
-    coords = arrays["coords"].astype(np.float64)
+    coords = arrays["coords"][:, :2].astype(np.float64)
     unit, guessed = text(attrs.get("unit")), None
     side = (number(attrs.get("tile_size")) if unit == "um" else None) or number(attrs.get("tile_size_um"))
     if side is None and unit is None and _pitch(coords) == _TILE_PX:

@@ -1,4 +1,5 @@
-"""Slides: open them, find them, tell one from another, write them. The only door to openslide, tifffile and simplejpeg.
+"""Slides: open them, find them, tell one from another, write them. The only door to openslide, tifffile,
+simplejpeg, imagecodecs and pydicom.
 
 with open_slide(Path("slides/a.svs")) as slide:
     pixels = slide.read(0, 0, l0_size=(512, 512), size_px=(256, 256))

@@ -85,7 +85,7 @@ def slide_id(index: int) -> str:
 def _refuse_other_cohort(path: Path, rows: list[tuple[str, ...]]) -> None:
     if not path.exists():
         return
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         found = [tuple(row) for row in csv.reader(file)]
     if found != [_LABEL_COLUMNS, *rows]:
         raise TableError(f"{path} is there and tells of other slides: name a folder of its own for the painted ones")

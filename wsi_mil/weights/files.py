@@ -26,6 +26,7 @@ from wsi_mil.weights.states import State, Unwrapped, some, unwrap, warn_of_stude
 
 log = logging.getLogger(__name__)
 _METADATA, _CHECKSUM, _BLOCK_BYTES = "__metadata__", "checksum", 1 << 24
+_XXH3 = re.compile(r"[0-9a-f]{32}")
 # What torch's readers turn a flipped byte into.
 _DAMAGE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -76,7 +77,10 @@ def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
-    recorded = metadata.pop(_CHECKSUM, None)  # other programs write none
+    recorded = metadata.get(_CHECKSUM)
+    if recorded is not None and not _is_ours(metadata):
+        return tensors, metadata
+    metadata.pop(_CHECKSUM, None)
     if recorded is not None and recorded != _checksum_of(path):
         if _version(path) != before:  # another process has replaced it meanwhile
             return load_tensors(path)
@@ -84,6 +88,11 @@ def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
             f"{path} does not match its checksum, so it is damaged: copy it again, or make it again with --overwrite"
         )
     return tensors, metadata
+
+
+def _is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether a checksum is one of ours: other programs mean something else by the word."""
+    return bool(_XXH3.fullmatch(metadata[_CHECKSUM])) or any(name.startswith("wsi_mil") for name in metadata)
 
 
 def _version(path: Path) -> tuple[int, int]:
