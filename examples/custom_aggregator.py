@@ -32,7 +32,7 @@ class TopMeanParams:
 
     def __post_init__(self) -> None:
         if self.top < 1 or self.hidden < 1:
-            raise OptionError(f"--option top={self.top}, hidden={self.hidden}: give positive numbers")
+            raise OptionError(f"top {self.top}, hidden {self.hidden}: give positive numbers")
 
 
 class TopMean(Aggregator):
@@ -53,7 +53,7 @@ class TopMean(Aggregator):
         scores = self.score(self.standardise(batch)).masked_fill(~batch.mask.unsqueeze(-1), -torch.inf)
         highest, tiles = scores.topk(min(self.params.top, scores.shape[1]), dim=1)
         real = highest.isfinite()  # a bag may have fewer tiles than that
-        weights = real / real.sum(dim=1, keepdim=True)
+        weights = real.to(scores.dtype) / real.sum(dim=1, keepdim=True)
         attention = torch.zeros_like(scores).scatter(1, tiles, weights).mean(dim=-1)
         return Output((weights * highest.where(real, 0.0)).sum(dim=1), attention)
 

@@ -18,7 +18,7 @@ from wsi_mil.aggregators import AGGREGATORS, Aggregator, aggregator_class, build
 from wsi_mil.bags import Bag, collate
 from wsi_mil.checkpoint import load as load_checkpoint
 from wsi_mil.cli import app
-from wsi_mil.errors import OptionError
+from wsi_mil.errors import IncompatibleError, OptionError
 from wsi_mil.predictions import read_predictions
 
 Install = Callable[..., None]
@@ -81,6 +81,10 @@ def test_the_example_keeps_the_contract(example: ModuleType) -> None:
         torch.testing.assert_close(turned.attention[0], alone.attention[0, order])
         assert alone.attention.sum().item() == pytest.approx(1)
         assert not together.attention[row, len(bag.features) :].any()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(collate(bags)).logits.float(), together.logits, atol=0.05, rtol=0.05)
+    with pytest.raises(OptionError, match="^--option top 0, hidden 32: give positive numbers"):
+        build("top-mean", 5, 3, top=0)
 
 
 def test_it_is_trained_judged_and_asked_as_any_other(
@@ -99,6 +103,12 @@ def test_it_is_trained_judged_and_asked_as_any_other(
     made = load_checkpoint(Path("model/checkpoint.safetensors"))
     assert (made.aggregator, made.options["top"]) == ("top-mean", 3)
     assert isinstance(made.members()[0], example.TopMean)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(plugins, "entry_points", lambda group: [])
+        with pytest.raises(
+            IncompatibleError, match="the aggregator top-mean, which no package here brings along: inst"
+        ):
+            made.members()
     assert len(read_predictions(Path("predictions/predictions.csv"))[0]) == 16
 
 

@@ -126,6 +126,11 @@ REFUSED = [
         CohortParams(groups=("sex",)),
         "row 4: sex 'F' and 'f' differ by case or spaces only",
     ),
+    (
+        "slide_id,outcome,label a,N,x b,p,y c,n,x",
+        CohortParams(target="outcome", groups=("label",)),
+        "row 4: label 'N' and 'n' differ by case or spaces only",
+    ),
     ("slide_id,label,fold a,x,1 b,y,1 dead,x,2", CohortParams(), "row 4: fold 2 is empty, all its slides failed"),
 ]
 
@@ -315,3 +320,18 @@ def test_letters_with_accents_are_one_however_they_are_spelt(tmp_path: Path) -> 
     assert [member.slide_id for member in cohort.members] == [parts, f"{parts}/a", "b"]
     assert set(cohort.patients) == {whole, "q"}
     assert patient_hash(whole) == patient_hash(parts)
+
+
+def test_names_in_options_and_models_are_found_however_accents_are_spelt(tmp_path: Path) -> None:
+    whole, parts = "réponse", "re\u0301ponse"
+    text = f"slide_id,{whole} a,{parts} b,non"
+    cohort = read(tmp_path, text, CohortParams(target=parts, positive=parts))
+    assert cohort.classes == ("non", whole)
+    judged = read(tmp_path, text, CohortParams(target=whole, classes=("non", parts)))  # of a model of before
+    assert [member.label for member in judged.members] == [parts, "non"]
+
+
+def test_slides_that_differ_by_the_spelling_of_accents_only_are_refused(tmp_path: Path) -> None:
+    seen = Seen(usable={"\xe9", "e\u0301"}, unusable={}, pending={})
+    with pytest.raises(TableError, match=r"accents are spelt in two ways: rename '(\\xe9|e\\u0301)'"):
+        read(tmp_path, "slide_id,label \xe9,x e\u0301,y", seen=seen)

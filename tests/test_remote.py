@@ -120,6 +120,8 @@ def test_no_key_is_shown() -> None:
     assert "secret" not in redacted("GET /a.svs?x-amz-signature=secret failed")
     assert redacted("s3://bucket/a.svs is not there") == "s3://bucket/a.svs is not there"
     assert str(Url("s3://bucket/a?1.svs")) == "s3://bucket/a?1.svs"  # a name may have a question mark
+    for told in ("gs://b/a?access_token=secret", "webdav://h/a?x&password=secret", "s3://b/a?versionId=secret"):
+        assert "secret" not in f"{Url(told)} {redacted(told)}"
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 400 * KB])

@@ -390,11 +390,11 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_taken_for_damaged(tmp_p
     path, checksum_of, asked = tmp_path / "resume.safetensors", files._checksum_of, []
     save_tensors(path, {"a": torch.zeros(3)}, {})
 
-    def meanwhile(of):
+    def meanwhile(of, key):
         asked.append(of)
         if len(asked) == 1:
             save_tensors(path, {"a": torch.ones(3)}, {})
-        return checksum_of(of)
+        return checksum_of(of, key)
 
     monkeypatch.setattr(files, "_checksum_of", meanwhile)
     assert load_tensors(path)[0]["a"].tolist() == [1.0, 1.0, 1.0]
@@ -466,6 +466,21 @@ def test_an_archive_whose_directory_points_before_its_beginning_is_refused(tmp_p
 
 
 def test_what_other_programs_call_a_checksum_is_not_ours(tmp_path) -> None:
-    save_file({"w": torch.ones(2)}, tmp_path / "theirs.safetensors", {"checksum": "crc32:deadbeef"})
-    tensors, _ = load_tensors(tmp_path / "theirs.safetensors")
-    assert tensors["w"].tolist() == [1, 1]
+    for theirs in ("crc32:deadbeef", "d41d8cd98f00b204e9800998ecf8427e"):
+        save_file({"w": torch.ones(2)}, tmp_path / "theirs.safetensors", {"checksum": theirs})
+        tensors, metadata = load_tensors(tmp_path / "theirs.safetensors")
+        assert tensors["w"].tolist() == [1, 1]
+        assert metadata == {"checksum": theirs}
+
+
+@pytest.mark.parametrize("key", ["wsi_mil", "source_sha256", "history"])
+def test_files_of_before_are_verified_under_their_name_for_a_checksum(key: str, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "w.safetensors"
+    monkeypatch.setattr(files, "_CHECKSUM", "checksum")
+    save_tensors(path, {"a": torch.zeros(3)}, {key: "x"})
+    monkeypatch.undo()
+    assert load_tensors(path)[1] == {key: "x"}
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(WeightsError, match="does not match its checksum"):
+        load_tensors(path)

@@ -11,7 +11,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from wsi_mil import __version__, metrics
-from wsi_mil.aggregators import Aggregator, Ensemble, build
+from wsi_mil.aggregators import Aggregator, Ensemble, build, known_aggregators
 from wsi_mil.bags import FEATURE_STAGES, UNKNOWN, Bag
 from wsi_mil.domain import Domain
 from wsi_mil.errors import ArtifactError, IncompatibleError, WeightsError
@@ -167,6 +167,11 @@ class Checkpoint:
 
     def _member(self, part: Part, state: dict[str, Tensor]) -> Aggregator:
         source = "the checkpoint (of another version of wsimil?)"
+        if self.aggregator not in known_aggregators():
+            raise IncompatibleError(
+                f"the model is of the aggregator {self.aggregator}, which no package here brings along: install the one"
+                " that it was trained with"
+            )
         with torch.device("meta"):  # first without memory: the sizes may be a lie
             sketch = build(self.aggregator, self.dim, len(self.classes), **part.options)
         load_strictly(sketch, state, source)
@@ -197,7 +202,8 @@ class Checkpoint:
     def trained_on(self, *names: str) -> bool:
         """Whether a slide or patient of one of these names, or features of one of these fingerprints, took part in
         training or validation, as far as is known."""
-        return any(patient_hash(name) in self._seen for name in names)
+        spelt = (form(name) for name in names for form in (str, partial(normalize, "NFC"), partial(normalize, "NFD")))
+        return any(_hash(name) in self._seen for name in spelt)  # older ones hashed names as they came
 
     @cached_property
     def _seen(self) -> frozenset[str]:
@@ -294,7 +300,11 @@ def load(path: Path) -> Checkpoint:
 
 def patient_hash(patient_id: str) -> str:
     """What a checkpoint knows a patient, or a slide, by: no name, though who has a list of names can look it up."""
-    return hashlib.sha256(normalize("NFC", patient_id).encode()).hexdigest()[:16]
+    return _hash(normalize("NFC", patient_id))
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def digest(path: Path) -> str:

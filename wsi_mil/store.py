@@ -14,6 +14,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -253,7 +254,8 @@ def _opened(path: Path, remedy: str = _REMEDY) -> Generator[h5py.File]:
         raise ArtifactError(f"{path} cannot be read (permission denied): allow it, then type the same again") from error
     except OSError as error:
         if error.errno in _SHORTAGES:
-            raise
+            mend = "it may be whole: mend that, then type the same again"
+            raise ArtifactError(f"{path} cannot be read now ({os.strerror(error.errno)}): {mend}") from error
         raise ArtifactCorrupt(f"{path} is damaged ({error}): {remedy}") from error
     except _DAMAGE as error:
         raise ArtifactCorrupt(f"{path} is damaged ({error}): {remedy}") from error

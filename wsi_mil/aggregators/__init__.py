@@ -44,6 +44,7 @@ __all__ = [
     "build_outputs",
     "evaluating",
     "infer",
+    "known_aggregators",
     "params_of",
 ]
 
@@ -107,9 +108,14 @@ def aggregator_class(name: str) -> type[Aggregator]:
     """
     if name in AGGREGATORS:
         return AGGREGATORS[name]
-    if name in (others := plugins.names()):
+    if name in plugins.names():
         return plugins.load(name)
-    raise OptionError(f"--aggregator {name}: unknown, choose one of {', '.join([*AGGREGATORS, *others])}")
+    raise OptionError(f"--aggregator {name}: unknown, choose one of {', '.join(known_aggregators())}")
+
+
+def known_aggregators() -> list[str]:
+    """The models of `AGGREGATORS`, and those that other packages bring along; nothing is imported."""
+    return list(dict.fromkeys([*AGGREGATORS, *plugins.names()]))
 
 
 def params_of(name: str, options: Mapping[str, Any]) -> Any:

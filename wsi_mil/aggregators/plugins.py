@@ -1,6 +1,7 @@
 """Aggregators that other packages bring along, by the entry-point group ``wsi_mil.aggregators``.
 
-An entry point is a subclass of `Aggregator`; its name is that of the model. In the pyproject.toml of such a package::
+An entry point is a subclass of `Aggregator`; its name is that of the model. What its ``Params`` refuse (OptionError)
+begins with the name of the option. In the pyproject.toml of such a package::
 
     [project.entry-points."wsi_mil.aggregators"]
     my-model = "my_package:MyModel"

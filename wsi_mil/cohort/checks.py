@@ -40,13 +40,13 @@ def check_parts(path: Path, rows: Sequence[Row], params: CohortParams) -> None:
             raise TableError(f"{path} row {row.number}: split {row.member.split!r} is none of {', '.join(SPLITS)}")
     _refuse_missing(path, rows, params)
     told = any(row.member.patient_id != row.member.slide_id for row in rows)  # else slides stand for their patients
-    for what, cells in {
-        "label": [(row, row.member.label) for row in rows],
-        "patient": [(row, row.member.patient_id) for row in rows if told],
-        "site": [(row, row.member.site) for row in rows],
-        "fold": [(row, row.member.fold) for row in rows],
-        **{name: [(row, row.groups[name]) for row in rows] for name in params.groups},
-    }.items():
+    for what, cells in (
+        ("label", [(row, row.member.label) for row in rows]),
+        ("patient", [(row, row.member.patient_id) for row in rows if told]),
+        ("site", [(row, row.member.site) for row in rows]),
+        ("fold", [(row, row.member.fold) for row in rows]),
+        *((name, [(row, row.groups[name]) for row in rows]) for name in params.groups),
+    ):
         _refuse_lookalikes(path, what, cells)
     for part in _PARTS:
         cells = [(row, str(getattr(row.member, part))) for row in rows]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from wsi_mil.cohort.members import CohortParams
 from wsi_mil.errors import TableError
@@ -51,7 +52,11 @@ def read_labels(path: Path, params: CohortParams, by_patient: bool) -> Labels:
     taken = {*ours.values(), *groups.values()}
     tell_ignored(path, [column for column in sheet.table.columns if column not in taken], wanted)
     require_rows(sheet)
-    return Labels(path, sheet.take(ours), sheet.take(groups), ours["label"])
+    spelt = {normalize("NFC", name): name for name in params.classes}  # as the model calls them
+    table = sheet.take(ours)
+    return Labels(
+        path, table.assign(label=[spelt.get(text, text) for text in table.label]), sheet.take(groups), ours["label"]
+    )
 
 
 def read_owners(path: Path) -> Table:

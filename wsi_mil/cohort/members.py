@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from unicodedata import normalize
 
 from wsi_mil.errors import OptionError
 
@@ -85,6 +86,9 @@ class CohortParams:
     """Of two classes the one to find, which becomes the last (--positive); "" = the last by name."""
 
     def __post_init__(self) -> None:
+        for name in ("target", "positive"):  # letters with accents are spelt as in tables, once they are read
+            object.__setattr__(self, name, normalize("NFC", getattr(self, name)))
+        object.__setattr__(self, "groups", tuple(normalize("NFC", group) for group in self.groups))
         if not self.target:
             raise OptionError("--target: name a column of the table of labels")
         if self.unit not in UNITS:

@@ -121,7 +121,13 @@ class Names:
 
     def __init__(self, slides: Iterable[str]) -> None:
         self._slides = frozenset(slides)
-        self._spelt = {normalize("NFC", slide_id): slide_id for slide_id in self._slides}  # as tables are read
+        self._spelt = dict[str, str]()
+        """By name as tables are read."""
+        for slide_id in sorted(self._slides):
+            if (other := self._spelt.setdefault(normalize("NFC", slide_id), slide_id)) != slide_id:
+                raise TableError(
+                    f"two slides are called {slide_id}, and accents are spelt in two ways: rename {other!a}"
+                )
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for slide_id in sorted(self._slides):
             self._by_stem[normalize("NFC", slide_id).rpartition("/")[2]].append(slide_id)

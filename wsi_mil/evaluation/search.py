@@ -103,7 +103,11 @@ def _before(kept: Kept, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _why_otherwise(done: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    changed = changes(done["options"], asked["options"]) if "options" in done else {}  # older ones do not tell
+    if "options" not in done:  # older ones do not tell
+        return (
+            f"it is of {len(done['trials'])} trials, and the options, the labels, the folds or the features were others"
+        )
+    changed = changes(done["options"], asked["options"])
     if changed.pop("seed", ""):
         changed["seed"] = "seed was another"  # that of a round tells nobody anything
     return "; ".join(changed.values()) or "the labels, the folds, the features or the version of wsimil have changed"

@@ -4,8 +4,9 @@ import re
 
 _HIDDEN = "…"
 _RULES = (
-    # A query of the web signs (S3, GCS, Azure), and what is asked for otherwise is no part of a slide's name; at other
-    # addresses a question mark is.
+    # A query of the web signs (S3, GCS, Azure), and what is asked for otherwise is no part of a slide's name. At other
+    # addresses a question mark may be, unless something is told after it.
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*=[^\s'\"<>]*", re.IGNORECASE), rf"\1?{_HIDDEN}"),
     (re.compile(r"(\bhttps?://[^\s?'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE), rf"\1?{_HIDDEN}"),
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.IGNORECASE), rf"\1{_HIDDEN}@"),
     (

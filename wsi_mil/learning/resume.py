@@ -50,8 +50,10 @@ class Identity(NamedTuple):
         told = changes(before._asdict(), {name: now[name] for name in ("devices", "device", "torch", "wsi_mil")})
         if self.fingerprint == before.fingerprint:
             return list(told.values())
-        named = changes(before.options, self.options) if before.options else {}
-        return [*(named.values() or ["the labels, the features or the version of wsimil have changed"]), *told.values()]
+        if not before.options:  # older ones do not tell
+            return ["the options, the labels or the features have changed", *told.values()]
+        named = changes(before.options, self.options).values()
+        return [*(named or ["the labels, the features or the version of wsimil have changed"]), *told.values()]
 
 
 class Standing(NamedTuple):

@@ -25,8 +25,7 @@ from wsi_mil.weights.sniffing import sniff
 from wsi_mil.weights.states import State, Unwrapped, some, unwrap, warn_of_student
 
 log = logging.getLogger(__name__)
-_METADATA, _CHECKSUM, _BLOCK_BYTES = "__metadata__", "checksum", 1 << 24
-_XXH3 = re.compile(r"[0-9a-f]{32}")
+_METADATA, _CHECKSUM, _BEFORE, _BLOCK_BYTES = "__metadata__", "wsi_mil_checksum", "checksum", 1 << 24
 # What torch's readers turn a flipped byte into.
 _DAMAGE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -45,8 +44,8 @@ def file_sha256(path: Path) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Publish tensors and a table of strings at ``path`` as one safetensors file, atomically.
 
-    The same input gives the same bytes. The table gets one more entry, ``checksum``: a digest (xxh3, 128 bits) of the
-    header without it and of all tensors, which `load_tensors` verifies.
+    The same input gives the same bytes. The table gets one more entry, ``wsi_mil_checksum``: a digest (xxh3, 128 bits)
+    of the header without it and of all tensors, which `load_tensors` verifies.
     """
     data = save(_apart(tensors), metadata)
     start = 8 + int.from_bytes(data[:8], "little")
@@ -77,11 +76,8 @@ def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again") from error
-    recorded = metadata.get(_CHECKSUM)
-    if recorded is not None and not _is_ours(metadata):
-        return tensors, metadata
-    metadata.pop(_CHECKSUM, None)
-    if recorded is not None and recorded != _checksum_of(path):
+    key = _checksum_key(metadata)
+    if key and metadata.pop(key) != _checksum_of(path, key):
         if _version(path) != before:  # another process has replaced it meanwhile
             return load_tensors(path)
         raise WeightsError(
@@ -90,9 +86,15 @@ def load_tensors(path: Path) -> tuple[State, dict[str, str]]:
     return tensors, metadata
 
 
-def _is_ours(metadata: Mapping[str, str]) -> bool:
-    """Whether a checksum is one of ours: other programs mean something else by the word."""
-    return bool(_XXH3.fullmatch(metadata[_CHECKSUM])) or any(name.startswith("wsi_mil") for name in metadata)
+def _checksum_key(metadata: Mapping[str, str]) -> str:
+    """Under which name the checksum stands; "" = there is none.
+
+    Files of before have it under a word that other programs use, too, and are known by what else they say.
+    """
+    if _CHECKSUM in metadata:
+        return _CHECKSUM
+    ours = any(name.startswith("wsi_mil") or name in ("source_sha256", "history") for name in metadata)
+    return _BEFORE if ours and _BEFORE in metadata else ""
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -105,11 +107,11 @@ def _canonical(header: Mapping[str, Any]) -> bytes:
     return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _checksum_of(path: Path) -> str:
+def _checksum_of(path: Path, key: str) -> str:
     """What the checksum of a file should be that the library has read: its header makes sense."""
     with path.open("rb") as file:
         told = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        del told[_METADATA][_CHECKSUM]
+        del told[_METADATA][key]
         found = xxhash.xxh3_128(_canonical(told))
         while block := file.read(_BLOCK_BYTES):
             found.update(block)
