@@ -83,7 +83,7 @@ def test_the_example_keeps_the_contract(example: ModuleType) -> None:
         assert not together.attention[row, len(bag.features) :].any()
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(model(collate(bags)).logits.float(), together.logits, atol=0.05, rtol=0.05)
-    with pytest.raises(OptionError, match="^--option top 0, hidden 32: give positive numbers"):
+    with pytest.raises(OptionError, match=r"^--option top 0, hidden 32: give positive numbers"):
         build("top-mean", 5, 3, top=0)
 
 
