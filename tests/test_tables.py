@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from openpyxl import Workbook
 
+from wsi_mil import tables
 from wsi_mil.errors import TableError
 from wsi_mil.tables import number_in, read_sheet, read_table
 
@@ -117,3 +118,16 @@ def test_numbers() -> None:
     assert number_in(Path("t"), 2, "mpp", "0.25") == 0.25
     with pytest.raises(TableError, match="t row 2: mpp '0,25' is no number: write it with a point"):
         number_in(Path("t"), 2, "mpp", "0,25")
+
+
+def test_what_the_disk_refuses_is_not_told_as_a_damaged_workbook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "labels.xlsx").write_bytes(b"PK")
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tables, "ZipFile", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        read_table(tmp_path / "labels.xlsx", required=("slide",), optional=())

@@ -6,20 +6,18 @@ Nothing else publishes artifacts of stages. Whoever does it, the bytes are the s
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from wsi_mil import publishing, store
+from wsi_mil.changes import changes
 from wsi_mil.guards import parse_json
 from wsi_mil.progress import Progress
 from wsi_mil.runs import Timing, artifact_path
 
 log = logging.getLogger(__name__)
-
-_FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
 class Item(NamedTuple):
@@ -147,7 +145,7 @@ def what_changed(stage: Stage, attrs: Mapping[str, Any], upstream: str) -> str:
     """In words, why an artifact with these attributes is not what a stage would make of ``upstream`` now."""
     now = params_of(stage)
     before = recorded_params(attrs)
-    changed = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    changed = list(changes(before, now).values())
     (content, told), (content_now, told_now) = _words(str(attrs.get("upstream", ""))), _words(upstream)
     if content != content_now:
         changed.append("its input has changed")
@@ -175,7 +173,7 @@ def _shown(told: str | None) -> str:
     """What was told of an input; of the fingerprint of a file its beginning, and of nothing that."""
     if told is None:
         return "not given"
-    return f"a file of fingerprint {told[:8]}" if _FINGERPRINT.fullmatch(told) else told
+    return f"a file of fingerprint {told[:8]}" if store.FINGERPRINT.fullmatch(told) else told
 
 
 def publish(stage: Stage, item: Item, outcome: Result | Exception, out: Path, origin: Origin) -> Published | Exception:

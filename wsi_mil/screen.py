@@ -11,7 +11,7 @@ import typer
 
 from wsi_mil.errors import one_line
 from wsi_mil.guards import printable
-from wsi_mil.remote import by_address
+from wsi_mil.remote import by_address, show_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -188,8 +188,10 @@ def show_estimate(found: "Estimate", threads: int, encoder: str) -> None:
     rows = []
     for stage in STAGES:
         cost = found.total(stage)
-        rows.append([stage, _hours(cost.cpu_s), _hours(cost.cpu_s / threads), _size(cost.read), _size(cost.written)])
-    title = f"{found.slides:,} slides, {_size(found.slide_bytes)}; about {found.tiles:,} tiles"
+        rows.append(
+            [stage, _hours(cost.cpu_s), _hours(cost.cpu_s / threads), show_size(cost.read), show_size(cost.written)]
+        )
+    title = f"{found.slides:,} slides, {show_size(found.slide_bytes)}; about {found.tiles:,} tiles"
     print_table(title, ["stage", "CPU time", f"with {threads} threads here", "read", "written"], rows)
     counts = sorted(one.tiles for one in found.sample)
     typer.echo(
@@ -209,16 +211,6 @@ def _hours(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def _size(count: int) -> str:
-    """Bytes as people say them."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:,.1f} TB"
 
 
 def show_encoders(specs: "list[EncoderSpec]", as_json: bool) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from wsi_mil.guards.heaps import require_sound_heaps
 from wsi_mil.publishing import replacing
 
 FORMAT_VERSION = 1
+FINGERPRINT = re.compile("[0-9a-f]{32}")
 _REMEDY = "run the command that made it again, with --overwrite"
 _FOREIGN_REMEDY = "copy it again, or make it again with the program that wrote it"
 _verified: set[tuple[str, int, int]] = set()

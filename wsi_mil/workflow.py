@@ -1,7 +1,6 @@
 """Chains the stages: what one command needs of several rooms."""
 
 import logging
-import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,8 +40,6 @@ log = logging.getLogger(__name__)
 _AS_FILES_SAY = PeerOptions()
 _ONE_DEVICE = RunParams()
 _MATCHED = {"stage", "status", "reason", "upstream"}  # what tells which slides a training can use
-
-_FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -249,7 +246,7 @@ def _contents(folders: Folders, slide_id: str) -> set[str]:
     own = ""
     if features["stage"] == "extract" and tiles.exists():
         own = str(store.read_attrs(tiles, {"upstream"}).get("upstream", "")).partition(" ")[0]
-    return {features["fingerprint"], *([own] if _FINGERPRINT.fullmatch(own) else [])}
+    return {features["fingerprint"], *([own] if store.FINGERPRINT.fullmatch(own) else [])}
 
 
 def _refuse_other_features(folders: Folders, features: dict[str, dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_mil import checkpoint, publishing
+from wsi_mil.changes import changes
 from wsi_mil.cohort import Cohort, some_names
 from wsi_mil.errors import ArtifactStale, WsiMilError
 from wsi_mil.learning import RESUME
@@ -81,7 +82,7 @@ def why_otherwise(folder: Path, cohort: Cohort, chosen: TrainParams, params: "Cr
     now["folds"] = len(cohort.folds)
     if not before and (count := len(_folds_in(folder))):
         before, now = {"folds": count}, {"folds": len(cohort.folds)}
-    changed |= {name: f"{name} was {before[name]!r}, now {now[name]!r}" for name in before if before[name] != now[name]}
+    changed |= changes(before, {name: now[name] for name in before})
     if changed:
         return "; ".join(changed.values())
     if training["cohort"] != cohort.digest:
