@@ -189,7 +189,7 @@ def _download(cache: Path) -> Path:
                     content = answer.read()
             except (OSError, http.client.HTTPException) as error:
                 raise ConnectionError(f"{_SOURCE + name}: {error}") from error
-            _verify(content, _SOURCE + name)
+            _verify(content, name, f"{_SOURCE}{name} gave something else than MNIST: try again later or from elsewhere")
             (cache / f"{name}.part").write_bytes(content)
             (cache / f"{name}.part").replace(cache / name)
     return cache
@@ -205,14 +205,14 @@ def _read_idx(path: Path) -> UInt8[np.ndarray, " numbers"]:
     if not path.exists():
         raise ArtifactMissing(f"{path} is missing: --mnist takes a folder with {', '.join(_FILES)}")
     content = path.read_bytes()
-    _verify(content, str(path))
+    _verify(content, path.name, f"{path} is not the file of MNIST: get it again from {_SOURCE}")
     raw = gzip.decompress(content)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
 
 
-def _verify(content: bytes, where: str) -> None:
-    if hashlib.sha256(content).hexdigest() != _FILES[where.rsplit("/", 1)[-1]]:
-        raise WsiMilError(f"{where} is not the file of MNIST (its SHA-256 differs): delete it and get it again")
+def _verify(content: bytes, name: str, told: str) -> None:
+    if hashlib.sha256(content).hexdigest() != _FILES[name]:
+        raise WsiMilError(f"{told} (its SHA-256 differs), or give --mnist DIR")
 
 
 def _stand_in() -> Source:

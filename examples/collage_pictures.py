@@ -1,5 +1,6 @@
 """Pictures of MNIST-COLLAGE: a collage with what its model looks at, and how the model tells near from far."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsi_mil.aggregators.das_mil import DasMil
+from wsi_mil.aggregators.das_mil_paper import DasMilPaper
 from wsi_mil.bags import collate
 from wsi_mil.learning import Example
 
@@ -19,19 +21,32 @@ _LINES = 12  # of a collage: the pairs of most attention
 _ATTENTION, _TRUE = "#cc6677", "#228833"
 
 
+def distance_aware(model: CollageModel) -> DasMil | DasMilPaper | None:
+    """The aggregator of a model whose heads each learn one distance; of others there is none."""
+    return model.aggregator if isinstance(model.aggregator, DasMil | DasMilPaper) else None
+
+
 def pair_attention(model: CollageModel, example: Example) -> Float[np.ndarray, "digits digits"]:
     """Attention that each digit (row) pays to each, the mean over heads.
 
     Raises:
-        TypeError: the aggregator of the model is not das-mil.
+        TypeError: the model is not `distance_aware`.
     """
-    aggregator = model.aggregator
-    if not isinstance(aggregator, DasMil):
-        raise TypeError(f"{type(aggregator).__name__} has no attention between pairs to draw")
+    aggregator = distance_aware(model)
+    if aggregator is None:
+        raise TypeError(f"{type(model.aggregator).__name__} has no attention between pairs to draw")
     batch = collate([example.bag])
     with torch.inference_mode():
         pairs = aggregator.pair_attention(batch._replace(features=model.features(batch)))
         return pairs.rows(torch.arange(len(example.bag.features)))[0].numpy()
+
+
+def telling(examples: Sequence[Example]) -> list[Example]:
+    """Two positive collages and a negative one that is so by distance alone: it holds both digits, too."""
+    holding = [example for example in examples if {0, 1} <= set(example.bag.attrs["digits"].tolist())]
+    positive = [example for example in holding if example.target]
+    negative = [example for example in holding if not example.target]
+    return positive[:2] + negative[:1]
 
 
 def draw_collages(model: CollageModel, examples: list[Example], variant: str, path: Path) -> None:
@@ -66,19 +81,19 @@ def _draw_collage(axis: Axes, example: Example, attention: Float[np.ndarray, "di
 
 def draw_curves(model: CollageModel, variant: str, path: Path) -> None:
     """phi of each head against distance, as learned (lines) and as it was at first (dashes), and the true threshold."""
-    aggregator = model.aggregator
-    if not isinstance(aggregator, DasMil):
-        raise TypeError(f"{type(aggregator).__name__} has no phi to draw")
+    aggregator = distance_aware(model)
+    if aggregator is None:
+        raise TypeError(f"{type(model.aggregator).__name__} has no phi to draw")
     distance = torch.linspace(0, CANVAS_PX * 1.2, 400)
-    bias = aggregator.distance_bias()
+    first = type(aggregator)(aggregator.dim, aggregator.classes, aggregator.params).distance_bias()
+    learned = aggregator.distance_bias()
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
     shades = colormaps["viridis"](np.linspace(0.05, 0.85, aggregator.params.heads))
-    starts = torch.tensor(aggregator.params.length_scales_um)
-    for head, (theta, beta) in enumerate(zip(bias.theta.detach(), bias.beta.detach(), strict=True)):
-        first = torch.sigmoid(aggregator.params.sharpness / starts[head] * (distance - starts[head]))
-        axis.plot(distance, first, color=shades[head], linestyle=(0, (2, 2)), linewidth=0.8)
-        axis.plot(distance, torch.sigmoid(beta * (distance - theta)), color=shades[head], label=f"{theta:.0f} px")
+    for bias, style in ((first, {"linestyle": (0, (2, 2)), "linewidth": 0.8}), (learned, {})):
+        for shade, theta, beta in zip(shades, bias.theta.detach(), bias.beta.detach(), strict=True):
+            label = {} if style else {"label": f"{theta:.0f} px"}
+            axis.plot(distance, torch.sigmoid(beta * (distance - theta)), color=shade, **style, **label)
     axis.axvline(RULES[variant].threshold_px, color=_TRUE, linewidth=4, alpha=0.4)
     axis.set(xlabel="distance, px", ylabel="phi: 0 near, 1 far", xlim=(0, float(distance[-1])))
     axis.set_title(f"green: the true threshold, {RULES[variant].threshold_px:.0f} px", loc="left", fontsize=10)
@@ -88,7 +103,6 @@ def draw_curves(model: CollageModel, variant: str, path: Path) -> None:
 
 
 def transitions_px(model: CollageModel) -> list[float]:
-    """The learned distance of each head at which near becomes far; none of other models than das-mil."""
-    if not isinstance(model.aggregator, DasMil):
-        return []
-    return sorted(model.aggregator.distance_bias().theta.detach().flatten().tolist())
+    """The learned distance of each head at which near becomes far; none of models that are not `distance_aware`."""
+    aggregator = distance_aware(model)
+    return [] if aggregator is None else sorted(aggregator.distance_bias().theta.detach().flatten().tolist())

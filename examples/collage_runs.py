@@ -16,6 +16,7 @@ As in the published code, models have one logit under *paper*; under *fresh* one
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from torch.nn import functional
 from wsi_mil import metrics
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.bags import collate
+from wsi_mil.errors import WsiMilError
 from wsi_mil.learning import Example, parameter_groups
 
 _PAPER_SEED, PAPER_EPOCHS = 1, 50
@@ -231,7 +233,11 @@ def _trained(name: str, variant: str, collages: Collages, recipe: Recipe, seed: 
     path = weights / f"{name}-{variant}-{'-'.join(map(str, recipe))}-{seed}.pt".replace(" ", "_")
     if path.exists():
         model = _beginner(name, collages, recipe, seed)
-        model.load_state_dict(torch.load(path))
+        try:
+            model.load_state_dict(torch.load(path))
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise WsiMilError(f"{path} is damaged ({reason}): delete it, and it is trained again") from None
         return model.eval()
     model = fresh_model(name, collages, recipe, seed)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,12 @@
 
     python examples/collage_tables.py docs/mnist-collage
 
-DIR holds what `mnist_collage.py` wrote: fresh.csv with fresh.learnt.csv and fresh.trials.csv, and paper.csv. Prints the
-table of protocol fresh, then that of protocol paper, in Markdown. Only what all five seeds were run of has a row.
+DIR holds what `mnist_collage.py` wrote: fresh.csv with fresh.learnt.csv and fresh.trials.csv, other-layouts.csv (the
+same models on other test collages), and paper.csv. Prints the table of protocol fresh, then that of protocol paper, in
+Markdown. Only what all five seeds were run of has a row.
 """
 
 import argparse
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,20 +17,24 @@ from collage_models import READERS_TRIED
 from collage_runs import Score
 from collage_search import Trial
 from collage_work import read_rows
-from mnist_collage import Learnt, spread, verdict
+from mnist_collage import Learnt, mean_accuracy, spread, verdict
+
+from wsi_mil.errors import WsiMilError
 
 SEEDS = 5
+NEEDED = ("fresh.csv", "fresh.learnt.csv", "fresh.trials.csv", "other-layouts.csv", "paper.csv")
 NONE = "–"
 FRESH = {
     "variant": ":--",
     "model": ":--",
     "accuracy %": "--:",
+    "on others %": "--:",
     "AUROC %": "--:",
-    "learning rate": "--:",
+    "rate": "--:",
     "options": ":--",
     "reader": ":--",
     "trials": "--:",
-    "near becomes far at, px (true)": ":--",
+    "near to far, px (true)": ":--",
 }
 """Columns of protocol fresh, and to which side they are set."""
 PAPER = ("model", "collage %", "published %", "SE", "inv %", "published %", "SE")
@@ -40,11 +44,11 @@ def fresh_table(folder: Path) -> Iterator[str]:
     """Protocol fresh: a line per variant and model, best first, and how its models came about.
 
     Raises:
-        SystemExit: a row's learning rate, options and reader are not known, or are not those of the other seeds.
+        WsiMilError: a row's learning rate, options and reader are not known, or are not those of the other seeds.
     """
     learnt = {row[:4]: row for row in read_rows(folder / "fresh.learnt.csv", Learnt)}
     trials = Counter((row.model, row.variant) for row in read_rows(folder / "fresh.trials.csv", Trial))
-    scores = _whole(folder, "fresh")
+    scores, others = _whole(folder / "fresh.csv", "fresh"), _whole(folder / "other-layouts.csv", "fresh")
     yield _line(FRESH)
     yield _line(FRESH.values())
     for variant in RULES:
@@ -52,11 +56,16 @@ def fresh_table(folder: Path) -> Iterator[str]:
             mine = scores[model, variant]
             how = [learnt[score[:4]] for score in mine if score[:4] in learnt]
             if len(how) < SEEDS or len({(row.lr, row.choice, row.reader) for row in how}) > 1:
-                raise SystemExit(f"error: {folder}/fresh.learnt.csv does not give one recipe of {model} {variant}")
-            reached = spread([score.accuracy for score in mine]), spread([score.auroc for score in mine])
+                raise WsiMilError(f"{folder}/fresh.learnt.csv does not give one recipe of {model} {variant}")
+            auroc = spread([score.auroc for score in mine])
+            reached = _accuracy(mine), _accuracy(others.get((model, variant), [])), auroc
             reader = NONE if how[0].reader == READERS_TRIED[0] else how[0].reader
             recipe = f"{how[0].lr:g}", how[0].choice or NONE, reader, str(trials[model, variant])
             yield _line((variant, model, *reached, *recipe, _thresholds(how)))
+
+
+def _accuracy(rows: Sequence[Score]) -> str:
+    return spread([score.accuracy for score in rows]) if rows else NONE
 
 
 def _thresholds(how: Sequence[Learnt]) -> str:
@@ -71,7 +80,7 @@ def _thresholds(how: Sequence[Learnt]) -> str:
 
 def paper_table(folder: Path) -> Iterator[str]:
     """Protocol paper: a line per model, best on COLLAGE first, beside what was published."""
-    scores = _whole(folder, "paper")
+    scores = _whole(folder / "paper.csv", "paper")
     yield _line(PAPER)
     yield _line((":--", *["--:"] * (len(PAPER) - 1)))
     for model in _best_first(scores, next(iter(RULES))):
@@ -86,10 +95,10 @@ def _beside(mine: Sequence[Score]) -> tuple[str, str, str]:
     return spread(accuracies), published, errors.removesuffix(" SE)")
 
 
-def _whole(folder: Path, protocol: str) -> dict[tuple[str, str], list[Score]]:
+def _whole(path: Path, protocol: str) -> dict[tuple[str, str], list[Score]]:
     """Rows of a protocol by model and variant, seed by seed, where no seed is missing."""
     groups: dict[tuple[str, str], list[Score]] = {}
-    for score in sorted(read_rows(folder / f"{protocol}.csv", Score)):
+    for score in sorted(read_rows(path, Score)):
         if score.protocol == protocol and score.seed < SEEDS:
             groups.setdefault((score.model, score.variant), []).append(score)
     return {pair: mine for pair, mine in groups.items() if len(mine) == SEEDS}
@@ -98,11 +107,7 @@ def _whole(folder: Path, protocol: str) -> dict[tuple[str, str], list[Score]]:
 def _best_first(scores: dict[tuple[str, str], list[Score]], variant: str) -> list[str]:
     """The models of a variant, by mean accuracy; of equals by name."""
     # Rounded, because the means of the same figures in another order can differ in the last digit.
-    means = {
-        model: round(statistics.fmean(score.accuracy for score in mine), 9)
-        for (model, of), mine in scores.items()
-        if of == variant
-    }
+    means = {model: round(mean_accuracy(mine), 9) for (model, of), mine in scores.items() if of == variant}
     return sorted(means, key=lambda model: (-means[model], model))
 
 
@@ -115,9 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="of the CSV files, such as docs/mnist-collage")
     folder = parser.parse_args().folder
-    if missing := [name for name in ("fresh.csv", "paper.csv") if not (folder / name).exists()]:
-        parser.error(f"{folder} does not hold {' and '.join(missing)}")
-    print("\n".join(fresh_table(folder)), "\n".join(paper_table(folder)), sep="\n\n")
+    if missing := [name for name in NEEDED if not (folder / name).exists()]:
+        parser.error(f"{folder} does not hold {', '.join(missing)}")
+    try:
+        print("\n".join(fresh_table(folder)), "\n".join(paper_table(folder)), sep="\n\n")
+    except WsiMilError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Runs side by side, and tables of them that are whole at any moment."""
 
 import csv
+import io
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from wsi_mil.errors import WsiMilError
 from wsi_mil.progress import progress
 
 # glibc gives arrays of over 128 kB back at once: a training step would spend a third of its time getting them again.
@@ -17,19 +19,36 @@ _KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def read_rows(path: Path, kind: type[Any]) -> list[Any]:
-    """The rows of an earlier run; none if there was none."""
+    """The rows of an earlier run; none if there was none.
+
+    Raises:
+        WsiMilError: the file is not such a table, or was cut off or changed by hand.
+    """
     if not path.exists():
         return []
     types = kind.__annotations__
     with path.open(newline="") as file:
-        return [kind(**{name: types[name](line[name]) for name in kind._fields}) for line in csv.DictReader(file)]
+        lines = csv.DictReader(file)
+        try:
+            return [kind(**{name: types[name](line[name]) for name in kind._fields}) for line in lines]
+        except (KeyError, TypeError, ValueError) as error:
+            columns = ",".join(kind._fields)
+            raise WsiMilError(
+                f"{path}, line {lines.line_num}: not a row of {columns} ({error}): mend or delete the line"
+            ) from None
 
 
 def write_rows(path: Path, rows: list[Any]) -> None:
-    """Write a table anew; it is whole at any moment."""
+    """Write a table anew."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([rows[0]._fields, *sorted(rows)])
+    write_whole(path, text.getvalue())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file anew; it is whole at any moment."""
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="") as file:
-        csv.writer(file).writerows([rows[0]._fields, *sorted(rows)])
+    part.write_text(text, newline="")
     part.replace(path)
 
 

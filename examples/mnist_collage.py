@@ -9,19 +9,21 @@ they are downloaded to --cache, and offline scikit-learn's digits stand in. Each
 protocol, seed, accuracy, auroc), written as soon as it is known: started again, the script goes on where it stopped.
 Beside it, OUT.learnt.csv tells the learning rate, options and reader of each row, and OUT.trials.csv every trial;
 OUT.weights holds what was trained, so that nothing is trained twice.
-For das-mil it draws, beside the table, collages with their attention and the learned distance curves.
+For das-mil and das-mil-paper it draws, beside the table, collages with their attention and the learned distance curves.
 """
 
 import argparse
 import itertools
-import json
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from collage_data import RULES, Source, load_source
 from collage_models import PUBLISHED, READERS, READERS_TRIED
-from collage_pictures import draw_collages, draw_curves, transitions_px
+from collage_pictures import draw_collages, draw_curves, telling, transitions_px
+from collage_record import record
 from collage_runs import (
     FRESH_EPOCHS,
     PAPER_EPOCHS,
@@ -43,7 +45,7 @@ from wsi_mil.progress import print_table, show_messages
 
 
 class Learnt(NamedTuple):
-    """How a row of the table came about, and where das-mil's heads pass from near to far."""
+    """How a row of the table came about, and where heads that know a distance pass from near to far."""
 
     model: str
     variant: str
@@ -67,11 +69,11 @@ class Job(NamedTuple):
     weights: Path
     """Folder of what has been trained."""
     pictures: Path | None
-    """Folder for das-mil's pictures."""
+    """Folder for the pictures of models that know a distance."""
 
 
 def run(job: Job, source: Source) -> tuple[Score, Learnt]:
-    """Train and test; das-mil draws pictures if a folder is given."""
+    """Train and test; of a model that knows a distance pictures are drawn if a folder is given."""
     if isinstance(job.recipe, int):
         score, model = run_paper(job.model, job.variant, job.seed, source, job.recipe)
         examples, how = paper_collages(job.variant, source).test, (PUBLISHED[job.model].lr, "", "published")
@@ -81,10 +83,8 @@ def run(job: Job, source: Source) -> tuple[Score, Learnt]:
         how = how_of(job.recipe)
     transitions = transitions_px(model)
     if job.pictures is not None and transitions:
-        positive = [example for example in examples if example.target][:2]
-        negative = [example for example in examples if not example.target][:1]
         stem = f"{job.model}-{job.variant}-{job.protocol}"
-        draw_collages(model, positive + negative, job.variant, job.pictures / f"{stem}-collages.png")
+        draw_collages(model, telling(examples), job.variant, job.pictures / f"{stem}-collages.png")
         draw_curves(model, job.variant, job.pictures / f"{stem}-curves.png")
     return score, Learnt(*score[:4], *how, " ".join(f"{each:.0f}" for each in transitions))
 
@@ -92,27 +92,6 @@ def run(job: Job, source: Source) -> tuple[Score, Learnt]:
 def how_of(recipe: Recipe) -> tuple[float, str, str]:
     """What `Learnt` tells of a recipe."""
     return recipe.lr, recipe.choice, recipe.reader
-
-
-def refuse_a_mixture(options: argparse.Namespace, source: Source) -> None:
-    """Results made of other digits, with other epochs or another learning rate do not go into one table."""
-    path, trained = options.out.with_suffix(".json"), weights_of(options.out)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if options.protocol == "fresh" and "fresh" not in known and trained.exists() and any(trained.iterdir()):
-        raise SystemExit(f"error: {trained} holds trainings, and {path} does not tell of what: give another --out")
-    fresh = options.protocol == "fresh"
-    now = {
-        "digits": source.name,
-        "epochs": options.epochs,
-        "lr": options.lr,
-        "reader": options.reader if fresh else "published",
-        "test_seed": options.test_seed,
-    }
-    before = {"test_seed": TEST_SEED, **known.get(options.protocol, now)}  # as it was before it could be told
-    if differing := [name for name, value in now.items() if before.get(name) != value]:
-        told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in differing)
-        raise SystemExit(f"error: {options.out} was made with {told}: give another --out")
-    path.write_text(json.dumps({**known, options.protocol: now}))
 
 
 def summary(scores: list[Score], protocol: str) -> list[list[str]]:
@@ -123,15 +102,25 @@ def summary(scores: list[Score], protocol: str) -> list[list[str]]:
         for score in scores:
             if (score.variant, score.protocol) == (variant, protocol):
                 groups.setdefault(score.model, []).append(score)
-        for model, mine in sorted(groups.items(), key=lambda item: -statistics.mean(s.accuracy for s in item[1])):
+        means = {model: mean_accuracy(mine) for model, mine in groups.items()}
+        for model in sorted(groups, key=lambda model: -means[model]):
+            mine = groups[model]
             accuracies = [score.accuracy for score in mine]
             row = [variant, model, str(len(mine)), spread(accuracies), spread([score.auroc for score in mine])]
             rows.append(row + ([verdict(model, variant, accuracies)] if protocol == "paper" else []))
     return rows
 
 
+def mean_accuracy(rows: Sequence[Score]) -> float:
+    """Mean over seeds; 0 if a training diverged, so that it is last."""
+    mean = statistics.fmean(row.accuracy for row in rows)
+    return 0.0 if math.isnan(mean) else mean
+
+
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation, in percent."""
+    """Mean and standard deviation, in percent, or how many trainings diverged."""
+    if diverged := sum(map(math.isnan, values)):
+        return f"{diverged} of {len(values)} diverged"
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
@@ -140,7 +129,7 @@ def verdict(model: str, variant: str, accuracies: list[float]) -> str:
     """The published accuracy, and how far ours is from it in standard errors of the difference."""
     mean, deviation = PUBLISHED[model].accuracy[variant]
     published = f"{100 * mean:.1f} ± {100 * deviation:.1f}"
-    if len(accuracies) < 2:
+    if len(accuracies) < 2 or any(map(math.isnan, accuracies)):
         return published
     error = (deviation**2 / 5 + statistics.stdev(accuracies) ** 2 / len(accuracies)) ** 0.5
     return f"{published} ({(statistics.mean(accuracies) - mean) / error:+.1f} SE)"
@@ -171,8 +160,10 @@ def parse() -> argparse.Namespace:
         parser.error(f"{', '.join(unpublished)}: not in the published table, which has {', '.join(PUBLISHED)}")
     for name in ("workers", "epochs", "lr"):
         value = getattr(options, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             parser.error(f"--{name} {value}: give a positive number")
+    if options.out.suffix != ".csv" or options.out.is_dir():
+        parser.error(f"--out {options.out}: give the name of a file that ends in .csv")
     if options.seeds < 0:
         parser.error(f"--seeds {options.seeds}: give 0 or a positive number")
     fresh_alone = [name for name in ("lr", "reader", "test_seed") if getattr(options, name) != parser.get_default(name)]
@@ -240,11 +231,16 @@ def main() -> None:
     options = parse()
     show_messages()
     try:
-        source = load_source(options.mnist, options.cache)
-    except WsiMilError as error:
+        tabulate(options)
+    except (WsiMilError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def tabulate(options: argparse.Namespace) -> None:
+    """Bring the table up to what is asked for, and print it."""
+    source = load_source(options.mnist, options.cache)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    refuse_a_mixture(options, source)
+    record(options, source)
     table, recipes = Table(options.out), recipes_of(options, source)
     for pair, recipe in recipes.items():
         if isinstance(recipe, Recipe):

@@ -1,8 +1,10 @@
 """MNIST-COLLAGE: the collages are the published ones, the models have the published sizes, and the script goes on."""
 
 import csv
+import hashlib
 import http.client
 import importlib
+import io
 import itertools
 import math
 import os
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional
 
 from wsi_mil.aggregators import params_of
@@ -154,6 +157,34 @@ def test_offline_other_digits_stand_in_and_it_is_said(data, monkeypatch, tmp_pat
     source = data.load_source(None, tmp_path / "cache")
     assert source.name == "scikit-learn's digits, not MNIST"
     assert f"images-idx3-ubyte.gz: {error}): scikit-learn's digits stand in." in capsys.readouterr().err
+
+
+class Answer(io.BytesIO):
+    """What a server sends."""
+
+
+def test_what_is_downloaded_is_kept_if_it_is_mnist_and_not_fetched_again(data, monkeypatch, tmp_path):
+    contents = {name: name.encode() for name in data._FILES}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(data, "_FILES", sums)
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        return Answer(contents[url.rsplit("/", 1)[-1]])
+
+    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
+    assert data._download(tmp_path) == data._download(tmp_path) == tmp_path
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents
+    assert asked == [data._SOURCE + name for name in contents]
+
+
+def test_an_answer_that_is_not_mnist_is_refused_and_not_kept(data, monkeypatch, tmp_path):
+    monkeypatch.setattr(data.urllib.request, "urlopen", lambda url, timeout: Answer(b"<html>log in first</html>"))
+    told = r"https://\S+/train-images-idx3-ubyte.gz gave something else than MNIST: .*, or give --mnist DIR"
+    with pytest.raises(WsiMilError, match=told):
+        data.load_source(None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- models
@@ -424,16 +455,6 @@ def test_the_reader_is_chosen_before_options_and_the_rate(monkeypatch, tmp_path,
     assert {(former, "all", 2e-3), (former, "", 1e-3), (usual, "", 1e-3)} <= set(tried)
 
 
-def test_trainings_of_unknown_digits_are_not_taken(monkeypatch, tmp_path, stand_in):
-    script = importlib.import_module("mnist_collage")
-    monkeypatch.setattr(script, "load_source", lambda folder, cache: stand_in)
-    (tmp_path / "out.weights").mkdir()
-    (tmp_path / "out.weights" / "max.pt").touch()
-    monkeypatch.setattr(sys, "argv", ["mnist_collage.py", "--models", "max", "--out", str(tmp_path / "out.csv")])
-    with pytest.raises(SystemExit, match=r"out\.weights holds trainings, and .*out\.json does not tell of what"):
-        script.main()
-
-
 def test_every_choice_can_be_built(models):
     for name, choices in models.CHOICES.items():
         for choice in choices:
@@ -489,8 +510,55 @@ def test_drawn_attention_is_that_which_the_model_pays(runs, models, stand_in):
     turned = bag._replace(features=bag.features[order], coords_um=bag.coords_um[order])
     again = pictures.pair_attention(model, example._replace(bag=turned))
     np.testing.assert_allclose(again, paid[np.ix_(order, order)], atol=1e-4)
+    narrow = models.CollageModel("das-mil-paper", {}, models.READERS["published"]()).eval()
+    np.testing.assert_allclose(pictures.pair_attention(narrow, example).sum(axis=1), 1, rtol=1e-5)
     with pytest.raises(TypeError, match="MaxMil has no attention between pairs"):
         pictures.pair_attention(models.CollageModel("max", {}, models.READERS["published"]()), example)
+
+
+@pytest.mark.parametrize("variant", ["collage", "inv"])
+def test_green_joins_the_pairs_that_decide_and_red_those_of_most_attention(runs, models, stand_in, variant):
+    pictures = importlib.import_module("collage_pictures")
+    examples = pictures.telling(runs.paper_collages(variant, stand_in).test)
+    assert [example.target for example in examples] == [1, 1, 0]
+    for example in examples:
+        xy, digits = example.bag.coords_um.numpy(), example.bag.attrs["digits"]
+        assert {0, 1} <= set(digits.tolist())
+        paid = np.random.default_rng(0).random((len(xy), len(xy)))
+        axis = Figure().subplots()
+        pictures._draw_collage(axis, example, paid, variant)
+        lines = {"green": [], "red": []}
+        for line in axis.lines:
+            ends = [int(np.hypot(*(xy - end).T).argmin()) for end in line.get_xydata()]
+            lines["green" if line.get_linewidth() > 3 else "red"].append(tuple(ends))
+        zeros, ones = np.flatnonzero(digits == 0), np.flatnonzero(digits == 1)
+        px = {(zero, one): np.hypot(*(xy[zero] - xy[one])) for zero in zeros for one in ones}
+        deciding = {pair for pair, apart in px.items() if (apart < 80 if variant == "collage" else apart > 170)}
+        assert set(lines["green"]) == deciding
+        assert bool(deciding) == bool(example.target)
+        strongest = sorted(((paid[pair], pair) for pair in itertools.permutations(range(len(xy)), 2)), reverse=True)
+        assert lines["red"] == [pair for _, pair in strongest[:12]]
+
+
+@pytest.mark.parametrize(("variant", "threshold"), [("collage", 80), ("inv", 170)])
+@pytest.mark.parametrize("name", ["das-mil", "das-mil-paper"])
+def test_curves_are_those_of_the_model_at_first_and_now(models, tmp_path, monkeypatch, variant, threshold, name):
+    pictures, drawn = importlib.import_module("collage_pictures"), []
+    monkeypatch.setattr(pictures, "Figure", lambda **size: drawn.append(Figure(**size)) or drawn[-1])
+    lengths = {"length_scales_um": (20.0, 100.0), "heads": 2} if name == "das-mil" else {"max_distance_um": 200.0}
+    model = models.CollageModel(name, lengths, models.READERS["published"]())
+    at_first = pictures.transitions_px(model)
+    assert at_first == pytest.approx([20, 100] if name == "das-mil" else [100])
+    with torch.no_grad():
+        theta = model.aggregator.log_theta_um if name == "das-mil" else model.aggregator.theta
+        theta += math.log(1.5) if name == "das-mil" else 0.25
+    assert pictures.transitions_px(model) == pytest.approx([30, 150] if name == "das-mil" else [150])
+    pictures.draw_curves(model, variant, tmp_path / "curves.png")
+    *curves, true = drawn[0].axes[0].lines
+    assert list(true.get_xdata()) == [threshold, threshold]
+    halves = [float(np.interp(0.5, curve.get_ydata(), curve.get_xdata())) for curve in curves]
+    assert halves == pytest.approx(at_first + pictures.transitions_px(model), abs=0.5)
+    assert [curve.is_dashed() for curve in curves] == [True] * len(at_first) + [False] * len(at_first)
 
 
 @pytest.mark.parametrize(
@@ -533,11 +601,21 @@ def test_a_model_that_diverged_is_the_worst_and_ends_nothing(models, runs, stand
     assert math.isnan(accuracy)
     assert math.isnan(auroc)
     assert loss == math.inf
+    tables = importlib.import_module("mnist_collage")
+    rows = [tables.Score("gat", "inv", "fresh", seed, 0.5, 0.5) for seed in (0, 1)]
+    rows += [tables.Score("max", "inv", "fresh", seed, each, each) for seed, each in enumerate((0.9, math.nan, 0.8))]
+    assert tables.summary(rows, "fresh") == [
+        ["inv", "gat", "2", "50.0 ± 0.0", "50.0 ± 0.0"],
+        ["inv", "max", "3", "1 of 3 diverged", "1 of 3 diverged"],
+    ]
+    assert tables.verdict("max", "inv", [0.9, math.nan]) == "78.8 ± 2.9"
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
+        ("--lr inf", "--lr inf: give a positive number"),
+        ("--out table.json", "--out table.json: give the name of a file that ends in .csv"),
         ("--lr 0", "--lr 0.0: give a positive number"),
         ("--epochs 0", "--epochs 0: give a positive number"),
         ("--seeds -1", "--seeds -1: give 0 or a positive number"),
