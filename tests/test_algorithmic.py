@@ -1,6 +1,7 @@
 """Bags with a known rule: they are what they claim to be, the best answers are the best, and known verdicts hold."""
 
 import csv
+import dataclasses
 import importlib
 import itertools
 import math
@@ -197,7 +198,8 @@ def test_a_model_that_averages_counts_instead_of_looking_for_both(script):
     ],
 )
 def test_it_takes_less_learning_to_fail_than_to_pass(script, train, result, verdict):
-    assert script.Row("single concept", "abmil", 0, train, result, 0.5, None, None, 1.0).verdict == verdict
+    row = script.Row("single concept", "abmil", 0, train, result, 0.5, None, None, 1.0, "full")
+    assert row.verdict == verdict
 
 
 # ---- ShiftedMean
@@ -348,17 +350,34 @@ def test_a_seed_decides_a_model_and_leaves_the_callers_generator_alone(load, bag
 # ---- the scripts
 
 
-def test_the_script_writes_figures_and_the_table_of_a_page_and_keeps_what_it_has(script, monkeypatch, tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n\n{script.BEGIN}\nold\n{script.END}\n\nafter\n")
-    options = ("--quick", "--seeds", 1, "--out", tmp_path / "rows.csv", "--page", page)
+@pytest.fixture
+def rows_of(load):
+    return load("algorithmic_rows")
+
+
+@pytest.fixture
+def tiny(script, monkeypatch):
+    """The script, whose full sets are as tiny as those of --quick."""
+    small = {test: dataclasses.replace(sizes, name="full") for test, sizes in script.QUICK.items()}
+    monkeypatch.setattr(script, "SIZES", small)
+    return script
+
+
+def test_the_script_writes_figures_and_the_table_of_a_page_and_keeps_what_it_has(
+    tiny, rows_of, monkeypatch, tmp_path, capsys
+):
+    script, page = tiny, tmp_path / "page.md"
+    page.write_text(f"before\n\n{rows_of.BEGIN}\nold\n{rows_of.END}\n\nafter\n")
+    options = ("--seeds", 1, "--out", tmp_path / "rows.csv", "--page", page)
     run_main(script, monkeypatch, *options, "--models", "abmil")
     rows = read_csv(tmp_path / "rows.csv")
     assert [row["test"] for row in rows] == list(script.TESTS)
     assert all(float(row["seconds"]) > 0 for row in rows)
+    assert list(rows[0])[-1] == "sizes"
+    assert {row["sizes"] for row in rows} == {"full"}
     printed, text = capsys.readouterr().out, page.read_text()
-    assert text.startswith("before\n\n" + script.BEGIN)
-    assert text.endswith(script.END + "\n\nafter\n")
+    assert text.startswith("before\n\n" + rows_of.BEGIN)
+    assert text.endswith(rows_of.END + "\n\nafter\n")
     assert "old" not in text
     assert printed.strip() in text
     assert "| `abmil` | none |" in printed
@@ -374,45 +393,38 @@ def test_the_script_writes_figures_and_the_table_of_a_page_and_keeps_what_it_has
     assert read_csv(tmp_path / "rows.csv")[: len(rows)] == rows
     assert page.read_text().count("| `abmil` |") == page.read_text().count("| `self-attention` |") == 1
 
-    page.write_text("no markers")
-    with pytest.raises(SystemExit, match=r"page\.md: it must hold the lines"):
-        run_main(script, monkeypatch, *options, "--keep", "--models", "abmil")
-
 
 def read_csv(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_row_says_the_same_after_writing_and_reading(script, tmp_path):
-    row = script.Row("collage", "abmil", 2, 0.7, 2 / 3, None, 1.0, 0.875, 3.25)
-    script.write_csv([row.columns()], tmp_path / "rows.csv")
-    assert script.read_rows(tmp_path / "rows.csv") == [row]
+def test_rows_of_quick_say_so(script, monkeypatch, tmp_path):
+    out = tmp_path / "rows.csv"
+    run_main(script, monkeypatch, "--quick", "--seeds", 1, "--models", "max", "--tests", "collage", "--out", out)
+    assert [row["sizes"] for row in read_csv(out)] == ["quick"]
 
 
-def test_nothing_is_kept_of_a_file_that_is_not_there_and_the_page_stays(script, monkeypatch, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"{script.BEGIN}\nmeasured for hours\n{script.END}\n")
-    monkeypatch.setattr(script, "measure", lambda *_: pytest.fail("it trains"))
-    options = ("--quick", "--seeds", 1, "--models", "abmil", "--out", tmp_path / "absent.csv", "--page", page)
-    with pytest.raises(SystemExit, match=r"--keep: there is no .*absent\.csv: give the file of an earlier run"):
-        run_main(script, monkeypatch, *options, "--keep")
-    assert "measured for hours" in page.read_text()
-    assert not (tmp_path / "absent.csv").exists()
+def test_a_model_named_twice_is_trained_once(tiny, monkeypatch, tmp_path):
+    out = tmp_path / "rows.csv"
+    options = ("--models", "max", "max", "--tests", "collage", "collage", "--seeds", 1, "--out", out)
+    run_main(tiny, monkeypatch, *options)
+    assert len(read_csv(out)) == 1
 
 
-def test_the_table_of_the_docs_is_that_of_the_figures_beside_it(script):
+def test_the_table_of_the_docs_is_that_of_the_figures_beside_it(script, rows_of):
     docs = EXAMPLES.parent / "docs"
     if not (docs / "mil-tests.csv").exists():
         pytest.skip("docs/mil-tests.csv is absent: the table of docs/mil-tests.md cannot be made of it")
-    table = (docs / "mil-tests.md").read_text().partition(script.BEGIN)[2].partition(script.END)[0]
+    table = (docs / "mil-tests.md").read_text().partition(rows_of.BEGIN)[2].partition(rows_of.END)[0]
     rows = script.read_rows(docs / "mil-tests.csv")
+    assert {row.sizes for row in rows} == {"full"}
     assert table.strip().splitlines() == list(script.markdown(script.summarise(rows)))
 
 
 def test_the_table_counts_verdicts_over_the_seeds_and_tells_gaps(script):
     def row(test, seed, train, result, plain=None, best=None, unplaced=None):
-        return script.Row(test, "abmil", seed, train, result, plain, best, unplaced, 1.0)
+        return script.Row(test, "abmil", seed, train, result, plain, best, unplaced, 1.0, "full")
 
     rows = [row("single concept", seed, train, result, 0.9) for seed, train, result in ((0, 1, 0.2), (1, 1, 0.6))]
     rows += [row("ShiftedMean", seed, 1, 0.90, best=0.95, unplaced=0.91) for seed in (0, 1)]
