@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.bags import collate
-from wsi_mil.errors import ArtifactMissing, OptionError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, OptionError
 from wsi_mil.learning import Examples, LearnParams
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -463,6 +463,53 @@ def test_every_bag_of_a_classical_set_is_tested_once_and_never_learnt_from_then(
         assert len(tested) == 30
     with pytest.raises(ArtifactMissing, match=r"Musk1\.npz is missing: --data"):
         classical.read_set(tmp_path, "Musk1")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut short"])
+def test_a_classical_set_that_cannot_be_read_is_told_on_one_line(classical, monkeypatch, tmp_path, content):
+    with pytest.raises(SystemExit, match=r"^error: .*Fox\.npz is missing: --data takes a folder"):
+        run_main(classical, monkeypatch, "--data", tmp_path, "--sets", "Fox", "--models", "abmil")
+    (tmp_path / "Fox.npz").write_bytes(content)
+    with pytest.raises(
+        SystemExit, match=r"^error: .*Fox\.npz cannot be read: it must be an npz file of the arrays X, bag"
+    ):
+        run_main(classical, monkeypatch, "--data", tmp_path, "--sets", "Fox", "--models", "abmil")
+    (tmp_path / "Fox.npz").unlink()
+    (tmp_path / "Fox.npz").mkdir()
+    with pytest.raises(SystemExit, match=r"^error: .*Is a directory.*Fox\.npz"):
+        run_main(classical, monkeypatch, "--data", tmp_path, "--sets", "Fox", "--models", "abmil")
+
+
+def test_a_classical_set_whose_arrays_do_not_belong_together_is_refused(classical, tmp_path):
+    good = {
+        "X": np.zeros((4, 2)),
+        "bag": np.array([0, 0, 1, 2]),
+        "y": np.array([0, 1, 0]),
+        "fold": np.zeros((1, 3), int),
+    }
+    wrong = {"X": np.zeros((5, 2)), "bag": np.array([0, 1, 0, 2]), "y": np.array([0, 1]), "fold": np.zeros(3, int)}
+    np.savez(tmp_path / "Fox.npz", **good)
+    assert len(classical.read_set(tmp_path, "Fox").bags) == 3
+    for name, array in wrong.items():
+        np.savez(tmp_path / "Fox.npz", **good | {name: array})
+        with pytest.raises(ArtifactCorrupt, match=r"Fox\.npz: X \(.*do not belong together"):
+            classical.read_set(tmp_path, "Fox")
+    np.savez(tmp_path / "Fox.npz", X=good["X"])
+    with pytest.raises(ArtifactCorrupt, match="must be an npz file of the arrays"):
+        classical.read_set(tmp_path, "Fox")
+
+
+def test_a_set_that_is_missing_is_told_before_others_are_learnt(classical, monkeypatch, tmp_path):
+    first = {
+        "X": np.zeros((4, 2)),
+        "bag": np.array([0, 0, 1, 2]),
+        "y": np.array([0, 1, 0]),
+        "fold": np.zeros((1, 3), int),
+    }
+    np.savez(tmp_path / "Musk1.npz", **first)
+    monkeypatch.setattr(classical, "cross_validate", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(SystemExit, match=r"Fox\.npz is missing"):
+        run_main(classical, monkeypatch, "--data", tmp_path)
 
 
 def test_only_models_that_see_neither_places_nor_order_run_where_there_are_none(classical):
