@@ -5,7 +5,8 @@
     python examples/algorithmic_tests.py --out mil-tests.csv --keep --page docs/mil-tests.md
 
 Prints a Markdown table to stdout, what it is doing to stderr. --page replaces the table of that page, between
-its two markers. --keep takes what --out holds as measured, so that models can be added: it must be there. The tests:
+its two markers. --keep takes what --out holds as measured, so that models can be added: it must be there, of sets as
+large as now. Without --keep nothing may be there: no run overwrites another. The tests:
 
 * single concept, multi-concept, false frequency: the unit tests of Raff and Holt (2023). The training bags hold a
   trap, a short cut to the labels that is not the rule; the test bags turn it round. A model *fails* if its test AUROC
@@ -20,20 +21,20 @@ no model of the registry but one made to keep to the rule, so that a failure is 
 """
 
 import argparse
-import csv
 import itertools
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from algorithmic_bags import PARTS, RAFF_HOLT, ShiftedMean, draw_collages
+from algorithmic_rows import Row, check_out, check_page, read_rows, replace_table
 from bench_report import Columns, markdown, write_csv
 from collage_data import presence
 from fitting import InMemory, accuracy, auroc, fit
@@ -44,10 +45,9 @@ from wsi_mil import metrics
 from wsi_mil.aggregators import AGGREGATORS, Aggregator, Output
 from wsi_mil.aggregators.pooling import max_pool
 from wsi_mil.bags import Batch
+from wsi_mil.errors import OptionError, WsiMilError
 from wsi_mil.learning import LearnParams
 
-LEARNT, ABOVE_CHANCE, COLLAPSED = 0.9, 0.6, 0.5
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 SHIFTED_MEAN, COLLAGE = "ShiftedMean", "collage"
 TESTS = (*RAFF_HOLT, SHIFTED_MEAN, COLLAGE)
 _AMONG_TEN = {
@@ -66,13 +66,15 @@ class Sizes:
     val: int
     test: int
     epochs: int
+    name: str = "other"
+    """What rows call them: one of `algorithmic_rows.SIZES` in a file."""
 
 
-SIZES = {name: Sizes(300, 75, 300, 12) for name in RAFF_HOLT} | {
-    SHIFTED_MEAN: Sizes(300, 100, 1000, 15),
-    COLLAGE: Sizes(200, 100, 1000, 15),
+SIZES = {name: Sizes(300, 75, 300, 12, "full") for name in RAFF_HOLT} | {
+    SHIFTED_MEAN: Sizes(300, 100, 1000, 15, "full"),
+    COLLAGE: Sizes(200, 100, 1000, 15, "full"),
 }
-QUICK = dict.fromkeys(TESTS, Sizes(12, 12, 12, 1))
+QUICK = dict.fromkeys(TESTS, Sizes(12, 12, 12, 1, "quick"))
 
 
 @dataclass(frozen=True)
@@ -151,45 +153,6 @@ def prepare(test: str, sizes: Sizes, seed: int) -> Trial:
     return Trial({part: collages.bags for part, collages in drawn.items()}, accuracy, 1.0, unplaced)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What was measured: AUROC, or on collages accuracy, over the bags of each part."""
-
-    test: str
-    model: str
-    seed: int
-    train: float
-    result: float
-    """On the test bags."""
-    plain: float | None
-    """On bags without the trap."""
-    best: float | None
-    unplaced: float | None
-    seconds: float
-
-    def columns(self) -> Columns:
-        """The row of the CSV file."""
-        return {field.name: _cell(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def read(cls, line: dict[str, str]) -> "Row":
-        """The row that `columns` wrote."""
-        figures = {name: float(line[name]) if line[name] else None for name in ("plain", "best", "unplaced")}
-        train, result, seconds = (float(line[name]) for name in ("train", "result", "seconds"))
-        return cls(line["test"], line["model"], int(line["seed"]), train, result, **figures, seconds=seconds)
-
-    @property
-    def verdict(self) -> str:
-        """By the rule of Raff and Holt; it takes less learning to fail than to pass."""
-        if self.result < COLLAPSED:
-            return "**fails**" if self.train > ABOVE_CHANCE else "not learnt"
-        return "passes" if self.train > LEARNT else "not learnt"
-
-
-def _cell(value: str | float | None) -> str | float | None:
-    return str(value) if isinstance(value, int) else value
-
-
 def measure(test: str, name: str, seed: int, sizes: Sizes) -> Row:
     """Train one model on one test."""
     trial, began = prepare(test, sizes, seed), time.monotonic()
@@ -197,9 +160,17 @@ def measure(test: str, name: str, seed: int, sizes: Sizes) -> Row:
     options: dict[str, Any] = _AMONG_TEN.get(name, {}) if test == COLLAGE else {}
     model = fit(MODELS[name], trial.parts["train"], trial.parts["val"], params, **options)
     figures = {part: trial.figure(model, bags) for part, bags in trial.parts.items() if part != "val"}
-    seconds = time.monotonic() - began
     return Row(
-        test, name, seed, figures["train"], figures["test"], figures.get("plain"), trial.best, trial.unplaced, seconds
+        test=test,
+        model=name,
+        seed=seed,
+        train=figures["train"],
+        result=figures["test"],
+        plain=figures.get("plain"),
+        best=trial.best,
+        unplaced=trial.unplaced,
+        seconds=time.monotonic() - began,
+        sizes=sizes.name,
     )
 
 
@@ -240,23 +211,6 @@ def _mean(rows: list[Row], field: str) -> str | None:
     return f"{statistics.fmean(figures):.2f}" if figures else None
 
 
-def replace_table(page: Path, lines: list[str]) -> None:
-    """Put a table between the two markers of a page."""
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"--page {page}: it must hold the lines {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of an earlier run. Without them a page would lose all but what is measured now: that is refused."""
-    if not path.exists():
-        raise SystemExit(f"--keep: there is no {path}: give the file of an earlier run by --out, or leave --keep out")
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Row.read(line) for line in csv.DictReader(file)]
-
-
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(
@@ -270,14 +224,41 @@ def parse() -> argparse.Namespace:
     add("--keep", action="store_true", help="do not measure again what --out holds")
     add("--page", type=Path, help="page to put the table into")
     add("--quick", action="store_true", help="tiny sets: shows the way, not the result")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error(f"--seeds {options.seeds}: give a positive number")
+    if options.page and options.quick:
+        parser.error("--page takes no figures of --quick, which are none: leave one of the two out")
+    for name in ("models", "tests"):
+        setattr(options, name, list(dict.fromkeys(getattr(options, name))))  # named twice, trained once
+    return options
 
 
-def main() -> None:
-    """Train, print, write."""
-    options = parse()
-    torch.set_num_threads(1)  # bags are small: more threads cost more than they give
-    rows = read_rows(options.out) if options.keep else []
+def kept(path: Path, sizes: str) -> list[Row]:
+    """The rows of an earlier run, where all of them can stand beside those of sets of these ``sizes``.
+
+    Raises:
+        OptionError: there is no such file, or a row is of a model or test that is gone, or of sets of other sizes.
+        TableError: the file is damaged.
+    """
+    rows = read_rows(path)
+    for row in rows:
+        for what, name, known in (("model", row.model, MODELS), ("test", row.test, TESTS)):
+            if name not in known:
+                raise OptionError(
+                    f"--keep: {path} holds rows of {name}, no {what} here: delete them or give another --out"
+                )
+        if row.sizes != sizes:
+            raise OptionError(f"--keep: {path} holds rows of {row.sizes} sets, these are {sizes}: give another --out")
+    return rows
+
+
+def train(options: argparse.Namespace, rows: list[Row]) -> None:
+    """Train what ``rows`` lack, and add it to them; --out is whole at any moment.
+
+    Raises:
+        StorageError: --out cannot be written.
+    """
     done = {(row.test, row.model, row.seed) for row in rows}
     sizes = QUICK if options.quick else SIZES
     for name, test, seed in itertools.product(options.models, options.tests, range(options.seeds)):
@@ -286,10 +267,24 @@ def main() -> None:
             told = f"{name}, {test}, seed {seed}: {rows[-1].result:.3f} in {rows[-1].seconds:.0f} s"
             print(told, file=sys.stderr, flush=True)
             write_csv([row.columns() for row in rows], options.out)
-    table = list(markdown(summarise(rows)))
-    print("\n".join(table))
-    if options.page:
-        replace_table(options.page, table)
+
+
+def main() -> None:
+    """Train, print, write. What cannot go well is refused before hours of training."""
+    options = parse()
+    torch.set_num_threads(1)  # bags are small: more threads cost more than they give
+    try:
+        check_out(options.out, options.keep)
+        rows = kept(options.out, "quick" if options.quick else "full") if options.keep else []
+        if options.page:
+            check_page(options.page)
+        train(options, rows)
+        table = list(markdown(summarise(rows)))
+        print("\n".join(table))
+        if options.page:
+            replace_table(options.page, table)
+    except (WsiMilError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsi_mil.publishing import replacing_text
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -39,8 +41,8 @@ def markdown(table: list[Columns]) -> Iterator[str]:
 
 
 def write_csv(table: list[Columns], path: Path) -> None:
-    """The table, with all digits; what was not measured is empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """The table, with all digits; what was not measured is empty. The file is whole at any moment."""
+    with replacing_text(path) as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)

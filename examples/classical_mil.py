@@ -15,8 +15,10 @@ the three sets have 5.3 times its bags, somewhat longer ones.
 import argparse
 import statistics
 import sys
+import zlib
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -26,10 +28,12 @@ from jaxtyping import Int
 
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.bags import Bag
-from wsi_mil.errors import ArtifactMissing
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, WsiMilError
 from wsi_mil.learning import Example, LearnParams
 
 SETS = ("Musk1", "Fox", "Elephant")
+ARRAYS = ("X", "bag", "y", "fold")
+_NOT_READ = (BadZipFile, EOFError, KeyError, TypeError, ValueError, zlib.error)
 MODELS = [name for name, kind in AGGREGATORS.items() if kind.uses_position == "none" and not kind.ordered]
 
 
@@ -54,18 +58,36 @@ def read_set(folder: Path, name: str) -> Classic:
 
     Raises:
         ArtifactMissing: the folder does not hold it.
+        ArtifactCorrupt: the file does not hold the arrays of a set, or they do not belong together.
     """
     path = folder / f"{name}.npz"
     if not path.exists():
         raise ArtifactMissing(f"{path} is missing: --data takes a folder that holds {name}.npz")
-    with np.load(path) as file:
-        features, bag, labels, folds = (file[key] for key in ("X", "bag", "y", "fold"))
+    features, bag, labels, folds = _arrays(path)
     starts = np.flatnonzero(np.diff(bag)) + 1
     bags: list[Example] = []
     for instances, label in zip(np.split(features.astype(np.float32), starts), labels, strict=True):
         nowhere = torch.zeros(len(instances), 2)
         bags.append(Example(Bag(f"{name}-{len(bags)}", torch.from_numpy(instances), nowhere, {}), int(label)))
     return Classic(InMemory(bags), folds.astype(np.int64))
+
+
+def _arrays(path: Path) -> list[np.ndarray]:
+    """The four arrays of a set's file, which belong together."""
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:  # np.load alone leaves a damaged file open
+            arrays = [file[name] for name in ARRAYS]
+    except _NOT_READ:  # what numpy says of it speaks of pickles, which no set is
+        told = f"{path} cannot be read: it must be an npz file of the arrays {', '.join(ARRAYS)}; copy it there anew"
+        raise ArtifactCorrupt(told) from None
+    features, bag, labels, folds = arrays
+    numbered = bag.ndim == 1 and np.array_equal(np.unique(bag), np.arange(labels.size)) and (np.diff(bag) >= 0).all()
+    if features.ndim != 2 or len(features) != len(bag) or not numbered or folds.shape[1:] != labels.shape:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(ARRAYS, arrays, strict=True))
+        raise ArtifactCorrupt(
+            f"{path}: {shapes} do not belong together, or bag does not rise from 0: copy it there anew"
+        )
+    return arrays
 
 
 def split(classic: Classic, repeat: int, fold: int) -> Parts:
@@ -108,12 +130,19 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train and print."""
+    """Train and print; what is missing is told on one line."""
     options = parse()
     torch.set_num_threads(1)  # bags are small: more threads cost more than they give
+    try:
+        run(options)
+    except (WsiMilError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train and print. All sets are read first: what one lacks is told before hours of training on the others."""
     table: list[Columns] = []
-    for name in options.sets:
-        classic = read_set(options.data, name)
+    for name, classic in {name: read_set(options.data, name) for name in options.sets}.items():
         for model in options.models:
             row = cross_validate(classic, model, options.repeats, options.epochs)
             table.append({"set": name, "model": f"`{model}`", **row})

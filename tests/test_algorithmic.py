@@ -1,6 +1,7 @@
 """Bags with a known rule: they are what they claim to be, the best answers are the best, and known verdicts hold."""
 
 import csv
+import dataclasses
 import importlib
 import itertools
 import math
@@ -16,10 +17,12 @@ from sklearn.metrics import roc_auc_score
 
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.bags import collate
-from wsi_mil.errors import ArtifactMissing, OptionError
+from wsi_mil.errors import ArtifactCorrupt, ArtifactMissing, OptionError
 from wsi_mil.learning import Examples, LearnParams
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+UNPLACED = ("abmil", "max", "mean", "self-attention")
+"""Models that ignore positions: by attention, by maximum, by mean, and by attention among tiles before a maximum."""
 TRAPPED = ("single concept", "multi-concept", "false frequency")
 
 
@@ -197,7 +200,8 @@ def test_a_model_that_averages_counts_instead_of_looking_for_both(script):
     ],
 )
 def test_it_takes_less_learning_to_fail_than_to_pass(script, train, result, verdict):
-    assert script.Row("single concept", "abmil", 0, train, result, 0.5, None, None, 1.0).verdict == verdict
+    row = script.Row("single concept", "abmil", 0, train, result, 0.5, None, None, 1.0, "full")
+    assert row.verdict == verdict
 
 
 # ---- ShiftedMean
@@ -288,7 +292,7 @@ def collage_results():
         patch.syspath_prepend(EXAMPLES)
         script = importlib.import_module("algorithmic_tests")
         sizes = script.Sizes(200, 50, 600, 13)
-        rows = [script.measure("collage", model, 0, sizes) for model in ("das-mil", "abmil", "self-attention")]
+        rows = [script.measure("collage", model, 0, sizes) for model in ("das-mil", *UNPLACED)]
     return {row.model: row.result for row in rows} | {"presence": rows[0].unplaced}
 
 
@@ -297,7 +301,7 @@ def test_das_mil_solves_the_collage_and_models_without_positions_cannot(collage_
     assert 0.8 < presence < 0.93
     assert collage_results["das-mil"] > 0.97
     error = math.sqrt(presence * (1 - presence) / 600)
-    for model in ("abmil", "self-attention"):
+    for model in UNPLACED:
         assert 0.6 < collage_results[model] < presence + 2 * error
 
 
@@ -348,17 +352,34 @@ def test_a_seed_decides_a_model_and_leaves_the_callers_generator_alone(load, bag
 # ---- the scripts
 
 
-def test_the_script_writes_figures_and_the_table_of_a_page_and_keeps_what_it_has(script, monkeypatch, tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n\n{script.BEGIN}\nold\n{script.END}\n\nafter\n")
-    options = ("--quick", "--seeds", 1, "--out", tmp_path / "rows.csv", "--page", page)
+@pytest.fixture
+def rows_of(load):
+    return load("algorithmic_rows")
+
+
+@pytest.fixture
+def tiny(script, monkeypatch):
+    """The script, whose full sets are as tiny as those of --quick."""
+    small = {test: dataclasses.replace(sizes, name="full") for test, sizes in script.QUICK.items()}
+    monkeypatch.setattr(script, "SIZES", small)
+    return script
+
+
+def test_the_script_writes_figures_and_the_table_of_a_page_and_keeps_what_it_has(
+    tiny, rows_of, monkeypatch, tmp_path, capsys
+):
+    script, page = tiny, tmp_path / "page.md"
+    page.write_text(f"before\n\n{rows_of.BEGIN}\nold\n{rows_of.END}\n\nafter\n")
+    options = ("--seeds", 1, "--out", tmp_path / "rows.csv", "--page", page)
     run_main(script, monkeypatch, *options, "--models", "abmil")
     rows = read_csv(tmp_path / "rows.csv")
     assert [row["test"] for row in rows] == list(script.TESTS)
     assert all(float(row["seconds"]) > 0 for row in rows)
+    assert list(rows[0])[-1] == "sizes"
+    assert {row["sizes"] for row in rows} == {"full"}
     printed, text = capsys.readouterr().out, page.read_text()
-    assert text.startswith("before\n\n" + script.BEGIN)
-    assert text.endswith(script.END + "\n\nafter\n")
+    assert text.startswith("before\n\n" + rows_of.BEGIN)
+    assert text.endswith(rows_of.END + "\n\nafter\n")
     assert "old" not in text
     assert printed.strip() in text
     assert "| `abmil` | none |" in printed
@@ -374,45 +395,37 @@ def test_the_script_writes_figures_and_the_table_of_a_page_and_keeps_what_it_has
     assert read_csv(tmp_path / "rows.csv")[: len(rows)] == rows
     assert page.read_text().count("| `abmil` |") == page.read_text().count("| `self-attention` |") == 1
 
-    page.write_text("no markers")
-    with pytest.raises(SystemExit, match=r"page\.md: it must hold the lines"):
-        run_main(script, monkeypatch, *options, "--keep", "--models", "abmil")
-
 
 def read_csv(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_row_says_the_same_after_writing_and_reading(script, tmp_path):
-    row = script.Row("collage", "abmil", 2, 0.7, 2 / 3, None, 1.0, 0.875, 3.25)
-    script.write_csv([row.columns()], tmp_path / "rows.csv")
-    assert script.read_rows(tmp_path / "rows.csv") == [row]
+def test_rows_of_quick_say_so(script, monkeypatch, tmp_path):
+    out = tmp_path / "rows.csv"
+    run_main(script, monkeypatch, "--quick", "--seeds", 1, "--models", "max", "--tests", "collage", "--out", out)
+    assert [row["sizes"] for row in read_csv(out)] == ["quick"]
 
 
-def test_nothing_is_kept_of_a_file_that_is_not_there_and_the_page_stays(script, monkeypatch, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"{script.BEGIN}\nmeasured for hours\n{script.END}\n")
-    monkeypatch.setattr(script, "measure", lambda *_: pytest.fail("it trains"))
-    options = ("--quick", "--seeds", 1, "--models", "abmil", "--out", tmp_path / "absent.csv", "--page", page)
-    with pytest.raises(SystemExit, match=r"--keep: there is no .*absent\.csv: give the file of an earlier run"):
-        run_main(script, monkeypatch, *options, "--keep")
-    assert "measured for hours" in page.read_text()
-    assert not (tmp_path / "absent.csv").exists()
+def test_a_model_named_twice_is_trained_once(tiny, monkeypatch, tmp_path):
+    out = tmp_path / "rows.csv"
+    options = ("--models", "max", "max", "--tests", "collage", "collage", "--seeds", 1, "--out", out)
+    run_main(tiny, monkeypatch, *options)
+    assert len(read_csv(out)) == 1
 
 
-def test_the_table_of_the_docs_is_that_of_the_figures_beside_it(script):
+def test_the_table_of_the_docs_is_that_of_the_figures_beside_it(script, rows_of):
     docs = EXAMPLES.parent / "docs"
-    if not (docs / "mil-tests.csv").exists():
-        pytest.skip("docs/mil-tests.csv is absent: the table of docs/mil-tests.md cannot be made of it")
-    table = (docs / "mil-tests.md").read_text().partition(script.BEGIN)[2].partition(script.END)[0]
+    assert (docs / "mil-tests.csv").exists(), "the table of docs/mil-tests.md is made of docs/mil-tests.csv: add it"
+    table = (docs / "mil-tests.md").read_text().partition(rows_of.BEGIN)[2].partition(rows_of.END)[0]
     rows = script.read_rows(docs / "mil-tests.csv")
+    assert {row.sizes for row in rows} == {"full"}
     assert table.strip().splitlines() == list(script.markdown(script.summarise(rows)))
 
 
 def test_the_table_counts_verdicts_over_the_seeds_and_tells_gaps(script):
     def row(test, seed, train, result, plain=None, best=None, unplaced=None):
-        return script.Row(test, "abmil", seed, train, result, plain, best, unplaced, 1.0)
+        return script.Row(test, "abmil", seed, train, result, plain, best, unplaced, 1.0, "full")
 
     rows = [row("single concept", seed, train, result, 0.9) for seed, train, result in ((0, 1, 0.2), (1, 1, 0.6))]
     rows += [row("ShiftedMean", seed, 1, 0.90, best=0.95, unplaced=0.91) for seed in (0, 1)]
@@ -451,6 +464,53 @@ def test_every_bag_of_a_classical_set_is_tested_once_and_never_learnt_from_then(
         assert len(tested) == 30
     with pytest.raises(ArtifactMissing, match=r"Musk1\.npz is missing: --data"):
         classical.read_set(tmp_path, "Musk1")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut short"])
+def test_a_classical_set_that_cannot_be_read_is_told_on_one_line(classical, monkeypatch, tmp_path, content):
+    with pytest.raises(SystemExit, match=r"^error: .*Fox\.npz is missing: --data takes a folder"):
+        run_main(classical, monkeypatch, "--data", tmp_path, "--sets", "Fox", "--models", "abmil")
+    (tmp_path / "Fox.npz").write_bytes(content)
+    with pytest.raises(
+        SystemExit, match=r"^error: .*Fox\.npz cannot be read: it must be an npz file of the arrays X, bag"
+    ):
+        run_main(classical, monkeypatch, "--data", tmp_path, "--sets", "Fox", "--models", "abmil")
+    (tmp_path / "Fox.npz").unlink()
+    (tmp_path / "Fox.npz").mkdir()
+    with pytest.raises(SystemExit, match=r"^error: .*Is a directory.*Fox\.npz"):
+        run_main(classical, monkeypatch, "--data", tmp_path, "--sets", "Fox", "--models", "abmil")
+
+
+def test_a_classical_set_whose_arrays_do_not_belong_together_is_refused(classical, tmp_path):
+    good = {
+        "X": np.zeros((4, 2)),
+        "bag": np.array([0, 0, 1, 2]),
+        "y": np.array([0, 1, 0]),
+        "fold": np.zeros((1, 3), int),
+    }
+    wrong = {"X": np.zeros((5, 2)), "bag": np.array([0, 1, 0, 2]), "y": np.array([0, 1]), "fold": np.zeros(3, int)}
+    np.savez(tmp_path / "Fox.npz", **good)
+    assert len(classical.read_set(tmp_path, "Fox").bags) == 3
+    for name, array in wrong.items():
+        np.savez(tmp_path / "Fox.npz", **good | {name: array})
+        with pytest.raises(ArtifactCorrupt, match=r"Fox\.npz: X \(.*do not belong together"):
+            classical.read_set(tmp_path, "Fox")
+    np.savez(tmp_path / "Fox.npz", X=good["X"])
+    with pytest.raises(ArtifactCorrupt, match="must be an npz file of the arrays"):
+        classical.read_set(tmp_path, "Fox")
+
+
+def test_a_set_that_is_missing_is_told_before_others_are_learnt(classical, monkeypatch, tmp_path):
+    first = {
+        "X": np.zeros((4, 2)),
+        "bag": np.array([0, 0, 1, 2]),
+        "y": np.array([0, 1, 0]),
+        "fold": np.zeros((1, 3), int),
+    }
+    np.savez(tmp_path / "Musk1.npz", **first)
+    monkeypatch.setattr(classical, "cross_validate", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(SystemExit, match=r"Fox\.npz is missing"):
+        run_main(classical, monkeypatch, "--data", tmp_path)
 
 
 def test_only_models_that_see_neither_places_nor_order_run_where_there_are_none(classical):
