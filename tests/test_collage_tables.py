@@ -72,17 +72,19 @@ def test_tables_tell_best_first_what_was_reached_and_how_of_what_is_through(tabl
 
 
 @pytest.mark.parametrize("changed", ["gat,inv,fresh,4,0.032,all,normalised-jitter,\n", ""])
-def test_rows_of_two_recipes_or_of_one_that_is_not_known_are_refused(tables, folder, changed):
+def test_rows_of_two_recipes_or_of_one_that_is_not_known_are_refused(tables, folder, monkeypatch, changed):
     path = folder / "fresh.learnt.csv"
     before, line = path.read_text(), "gat,inv,fresh,4,0.016,all,normalised-jitter,\n"
     assert line in before
     path.write_text(before.replace(line, changed))
-    with pytest.raises(SystemExit, match=r"fresh\.learnt\.csv does not give one recipe of gat inv"):
-        list(tables.fresh_table(folder))
+    monkeypatch.setattr(sys, "argv", ["collage_tables.py", str(folder)])
+    with pytest.raises(SystemExit, match=r"error: \S+fresh\.learnt\.csv does not give one recipe of gat inv"):
+        tables.main()
 
 
 def test_a_folder_without_rows_has_no_tables(tables, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["collage_tables.py", str(tmp_path)])
     with pytest.raises(SystemExit):
         tables.main()
-    assert "does not hold fresh.csv, other-layouts.csv, paper.csv" in capsys.readouterr().err
+    missing = "fresh.csv, fresh.learnt.csv, fresh.trials.csv, other-layouts.csv, paper.csv"
+    assert f"does not hold {missing}" in capsys.readouterr().err
