@@ -10,10 +10,11 @@ from collage_data import Source
 from collage_models import CHOICES, PUBLISHED, fresh_options
 from collage_runs import FRESH_EPOCHS, PAPER_EPOCHS, Score
 from collage_search import Trial, weights_of
-from collage_work import read_rows, write_whole
+from collage_work import read_rows
 
 from wsi_mil.aggregators import params_of
 from wsi_mil.errors import WsiMilError
+from wsi_mil.publishing import replacing_text
 
 _PROCEDURE = {"fresh": 1, "paper": 1}
 """Raised when models learn otherwise by a protocol for a reason that no option tells."""
@@ -39,7 +40,8 @@ def record(options: argparse.Namespace, source: Source) -> None:
     else:
         before = {}
     models = {**before.get("models", {}), **now["models"]}
-    write_whole(path, json.dumps({**known, options.protocol: {**now, "models": models}}, indent=1) + "\n")
+    with replacing_text(path) as file:
+        file.write(json.dumps({**known, options.protocol: {**now, "models": models}}, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Runs side by side, and tables of them that are whole at any moment."""
 
 import csv
-import io
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ import torch
 
 from wsi_mil.errors import WsiMilError
 from wsi_mil.progress import progress
+from wsi_mil.publishing import replacing_text
 
 # glibc gives arrays of over 128 kB back at once: a training step would spend a third of its time getting them again.
 _KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -39,17 +39,9 @@ def read_rows(path: Path, kind: type[Any]) -> list[Any]:
 
 
 def write_rows(path: Path, rows: list[Any]) -> None:
-    """Write a table anew."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([rows[0]._fields, *sorted(rows)])
-    write_whole(path, text.getvalue())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file anew; it is whole at any moment."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, newline="")
-    part.replace(path)
+    """Write a table anew; it is whole at any moment."""
+    with replacing_text(path) as file:
+        csv.writer(file).writerows([rows[0]._fields, *sorted(rows)])
 
 
 def in_processes(
