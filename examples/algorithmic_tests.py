@@ -281,6 +281,8 @@ def main() -> None:
         train(options, rows)
         table = list(markdown(summarise(rows)))
         print("\n".join(table))
+        if options.quick:
+            print("These are not results: --quick shows the way on tiny sets.")
         if options.page:
             replace_table(options.page, table)
     except (WsiMilError, OSError) as error:

@@ -59,6 +59,9 @@ def draw_collages(model: CollageModel, examples: list[Example], variant: str, pa
         _draw_collage(axis, example, pair_attention(model, example), variant)
         truth = "positive" if example.target else "negative"
         axis.set_title(f"{truth}, probability {score:.3f}", loc="left", fontsize=10)
+    figure.supxlabel(
+        f"green: the pairs that decide; red: the {_LINES} strongest attentions of one digit to another", fontsize=10
+    )
     figure.savefig(path, dpi=150)
 
 

@@ -26,16 +26,25 @@ def read_rows(path: Path, kind: type[Any]) -> list[Any]:
     """
     if not path.exists():
         return []
-    types = kind.__annotations__
     with path.open(newline="") as file:
         lines = csv.DictReader(file)
         try:
-            return [kind(**{name: types[name](line[name]) for name in kind._fields}) for line in lines]
-        except (KeyError, TypeError, ValueError) as error:
-            columns = ",".join(kind._fields)
-            raise WsiMilError(
-                f"{path}, line {lines.line_num}: not a row of {columns} ({error}): mend or delete the line"
-            ) from None
+            if tuple(lines.fieldnames or ()) != kind._fields:
+                raise WsiMilError(f"{path} is no table of {','.join(kind._fields)}: give another --out")
+            return [_row(line, kind) for line in lines]
+        except ValueError as error:
+            raise WsiMilError(f"{path}, line {lines.line_num}: {error}: mend or delete the line") from None
+
+
+def _row(line: dict[str, str], kind: type[Any]) -> Any:
+    """A row of the kind.
+
+    Raises:
+        ValueError: cells are missing, or are no numbers where these are due.
+    """
+    if None in line or None in line.values():
+        raise ValueError("it has more or fewer cells than the first line")
+    return kind(**{name: of(line[name]) for name, of in kind.__annotations__.items()})
 
 
 def write_rows(path: Path, rows: list[Any]) -> None:

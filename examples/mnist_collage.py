@@ -9,7 +9,7 @@ they are downloaded to --cache, and offline scikit-learn's digits stand in. Each
 protocol, seed, accuracy, auroc), written as soon as it is known: started again, the script goes on where it stopped.
 Beside it, OUT.learnt.csv tells the learning rate, options and reader of each row, and OUT.trials.csv every trial;
 OUT.weights holds what was trained, so that nothing is trained twice.
-For das-mil and das-mil-paper it draws, beside the table, collages with their attention and the learned distance curves.
+For das-mil and das-mil-paper it draws collages with their attention and the learned distance curves (OUT-*.png).
 """
 
 import argparse
@@ -69,7 +69,7 @@ class Job(NamedTuple):
     weights: Path
     """Folder of what has been trained."""
     pictures: Path | None
-    """Folder for the pictures of models that know a distance."""
+    """How the names of pictures begin, which models that know a distance have."""
 
 
 def run(job: Job, source: Source) -> tuple[Score, Learnt]:
@@ -83,9 +83,9 @@ def run(job: Job, source: Source) -> tuple[Score, Learnt]:
         how = how_of(job.recipe)
     transitions = transitions_px(model)
     if job.pictures is not None and transitions:
-        stem = f"{job.model}-{job.variant}-{job.protocol}"
-        draw_collages(model, telling(examples), job.variant, job.pictures / f"{stem}-collages.png")
-        draw_curves(model, job.variant, job.pictures / f"{stem}-curves.png")
+        stem = f"{job.pictures}-{job.model}-{job.variant}-{job.protocol}"
+        draw_collages(model, telling(examples), job.variant, Path(f"{stem}-collages.png"))
+        draw_curves(model, job.variant, Path(f"{stem}-curves.png"))
     return score, Learnt(*score[:4], *how, " ".join(f"{each:.0f}" for each in transitions))
 
 
@@ -220,7 +220,7 @@ class Table:
             for (model, variant), seed in itertools.product(recipes, range(options.seeds))
         ]
         return [
-            Job(*row, recipes[row[:2]], options.test_seed, weights_of(out), None if row[3] else out.parent)
+            Job(*row, recipes[row[:2]], options.test_seed, weights_of(out), None if row[3] else out.with_suffix(""))
             for row in rows
             if row not in known
         ]

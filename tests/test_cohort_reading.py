@@ -141,6 +141,13 @@ def test_what_cannot_be_meant_is_refused_by_row(tmp_path: Path, text: str, param
         read(tmp_path, text, params)
 
 
+def test_a_table_none_of_whose_slides_can_be_used_is_refused_as_that(tmp_path: Path) -> None:
+    """It was told that a split is empty, of a table without splits."""
+    seen = Seen(usable=set(), unusable={"a": "cannot be read", "b": "it is empty: no tissue"}, pending={})
+    with pytest.raises(TableError, match=r"labels\.csv: none of its slides can be used, all failed or were empty: see"):
+        read(tmp_path, "slide_id,label a,x b,y", seen=seen)
+
+
 def test_slides_that_differ_by_case_are_patients_of_their_own_where_none_are_named(tmp_path: Path) -> None:
     seen = Seen(usable={"a", "A"}, unusable={}, pending={})
     assert len(read(tmp_path, "slide_id,label a,x A,y", seen=seen).patients) == 2

@@ -115,9 +115,13 @@ def test_damaged_files_are_named(main, tmp_path):
     main("--models", "max")
     rows = (tmp_path / "out.csv").read_text()
     (tmp_path / "out.csv").write_text(rows + "max,inv,fr")
-    refused(
-        main, r"error: \S+out\.csv, line 3: not a row of model,variant,.*mend or delete the line", "--models", "max"
-    )
+    refused(main, r"error: \S+out\.csv, line 3: it has more or fewer cells .*: mend or delete", "--models", "max")
+    (tmp_path / "out.csv").write_text(rows.replace("0.5", "half"))
+    refused(main, r"error: \S+out\.csv, line 2: could not convert .*'half'", "--models", "max")
+    for other in (b"notes of another kind\n", b"", b"\xff\xfe\n"):
+        (tmp_path / "out.csv").write_bytes(other)
+        refused(main, r"error: \S+out\.csv(, line 0: .*codec.*| is no table of model,variant,.*)", "--models", "max")
+        assert (tmp_path / "out.csv").read_bytes() == other
     (tmp_path / "out.csv").write_text(rows)
     (tmp_path / "out.json").write_text('{"fresh": {')
     refused(main, r"error: \S+out\.json is damaged .*: delete it with the table it belongs to", "--models", "max")

@@ -391,8 +391,8 @@ def test_the_script_writes_its_table_and_pictures_and_goes_on_where_it_stopped(m
     assert (first["model"], first["variant"], first["protocol"], first["seed"]) == ("das-mil", "collage", "fresh", "0")
     assert 0 <= float(first["accuracy"]) <= 1
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        "das-mil-collage-fresh-collages.png",
-        "das-mil-collage-fresh-curves.png",
+        "out-das-mil-collage-fresh-collages.png",
+        "out-das-mil-collage-fresh-curves.png",
     }
     assert "near becomes far at" in capsys.readouterr().out
     rows = run("--protocol", "paper", "--models", "max", "--seeds", "2")

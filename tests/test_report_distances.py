@@ -67,6 +67,12 @@ def test_lengths_that_training_hardly_moved_are_no_finding(factor: float, hardly
     assert ("No length moved by more than 5.0 % in training" in section.text) == hardly
 
 
+def test_a_length_that_moved_by_next_to_nothing_is_not_told_to_stand_still() -> None:
+    """Lengths are told to three digits: 1.025 and 1.0251 mm may look as if one had moved by a hundredth."""
+    section = distance_section(DistanceUse([Head(1, 1, "key", 1025.1, 0.01, 1024.9)]))
+    assert "No length moved by more than 0.1 % in training" in section.text
+
+
 def test_curves_and_marks_lie_where_the_axis_says() -> None:
     told = use(heads=1, length_scales_um=[1000.0])
     (phi, _), scale = distance_section(told).charts, _scale(told)

@@ -171,7 +171,8 @@ def _require_one_source(
     """Refuse to be asked about nothing or about two things, or to be told what says nothing of it."""
     given = [option for option, value in of_encoder.items() if value]
     if bool(slides) == bool(bags):
-        raise OptionError(f"{command}: name slides, or features by --bags, and not both: `wsimil {command} slide.tif`")
+        either = "name slides or --bags, and not both" if slides else "name slides, or features by --bags"
+        raise OptionError(f"{command}: {either}: `wsimil {command} slide.tif`")
     if slides and of_peers:
         raise OptionError(
             "--slides, --slides-csv and --encoder tell of other programs' --bags: leave them out; um/px of slides go by"

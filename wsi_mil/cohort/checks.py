@@ -77,6 +77,8 @@ def refuse_empty(path: Path, rows: Sequence[Row], usable: Sequence[Row], params:
     occurring = {row.member.label for row in rows}
     if len(occurring) < 2 and not params.classes:
         raise TableError(f"{path}: every label is {occurring.pop()}: a model needs two classes to tell apart")
+    if not usable:
+        raise TableError(f"{path}: none of its slides can be used, all failed or were empty: see summary.csv")
     for what, field in (("split", "split"), ("fold", "fold"), ("class", "label")):
         gone = {getattr(row.member, field) for row in rows} - {getattr(row.member, field) for row in usable}
         if not gone:

@@ -61,8 +61,8 @@ def _sentences(use: DistanceUse) -> str:
     moved = [abs(one.theta_um - one.start_um) / abs(one.start_um) for one in use.heads if one.start_um]
     if moved and max(moved) < _HARDLY:
         told.append(
-            f"No length moved by more than {100 * max(moved):.1f} % in training: they are those that it started from,"
-            " and no finding about the label."
+            f"No length moved by more than {max(100 * max(moved), 0.1):.1f} % in training: they are those that it"
+            " started from, and no finding about the label."
         )
     if use.heads and use.tiles is not None:
         told.append(f"95 % of the tile distances of training lie below {length(use.tiles.quantile(0.95))}.")
