@@ -51,7 +51,7 @@ def telling(examples: Sequence[Example]) -> list[Example]:
 
 def draw_collages(model: CollageModel, examples: list[Example], variant: str, path: Path) -> None:
     """Collages side by side: green lines join the pairs that make them positive, red ones those of most attention."""
-    figure = Figure(figsize=(4.2 * len(examples), 4.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(examples), 4.9), layout="constrained")
     axes = figure.subplots(1, len(examples), squeeze=False)[0]
     for axis, example in zip(axes, examples, strict=True):
         with torch.inference_mode():
