@@ -1,15 +1,12 @@
 """Musk1, Fox and Elephant: the classical sets of multiple instance learning, by their ten folds.
 
-    python examples/classical_mil.py --data mil_classic                          # half an hour or more
+    python examples/classical_mil.py --data mil_classic                          # a quarter of an hour
     python examples/classical_mil.py --data mil_classic --sets Musk1 --models abmil
 
 These sets have no positions: all instances of a bag lie at (0, 0). Nor have they an order, so only models that ignore
 both are run. Each fold is the test set once, the next fold is for early stopping, the other eight are learnt from.
 --data holds NAME.npz with the arrays ``X`` (instances, dim), ``bag`` (instances,) from 0 in rising order, ``y`` (bags,)
 0 or 1, and ``fold`` (repeats, bags). Prints a Markdown table to stdout: means and standard deviations over the folds.
-
-Half an hour is an estimate for one core: two of Musk1's ten folds took all models 64 CPU seconds on a busy machine, and
-the three sets have 5.3 times its bags, somewhat longer ones.
 """
 
 import argparse
