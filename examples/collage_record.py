@@ -8,7 +8,7 @@ from typing import Any
 
 from collage_data import Source
 from collage_models import CHOICES, PUBLISHED, fresh_options
-from collage_runs import FRESH_EPOCHS, PAPER_EPOCHS, Score
+from collage_runs import FRESH_BATCH, FRESH_CLIP, FRESH_DECAY, FRESH_EPOCHS, PAPER_EPOCHS, Score
 from collage_search import Trial, weights_of
 from collage_work import read_rows
 
@@ -18,6 +18,9 @@ from wsi_mil.publishing import replacing_text
 
 _PROCEDURE = {"fresh": 1, "paper": 1}
 """Raised when models learn otherwise by a protocol for a reason that no option tells."""
+
+_FOUND = ("length_scales_um", "max_distance_um", "tile_um")
+"""Lengths that `fitting.lengths` takes from the training collages, unless they are given."""
 
 
 def record(options: argparse.Namespace, source: Source) -> None:
@@ -46,9 +49,12 @@ def record(options: argparse.Namespace, source: Source) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        known = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise WsiMilError(f"{path} is damaged ({error}): delete it with the table it belongs to") from None
+    if not isinstance(known, dict) or not all(isinstance(made, dict) for made in known.values()):
+        raise WsiMilError(f"{path} does not tell what a table was made of: delete it, or give another --out")
+    return known
 
 
 def _made_of(options: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -58,18 +64,25 @@ def _made_of(options: argparse.Namespace, source: Source) -> dict[str, Any]:
         "procedure": _PROCEDURE[options.protocol],
         "digits": source.name,
         "epochs": options.epochs or (FRESH_EPOCHS if fresh else PAPER_EPOCHS),
-        **({"lr": options.lr, "reader": options.reader, "test_seed": options.test_seed} if fresh else {}),
+        **(_of_fresh(options) if fresh else {}),
         "models": {name: _fresh(name) if fresh else _published(name) for name in options.models},
     }
     return json.loads(json.dumps(made))  # as it is read again: tuples are lists
 
 
+def _of_fresh(options: argparse.Namespace) -> dict[str, Any]:
+    asked = {"lr": options.lr, "reader": options.reader, "test_seed": options.test_seed}
+    return {"batch": FRESH_BATCH, "weight_decay": FRESH_DECAY, "clip": FRESH_CLIP, **asked}
+
+
 def _fresh(name: str) -> dict[str, Any]:
-    """Options of a model by the name of its choice, those that follow from the training collages left out."""
-    return {
-        choice or "usual": asdict(params_of(name, fresh_options(name, choice)))
-        for choice in ("", *CHOICES.get(name, {}))
-    }
+    """Options of a model by the name of its choice, without lengths that its training collages decide."""
+    told: dict[str, Any] = {}
+    for choice in ("", *CHOICES.get(name, {})):
+        given = fresh_options(name, choice)
+        options = asdict(params_of(name, given))
+        told[choice or "usual"] = {key: options[key] for key in options if key in given or key not in _FOUND}
+    return told
 
 
 def _published(name: str) -> dict[str, Any]:

@@ -34,7 +34,9 @@ from wsi_mil.errors import WsiMilError
 from wsi_mil.learning import Example, parameter_groups
 
 _PAPER_SEED, PAPER_EPOCHS = 1, 50
-_FRESH_SEEDS, FRESH_EPOCHS, _FRESH_BATCH = (2101, 2102), 120, 10
+_FRESH_SEEDS, FRESH_EPOCHS = (2101, 2102), 120
+FRESH_BATCH, FRESH_DECAY, FRESH_CLIP = 10, 0.01, 1.0
+"""Collages per step, weight decay, and the largest norm of a gradient."""
 TEST_SEED = 2103
 """Decides the test collages under *fresh*, unless another is given."""
 _TEST_BATCH = 100
@@ -120,12 +122,12 @@ def _published_optimiser(model: CollageModel, name: str) -> tuple[torch.optim.Op
 
 def learn_fresh(model: CollageModel, examples: Sequence[Example], recipe: Recipe, seed: int) -> None:
     """Train in place: ten collages per step, turned at random, a warm-up and a cosine, the last epoch kept."""
-    optimiser = torch.optim.AdamW(parameter_groups(model, 0.01), recipe.lr, fused=True)
-    steps = recipe.epochs * math.ceil(len(examples) / _FRESH_BATCH)
+    optimiser = torch.optim.AdamW(parameter_groups(model, FRESH_DECAY), recipe.lr, fused=True)
+    steps = recipe.epochs * math.ceil(len(examples) / FRESH_BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, steps, pct_start=0.1, cycle_momentum=False)
     for epoch in range(recipe.epochs):
-        for batch in _shuffled(examples, _FRESH_BATCH, epoch, seed):
-            _step(model, optimiser, [turned(example) for example in batch], clip=1.0)
+        for batch in _shuffled(examples, FRESH_BATCH, epoch, seed):
+            _step(model, optimiser, [turned(example) for example in batch], clip=FRESH_CLIP)
             schedule.step()
     model.eval()
 

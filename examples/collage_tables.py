@@ -22,7 +22,14 @@ from mnist_collage import Learnt, mean_accuracy, spread, verdict
 from wsi_mil.errors import WsiMilError
 
 SEEDS = 5
-NEEDED = ("fresh.csv", "fresh.learnt.csv", "fresh.trials.csv", "other-layouts.csv", "paper.csv")
+NEEDED = (
+    "fresh.csv",
+    "fresh.learnt.csv",
+    "fresh.trials.csv",
+    "other-layouts.csv",
+    "other-layouts.learnt.csv",
+    "paper.csv",
+)
 NONE = "–"
 FRESH = {
     "variant": ":--",
@@ -44,9 +51,14 @@ def fresh_table(folder: Path) -> Iterator[str]:
     """Protocol fresh: a line per variant and model, best first, and how its models came about.
 
     Raises:
-        WsiMilError: a row's learning rate, options and reader are not known, or are not those of the other seeds.
+        WsiMilError: other-layouts.csv is of other models, or a row's learning rate, options and reader are not known,
+            or are not those of the other seeds.
     """
     learnt = {row[:4]: row for row in read_rows(folder / "fresh.learnt.csv", Learnt)}
+    for row in read_rows(folder / "other-layouts.learnt.csv", Learnt):
+        if learnt.get(row[:4], row) != row:
+            told = f"{row.model} {row.variant} {row.seed}"
+            raise WsiMilError(f"{folder}/other-layouts.learnt.csv: {told} is not the model of fresh.learnt.csv")
     trials = Counter((row.model, row.variant) for row in read_rows(folder / "fresh.trials.csv", Trial))
     scores, others = _whole(folder / "fresh.csv", "fresh"), _whole(folder / "other-layouts.csv", "fresh")
     yield _line(FRESH)

@@ -53,10 +53,21 @@ def test_it_is_told_what_a_table_was_made_of(main, tmp_path):
     assert set(made) == {"paper", "fresh"}
     assert set(made["paper"]["models"]) == {"max"}
     assert made["fresh"]["epochs"] == 120
+    assert (made["fresh"]["batch"], made["fresh"]["weight_decay"], made["fresh"]["clip"]) == (10, 0.01, 1.0)
     assert made["fresh"]["digits"] == "scikit-learn's digits, not MNIST"
     assert made["fresh"]["models"]["gat"]["usual"]["neighbours"] == 3
     assert made["fresh"]["models"]["gat"]["all"]["neighbours"] == 0
     assert set(made["fresh"]["models"]) == {"gat", "max"}
+
+
+def test_lengths_that_the_training_collages_decide_are_not_told_as_options(main, tmp_path):
+    main("--models", "das-mil", "transmil", "relative-discrete")
+    models = json.loads((tmp_path / "out.json").read_text())["fresh"]["models"]
+    assert "length_scales_um" not in models["das-mil"]["usual"]
+    assert models["das-mil"]["usual"]["sharpness"] == 10
+    assert "max_distance_um" not in models["relative-discrete"]["as das-mil"]
+    assert "tile_um" not in models["transmil"]["usual"]
+    assert models["transmil"]["tile_um 60"]["tile_um"] == 60
 
 
 @pytest.mark.parametrize("kept", ["out.csv", "out.trials.csv", "out.weights"])
@@ -125,6 +136,9 @@ def test_damaged_files_are_named(main, tmp_path):
     (tmp_path / "out.csv").write_text(rows)
     (tmp_path / "out.json").write_text('{"fresh": {')
     refused(main, r"error: \S+out\.json is damaged .*: delete it with the table it belongs to", "--models", "max")
+    for other in ("[]", '{"fresh": 1}'):
+        (tmp_path / "out.json").write_text(other)
+        refused(main, r"error: \S+out\.json does not tell what a table was made of: delete it, or", "--models", "max")
     refused(
         main, r"error: .*Not a directory", "--models", "max", "--out", str(tmp_path / "out.csv" / "none" / "out.csv")
     )

@@ -46,6 +46,7 @@ def folder(tables, tmp_path):
     others = scores(tables, "gat", "inv", "fresh", (0.5, 0.6, 0.7, 0.8, 0.9))
     others += scores(tables, "das-mil", "inv", "fresh", (0.9,) * 4)  # not through: no figure
     written = {"fresh": rows, "fresh.learnt": learnt, "fresh.trials": trials, "other-layouts": others, "paper": paper}
+    written["other-layouts.learnt"] = [row for row in learnt if row.model == "gat" and row.seed < 4]
     for name, table in written.items():
         write(tmp_path / f"{name}.csv", table)
     return tmp_path
@@ -82,9 +83,18 @@ def test_rows_of_two_recipes_or_of_one_that_is_not_known_are_refused(tables, fol
         tables.main()
 
 
+def test_figures_of_another_model_are_not_put_beside(tables, folder, monkeypatch):
+    path = folder / "other-layouts.learnt.csv"
+    path.write_text(path.read_text().replace("gat,inv,fresh,2,0.016", "gat,inv,fresh,2,0.008"))
+    monkeypatch.setattr(sys, "argv", ["collage_tables.py", str(folder)])
+    with pytest.raises(SystemExit, match=r"error: \S+other-layouts\.learnt\.csv: gat inv 2 is not the model of"):
+        tables.main()
+
+
 def test_a_folder_without_rows_has_no_tables(tables, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["collage_tables.py", str(tmp_path)])
     with pytest.raises(SystemExit):
         tables.main()
-    missing = "fresh.csv, fresh.learnt.csv, fresh.trials.csv, other-layouts.csv, paper.csv"
-    assert f"does not hold {missing}" in capsys.readouterr().err
+    missing = ("fresh.csv", "fresh.learnt.csv", "fresh.trials.csv")
+    missing += ("other-layouts.csv", "other-layouts.learnt.csv", "paper.csv")
+    assert f"does not hold {', '.join(missing)}" in capsys.readouterr().err
