@@ -1,23 +1,19 @@
 """What `algorithmic_tests.py` has measured: rows, the CSV file that keeps them, and the page that shows their table."""
 
-import csv
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
-from bench_report import Columns
+from row_files import read_rows
 
 from wsi_mil.errors import OptionError, StorageError, TableError
 from wsi_mil.publishing import marked, replacing_text
 
 LEARNT, ABOVE_CHANCE, COLLAPSED = 0.9, 0.6, 0.5
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-SIZES = ("full", "quick")
-"""What a row's sets can be: those of the figures, or the tiny ones of --quick."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What was measured: AUROC, or on collages accuracy, over the bags of each part."""
 
     test: str
@@ -32,27 +28,7 @@ class Row:
     unplaced: float | None
     seconds: float
     sizes: str
-    """How large the sets were: one of `SIZES` in a file."""
-
-    def columns(self) -> Columns:
-        """The row of the CSV file."""
-        return {field.name: _cell(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def read(cls, line: dict[str, str]) -> "Row":
-        """The row that `columns` wrote.
-
-        Raises:
-            ValueError: a cell is missing or says what it cannot say.
-        """
-        if None in line or None in line.values():
-            raise ValueError("it has more or fewer cells than the first line")
-        if line["sizes"] not in SIZES:
-            raise ValueError(f"sizes is {line['sizes']!r}, neither {SIZES[0]} nor {SIZES[1]}")
-        figures = {name: float(line[name]) if line[name] else None for name in ("plain", "best", "unplaced")}
-        train, result, seconds = (float(line[name]) for name in ("train", "result", "seconds"))
-        seed = int(line["seed"])
-        return cls(line["test"], line["model"], seed, train, result, **figures, seconds=seconds, sizes=line["sizes"])
+    """How large the sets were: "full", or "quick" for the tiny ones of --quick."""
 
     @property
     def verdict(self) -> str:
@@ -62,42 +38,20 @@ class Row:
         return "passes" if self.train > LEARNT else "not learnt"
 
 
-def _cell(value: str | float | None) -> str | float | None:
-    return str(value) if isinstance(value, int) else value
-
-
-def read_rows(path: Path) -> list[Row]:
+def rows_kept(path: Path) -> list[Row]:
     """The rows of an earlier run. Without them a page would lose all but what is measured now: that is refused.
 
     Raises:
         OptionError: there is no such file.
-        TableError: a line is damaged, or says what another one says too.
+        TableError: it is damaged, or says something twice.
     """
     if not path.exists():
         raise OptionError(f"--keep: there is no {path}: give the file of an earlier run by --out, or leave --keep out")
-    rows: dict[tuple[str, str, int], Row] = {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for number, row in _numbered(csv.DictReader(file), path):
-            if (key := (row.test, row.model, row.seed)) in rows:
-                raise TableError(f"{path}, line {number}: {row.model}, {row.test}, seed {row.seed} again: delete one")
-            rows[key] = row
-    return list(rows.values())
-
-
-def _numbered(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows, and the lines of the file that they end in."""
-    columns = [field.name for field in fields(Row)]
-    try:
-        if reader.fieldnames != columns:
-            raise TableError(
-                f"{path}, line 1: the columns must be {','.join(columns)}: give another --out, or add what an older"
-                f" file lacks (sizes: {SIZES[0]}, or {SIZES[1]} for rows of --quick)"
-            )
-        for line in reader:
-            yield reader.line_num, Row.read(line)
-    except (ValueError, csv.Error) as error:
-        told = f"{path}, line {reader.line_num}: damaged ({error}): delete the line, or give another --out"
-        raise TableError(told) from None
+    rows = read_rows(path, Row)
+    for (test, model, seed), count in Counter(row[:3] for row in rows).items():
+        if count > 1:
+            raise TableError(f"{path}: {model}, {test}, seed {seed} again: delete one")
+    return rows
 
 
 def check_out(path: Path, keep: bool) -> None:

@@ -34,10 +34,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from algorithmic_bags import PARTS, RAFF_HOLT, ShiftedMean, draw_collages
-from algorithmic_rows import Row, check_out, check_page, read_rows, replace_table
-from bench_report import Columns, markdown, write_csv
+from algorithmic_rows import Row, check_out, check_page, replace_table, rows_kept
+from bench_report import Columns, markdown
 from collage_data import presence
 from fitting import InMemory, accuracy, auroc, fit
+from row_files import write_rows
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,7 +68,7 @@ class Sizes:
     test: int
     epochs: int
     name: str = "other"
-    """What rows call them: one of `algorithmic_rows.SIZES` in a file."""
+    """What rows call them."""
 
 
 SIZES = {name: Sizes(300, 75, 300, 12, "full") for name in RAFF_HOLT} | {
@@ -241,7 +242,7 @@ def kept(path: Path, sizes: str) -> list[Row]:
         OptionError: there is no such file, or a row is of a model or test that is gone, or of sets of other sizes.
         TableError: the file is damaged.
     """
-    rows = read_rows(path)
+    rows = rows_kept(path)
     for row in rows:
         for what, name, known in (("model", row.model, MODELS), ("test", row.test, TESTS)):
             if name not in known:
@@ -266,7 +267,7 @@ def train(options: argparse.Namespace, rows: list[Row]) -> None:
             rows.append(measure(test, name, seed, sizes[test]))
             told = f"{name}, {test}, seed {seed}: {rows[-1].result:.3f} in {rows[-1].seconds:.0f} s"
             print(told, file=sys.stderr, flush=True)
-            write_csv([row.columns() for row in rows], options.out)
+            write_rows(options.out, rows)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collage_data import Source
 from collage_models import CHOICES, PUBLISHED, fresh_options
 from collage_runs import FRESH_BATCH, FRESH_CLIP, FRESH_DECAY, FRESH_EPOCHS, PAPER_EPOCHS, Score
 from collage_search import Trial, weights_of
-from collage_work import read_rows
+from row_files import read_rows
 
 from wsi_mil.aggregators import params_of
 from wsi_mil.errors import WsiMilError

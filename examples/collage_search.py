@@ -11,7 +11,8 @@ from typing import NamedTuple
 from collage_data import Source
 from collage_models import CHOICES, READERS_TRIED
 from collage_runs import FRESH_EPOCHS, LEARNING_RATES, TRIAL_SEEDS, Recipe, try_recipe
-from collage_work import in_processes, read_rows, write_rows
+from collage_work import in_processes
+from row_files import read_rows, write_rows
 
 LOWEST_RATE = 1e-6
 Pair = tuple[str, str]
@@ -90,7 +91,7 @@ class _Trials:
         ]
         for made in in_processes(trial, jobs, self.options.workers, "trials"):
             self.done[made[:-1]] = made
-            write_rows(self.path, list(self.done.values()))
+            write_rows(self.path, sorted(self.done.values()))
 
 
 def _keys(pair: Pair, recipe: Recipe) -> list[tuple[str, str, str, str, float, int]]:

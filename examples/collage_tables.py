@@ -16,8 +16,8 @@ from collage_data import RULES
 from collage_models import READERS_TRIED
 from collage_runs import Score
 from collage_search import Trial
-from collage_work import read_rows
 from mnist_collage import Learnt, mean_accuracy, spread, verdict
+from row_files import read_rows
 
 from wsi_mil.errors import WsiMilError
 

@@ -36,7 +36,8 @@ from collage_runs import (
     run_paper,
 )
 from collage_search import search, weights_of
-from collage_work import in_processes, read_rows, write_rows
+from collage_work import in_processes
+from row_files import read_rows, write_rows
 
 from wsi_mil.aggregators import AGGREGATORS
 from wsi_mil.errors import WsiMilError
@@ -73,7 +74,7 @@ class Job(NamedTuple):
 
 
 def run(job: Job, source: Source) -> tuple[Score, Learnt]:
-    """Train and test; of a model that knows a distance pictures are drawn if a folder is given."""
+    """Train and test; a model that knows a distance is drawn if pictures have a name."""
     if isinstance(job.recipe, int):
         score, model = run_paper(job.model, job.variant, job.seed, source, job.recipe)
         examples, how = paper_collages(job.variant, source).test, (PUBLISHED[job.model].lr, "", "published")
@@ -196,8 +197,8 @@ class Table:
         """Add a row; how it came about first, so that no row is without."""
         self.scores.append(score)
         self.learnt = [row for row in self.learnt if row[:4] != learnt[:4]] + [learnt]
-        write_rows(self.beside, self.learnt)
-        write_rows(self.path, self.scores)
+        write_rows(self.beside, sorted(self.learnt))
+        write_rows(self.path, sorted(self.scores))
 
     def drop(self, model: str, variant: str, recipe: Recipe) -> None:
         """Forget rows of protocol fresh of another recipe: trials since have chosen this one."""

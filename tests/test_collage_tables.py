@@ -42,7 +42,7 @@ def folder(tables, tmp_path):
     trials += [tables.Trial("gat", "collage", usual, "", 0.002, 0, 0.5), trials[0]._replace(model="das-mil")]
     paper = scores(tables, "abmil", "collage", "paper", (0.71, 0.73, 0.75, 0.77, 0.79))
     paper += scores(tables, "abmil", "inv", "paper", (0.7,) * 5) + scores(tables, "max", "collage", "paper", (0.9,) * 5)
-    write = importlib.import_module("collage_work").write_rows
+    write = importlib.import_module("row_files").write_rows
     others = scores(tables, "gat", "inv", "fresh", (0.5, 0.6, 0.7, 0.8, 0.9))
     others += scores(tables, "das-mil", "inv", "fresh", (0.9,) * 4)  # not through: no figure
     written = {"fresh": rows, "fresh.learnt": learnt, "fresh.trials": trials, "other-layouts": others, "paper": paper}
